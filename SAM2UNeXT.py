@@ -1,0 +1,206 @@
+"""SAM2-UNeXT: binary segmentation with two frozen encoders, a dense glue layer and a U-Net decoder.
+
+Xiong et al., "SAM2-UNeXT", arXiv:2508.03566. Shapes: B batch, H W height and width of the input, C channels of a map,
+A side of the auxiliary encoder's input, P its reduction (14 for DINOv2).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import checkpoint
+from dataset import image_tensor
+from sam2.build_sam import build_sam2_trunk
+
+WIDTH = 128  # channels of the decoder's maps
+ADAPTER_WIDTH = 32
+
+
+class Adapter(nn.Module):
+    """A block of the trunk with a small trained bottleneck before it, added to the block's input."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+        self.prompt_learn = nn.Sequential(
+            nn.Linear(block.dim, ADAPTER_WIDTH), nn.GELU(), nn.Linear(ADAPTER_WIDTH, block.dim), nn.GELU()
+        )
+        for layer in self.prompt_learn:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x + self.prompt_learn(x))
+
+
+class DoubleConv(nn.Module):
+    """Twice 3x3 convolution, BatchNorm, ReLU; the map keeps its size."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        middle = in_channels // 2
+        self.double_conv = nn.Sequential(
+            nn.Conv2d(in_channels, middle, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(middle, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.double_conv(x)
+
+
+class Up(nn.Module):
+    """One step of the decoder: the deeper map, with the skip of its size behind it, twice as large and convolved."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = DoubleConv(in_channels, out_channels)
+
+    def forward(self, deeper: Tensor, skip: Tensor | None = None) -> Tensor:
+        x = deeper if skip is None else torch.cat([deeper, skip], dim=1)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+
+
+class SAM2UNeXT(nn.Module):
+    """Normalised images (B, 3, H, W), sides multiples of 32, to logits (B, 1, H, W) of the foreground.
+
+    The encoders are frozen and stay in eval mode; adapters, glue and decoder train. The state dict has the keys of the
+    original program's checkpoints.
+    """
+
+    def __init__(
+        self,
+        checkpoint_path: str | Path | None = None,  # SAM 2's weights: a file or URL; None: random
+        dinov2_path: str | Path | None = None,  # the auxiliary encoder's weights, likewise
+        *,
+        sam2: str = "large",  # the trunk: tiny, small, base_plus, large
+        aux: str = "vit_large_patch14_dinov2",  # a timm model with feature maps, or "none"
+        aux_size: int = 448,  # side in pixels at which the auxiliary encoder sees the picture
+        size: int = 1024,  # side to which `predict` resizes pictures; `forward` takes any
+        allow_sam2_1: bool = False,  # take a SAM 2.1 trunk too
+    ):
+        """Raises ValueError for arguments that do not fit; what the functions of checkpoint.py raise for files."""
+        super().__init__()
+        self.network = {"sam2": sam2, "aux": aux, "aux_size": aux_size, "size": size}  # builds the same network again
+        self.size = size
+        self.aux_size = aux_size
+
+        self.sam = build_sam2_trunk(sam2)
+        if checkpoint_path:
+            checkpoint.load_sam2(self.sam, checkpoint_path, allow_sam2_1)
+        self.sam.requires_grad_(False)
+        self.sam.blocks = nn.ModuleList(Adapter(block) for block in self.sam.blocks)
+        channels = self.sam.channel_list[::-1]  # of the maps at 1/4, 1/8, 1/16, 1/32
+
+        self.dino = None
+        if aux != "none":
+            self.dino = build_aux(aux, aux_size)
+            if dinov2_path:
+                checkpoint.load_aux(self.dino.model, aux, dinov2_path)
+            self.dino.requires_grad_(False).eval()
+            aux_channels = self.dino.feature_info.channels()[-1]
+            self.align1, self.align2, self.align3, self.align4 = (nn.Conv2d(aux_channels, c, 1) for c in channels)
+        joined = [c if self.dino is None else 2 * c for c in channels]
+        self.reduce1, self.reduce2, self.reduce3, self.reduce4 = (nn.Conv2d(c, WIDTH, 1) for c in joined)
+
+        self.up1, self.up2, self.up3 = (Up(2 * WIDTH, WIDTH) for _ in range(3))
+        self.up4 = Up(WIDTH, WIDTH)
+        self.head = nn.Conv2d(WIDTH, 1, 1)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "SAM2UNeXT":
+        """The trained network of a `SAM2-UNeXT-<epoch>.pth`, of this program or the original, in eval mode.
+
+        Raises OSError or ValueError, with the mend, where the file is missing, damaged or another one.
+        """
+        network, state = checkpoint.read_network(path)
+        model = cls(**network)
+        checkpoint.check_keys(model.state_dict(), state, path)
+        model.load_state_dict(state)
+        return model.eval()
+
+    def train(self, mode: bool = True) -> "SAM2UNeXT":
+        """Sets the mode of what trains; the frozen encoders stay in eval mode."""
+        super().train(mode)
+        self.sam.eval()  # adapters act alike in both modes
+        if self.dino is not None:
+            self.dino.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        aux_map = self.encode_aux(x)  # (B, C, A/P, A/P) or None
+        x1, x2, x3, x4 = self.sam(x)  # (B, C, H/4, W/4) to (B, C, H/32, W/32)
+        x1 = self.glue(x1, aux_map, "1")  # (B, 128, H/4, W/4)
+        x2 = self.glue(x2, aux_map, "2")
+        x3 = self.glue(x3, aux_map, "3")
+        x4 = self.glue(x4, aux_map, "4")  # (B, 128, H/32, W/32)
+
+        x = self.up4(x4)  # (B, 128, H/16, W/16)
+        x = self.up3(x, x3)
+        x = self.up2(x, x2)
+        x = self.up1(x, x1)  # (B, 128, H/2, W/2)
+        return F.interpolate(self.head(x), scale_factor=2, mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def encode_aux(self, x: Tensor) -> Tensor | None:
+        """The auxiliary encoder's last map of the images resized to its own size; None without such an encoder."""
+        if self.dino is None:
+            return None
+        low = F.interpolate(x, size=(self.aux_size, self.aux_size), mode="bilinear", align_corners=False)
+        return self.dino(low)[-1]
+
+    def glue(self, sam_map: Tensor, aux_map: Tensor | None, level: str) -> Tensor:
+        """The dense glue layer at one level: the auxiliary map brought to the trunk's map and merged with it."""
+        if aux_map is not None:
+            aligned = getattr(self, "align" + level)(aux_map)
+            aligned = F.interpolate(aligned, size=sam_map.shape[-2:], mode="bilinear", align_corners=False)
+            sam_map = torch.cat([sam_map, aligned], dim=1)
+        return getattr(self, "reduce" + level)(sam_map)
+
+    @torch.no_grad()
+    def predict(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+        """The foreground probability of each pixel of one picture: (H, W) float32 in [0, 1].
+
+        `picture` is a PIL picture, or uint8 RGB (H, W, 3), of any size; it is resized to `self.size` squared for the
+        network. Call `eval()` first.
+        """
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(picture)
+        image = image_tensor(picture.convert("RGB"), self.size).to(self.head.weight.device)
+        return probability_map(self(image[None])[0], (picture.height, picture.width))
+
+
+def build_aux(name: str, size: int) -> nn.Module:
+    """timm's feature extractor of the model `name` with random weights, returning its last map alone, without norm.
+
+    Raises ValueError where timm has no such model or `size` (pixels) is no multiple of its patches.
+    """
+    if name not in timm.list_models(name):
+        raise ValueError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
+    options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
+    if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
+        options["img_size"] = size
+    try:
+        net = timm.create_model(name, pretrained=False, **options)
+    except (RuntimeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"timm's {name} gives no feature maps at {size} px: {error}") from error
+    patch = net.feature_info.reduction()[-1]
+    if size % patch:
+        raise ValueError(f"the auxiliary size {size} is no multiple of {name}'s patch, {patch} px")
+    return net
+
+
+def probability_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Logits (1, H, W) resized bilinearly to `size` (height, width), through a sigmoid: float32 array in [0, 1]."""
+    logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)
+    return logits.sigmoid()[0, 0].float().cpu().numpy()

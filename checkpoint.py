@@ -1,0 +1,241 @@
+"""Every file of weights that the project reads or writes.
+
+Reading never runs code from a file (torch's `weights_only`, safetensors), maps large files into memory instead of
+copying them, and names a file of the wrong kind for what it is. Writing goes to a temporary file beside the place and
+is renamed into it, so that a file under its final name is always whole.
+"""
+
+import logging
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from iopath.common.file_io import HTTPURLHandler, PathManager
+from torch import Tensor, nn
+
+FORMAT = 1  # version of the files that `save_network` writes
+TRUNK = "image_encoder.trunk."  # where a SAM 2 checkpoint keeps the trunk
+TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # (width, blocks)
+TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
+SAM2_1_KEY = "no_obj_embed_spatial"  # stands in SAM 2.1 checkpoints only
+DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
+DINOV2_PATCH = 14
+AUX_HEADS = ("norm.", "fc_norm.", "head.", "fc.", "classifier.", "mask_token")  # in files, not in feature extractors
+
+
+def fetch(source: str | Path) -> Path:
+    """The local path of `source`, a path or a URL; a URL is downloaded once, with a progress bar, and cached by iopath.
+
+    Raises OSError where there is no such file or the download fails; a broken download leaves nothing behind.
+    """
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # its failures are raised as well; one line is enough
+    try:
+        path = Path(manager.get_local_path(str(source)))
+    except OSError as error:
+        raise OSError(f"{source}: cannot be downloaded: {error}") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
+    return path
+
+
+def read(source: str | Path) -> dict[str, Any]:
+    """What a file of weights holds: safetensors, or what torch.save wrote, told apart by content.
+
+    Raises OSError or ValueError that names the file where it is missing, empty, truncated, no weights at all, or a
+    pickle with code in it (nothing of which is run).
+    """
+    path = fetch(source)
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{path}: is empty; fetch it again")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path}: is a web page, not weights; delete it and download the file itself")
+    try:
+        if start[8:9] == b"{" or path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        zipped = start.startswith(b"PK")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: is no file of weights, or a pickle that would run code; it was refused and nothing of it ran"
+        ) from error
+    except (RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: is truncated or damaged ({str(error).splitlines()[0]}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
+    return content
+
+
+def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors by key, taken out of the usual wrappings: an entry "model" or "state_dict", a prefix `module.`."""
+    for wrapping in ("model", "state_dict"):
+        if isinstance(content.get(wrapping), dict):
+            content = content[wrapping]
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if state and all(key.startswith("module.") for key in state):  # saved from (Distributed)DataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def is_network(state: dict[str, Tensor]) -> bool:
+    return "sam.patch_embed.proj.weight" in state
+
+
+def is_sam2(state: dict[str, Tensor]) -> bool:
+    return TRUNK + "patch_embed.proj.weight" in state
+
+
+def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
+    """Which Hiera the keys below `prefix` make: tiny, small, base_plus, large, or None."""
+    width = state[prefix + "patch_embed.proj.weight"].shape[0]
+    return TRUNK_SIZES.get((width, count_blocks(state, prefix)))
+
+
+def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
+    """timm's name of the DINOv2 that the keys below `prefix` make, or None for another network."""
+    patches = state.get(prefix + "patch_embed.proj.weight")
+    if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[-1] != DINOV2_PATCH:
+        return None
+    size = DINOV2_SIZES.get(patches.shape[0])
+    registers = "reg4_" if prefix + "reg_token" in state else ""
+    return size and f"vit_{size}_patch14_{registers}dinov2"
+
+
+def count_blocks(state: dict[str, Tensor], prefix: str) -> int:
+    """How many transformer blocks stand below `prefix`."""
+    prefix += "blocks."
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def describe(state: dict[str, Tensor]) -> str:
+    """What a file holds, in words, for messages."""
+    if is_network(state):
+        return "a trained SAM2-UNeXT checkpoint"
+    if is_sam2(state):
+        return f"a SAM {'2.1' if SAM2_1_KEY in state else '2'} checkpoint of size {trunk_size(state, TRUNK)}"
+    if name := dinov2_name(state):
+        return f"the DINOv2 {name}"
+    if not state:
+        return "a file without tensors"
+    return f"another network's (keys such as {next(iter(state))})"
+
+
+def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> None:
+    """Fills a Hiera trunk from a SAM 2 checkpoint; all but the trunk's tensors is left in the file.
+
+    SAM 2.1 holds a trunk of the same shape but other weights, hence is refused unless `allow_sam2_1`. Raises OSError
+    or ValueError, with the mend, for any other file.
+    """
+    state = tensors(read(source))
+    own = trunk.state_dict()
+    wanted = trunk_size(own, "")
+    if is_network(state):
+        raise ValueError(
+            f"{source}: is {describe(state)}, and here SAM 2's own weights belong ({TRUNK_FILES[wanted]}); "
+            "a trained checkpoint goes to test.py --checkpoint"
+        )
+    if not is_sam2(state):
+        raise ValueError(f"{source}: is {describe(state)}; SAM 2's {TRUNK_FILES[wanted]} belongs here")
+    if trunk_size(state, TRUNK) != wanted:
+        raise ValueError(
+            f"{source}: is {describe(state)}, but the network is built with --sam2 {wanted}; "
+            f"give --sam2 {trunk_size(state, TRUNK)} or the file {TRUNK_FILES[wanted]}"
+        )
+    if SAM2_1_KEY in state and not allow_sam2_1:
+        raise ValueError(
+            f"{source}: is {describe(state)}, whose trunk has the same shape as SAM 2's but other weights; the "
+            f"published results start from SAM 2's {TRUNK_FILES[wanted]}; --allow_sam2_1 takes it all the same"
+        )
+    state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
+    check_keys(own, state, source)
+    trunk.load_state_dict(state)
+
+
+def load_aux(net: nn.Module, name: str, source: str | Path) -> None:
+    """Fills a timm feature extractor (`net`, the timm model `name`) from a file of that model's weights.
+
+    timm's own filter renames keys of other publishers and resamples the position embedding to the size that `net` was
+    built for. Raises OSError or ValueError, with the mend, where the file is another network's.
+    """
+    state = tensors(read(source))
+    found = dinov2_name(state)
+    if is_network(state) or is_sam2(state) or (found and found != name):
+        mend = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
+        raise ValueError(f"{source}: is {describe(state)}; {mend}")
+    filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if filter_fn:
+        try:
+            state = filter_fn(state, net)
+        except (KeyError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{source}: is {describe(state)}, not timm's {name}") from error
+    state = {key: value for key, value in state.items() if not key.startswith(AUX_HEADS)}
+    check_keys(net.state_dict(), state, source)
+    net.load_state_dict(state)
+
+
+def check_keys(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
+    """Raises ValueError unless both hold the same keys with the same shapes."""
+    problems = [f"lacks {key}" for key in own if key not in state]
+    problems += [f"has {key} too many" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
+
+
+def read_network(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A trained SAM2-UNeXT checkpoint: the arguments that build its network, and its tensors.
+
+    The arguments come from the header that `save_network` writes or, in a file that the original program saved, from
+    the shapes of the tensors. Raises OSError or ValueError, with the mend, for any other file.
+    """
+    content = read(source)
+    state = tensors(content)
+    if not is_network(state):
+        raise ValueError(
+            f"{source}: is {describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth of train.py)"
+        )
+    if "format" in content:
+        if content["format"] != FORMAT:
+            raise ValueError(f"{source}: has format {content['format']}, this program reads {FORMAT}; update it")
+        return content["network"], state
+    network: dict[str, Any] = {"sam2": trunk_size(state, "sam."), "aux": "none"}
+    if any(key.startswith("dino.") for key in state):
+        network["aux"] = dinov2_name(state, "dino.model.")
+        if network["aux"]:
+            patches = state["dino.model.pos_embed"].shape[1] - ("reg4" not in network["aux"])  # less the class token
+            network["aux_size"] = round(patches**0.5) * DINOV2_PATCH
+    if None in network.values():
+        raise ValueError(f"{source}: a SAM2-UNeXT checkpoint without a header, and its encoders are not known ones")
+    return network, state
+
+
+def save_network(path: str | Path, model: nn.Module, epoch: int) -> None:
+    """Writes a trained network, whole: `model.network` (the arguments that build it) as a header, and its tensors."""
+    save(path, {"format": FORMAT, "network": model.network, "epoch": epoch, "state_dict": model.state_dict()})
+
+
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """torch.save into a temporary file beside `path`, renamed into it when it is safely on the disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

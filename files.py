@@ -1,0 +1,120 @@
+"""Finds, pairs and reads pictures and masks. Free of torch, so that whoever only reads files stays small."""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+LISTED = 10  # how many file names an error message lists before it only counts
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """The lower-case file name extensions, dot included, of the formats that Pillow reads."""
+    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def find(folder: str | Path) -> dict[str, Path]:
+    """The pictures that lie directly in `folder`, by stem (file name without extension), in the order of the stems.
+
+    Hidden files and files that Pillow does not read by their extension are passed over. Raises OSError where the
+    folder cannot be listed, ValueError where it holds no picture or two of one stem.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+    found: dict[str, Path] = {}
+    doubled = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in extensions() or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            doubled.append(f"{found[path.stem].name} and {path.name}")
+        found[path.stem] = path
+    if doubled:
+        raise ValueError(f"{folder}: files that differ only in their extension, keep one of each: {listing(doubled)}")
+    if not found:
+        raise ValueError(f"{folder}: holds no picture")
+    return dict(sorted(found.items()))
+
+
+def pair(
+    first: list[str] | list[Path],
+    second: list[str] | list[Path],
+    skip_unpaired: bool = False,
+    names: tuple[str, str] = ("image", "mask"),
+) -> list[tuple[Path, Path]]:
+    """Pairs the pictures of the folders `first` with those of `second` by stem, never by order.
+
+    Folders go together by position: the i-th of `first` with the i-th of `second`, and the pairs of all of them are
+    joined. `names` is what messages call a file of either side. Raises ValueError where the numbers of folders
+    differ, where a file has no partner (unless `skip_unpaired`) or where no pair is left; what `find` raises, too.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"{len(first)} folder(s) of {names[0]}s but {len(second)} of {names[1]}s: name them in the same order, "
+            f"one {names[1]} folder for each {names[0]} folder"
+        )
+    pairs: list[tuple[Path, Path]] = []
+    for one, other in zip(first, second, strict=True):
+        left, right = find(one), find(other)
+        common = [stem for stem in left if stem in right]
+        if not common:
+            raise ValueError(
+                f"no {names[0]} in {one} has the name of a {names[1]} in {other} "
+                f"(for example {next(iter(left.values())).name} and {next(iter(right.values())).name})"
+            )
+        if not skip_unpaired:
+            problems = [
+                f"without a {wanted}: {listing(missing)}"
+                for missing, wanted in (
+                    ([path.name for stem, path in left.items() if stem not in right], names[1]),
+                    ([path.name for stem, path in right.items() if stem not in left], names[0]),
+                )
+                if missing
+            ]
+            if problems:
+                raise ValueError(f"{one} and {other} do not match; {'; '.join(problems)}")
+        pairs += [(left[stem], right[stem]) for stem in common]
+    return pairs
+
+
+def listing(names: Iterable[str]) -> str:
+    """The first names of a list and, where it is long, how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The picture as RGB, pixels in the order of the file. Raises OSError that names the file."""
+    return _read(path, "RGB")
+
+
+def read_mask(path: str | Path) -> Image.Image:
+    """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
+    return _read(path, "L")
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) from the file's header, pixels not decoded. Raises OSError that names the file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise unreadable(path, error) from error
+
+
+def _read(path: str | Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: Exception) -> OSError:
+    """Pillow's complaint with the file's name, which Pillow mostly leaves out."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return OSError(f"{path}: cannot be read as a picture: {reason}")
