@@ -67,11 +67,16 @@ def read(source: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: is no file of weights, or a pickle that would run code; it was refused and nothing of it ran"
         ) from error
-    except (RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: is truncated or damaged ({str(error).splitlines()[0]}); fetch it again") from error
+    except Exception as error:  # damaged files make the readers fail in many ways
+        raise ValueError(f"{path}: is truncated, damaged or no file of weights ({reason(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def tensors(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Builds the image encoder trunk of SAM 2 from the configuration files in sam2_configs/."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -16,8 +17,8 @@ CONFIGS = {
 }
 
 
-def build_sam2_trunk(size: str = "large", device: str | torch.device = "cpu") -> Hiera:
-    """The Hiera trunk of SAM 2 with random weights, in eval mode on `device`.
+def build_sam2_trunk(size: str = "large", device: str | torch.device | None = None) -> Hiera:
+    """The Hiera trunk of SAM 2 with random weights, in eval mode, on `device` (None: where torch makes tensors now).
 
     `size` is one of tiny, small, base_plus, large; another raises ValueError. Nothing else of SAM 2 (memory attention,
     mask decoder, the neck of the image encoder) is built. Parameter names are those of the published checkpoints
@@ -27,6 +28,6 @@ def build_sam2_trunk(size: str = "large", device: str | torch.device = "cpu") ->
         raise ValueError(f"no SAM 2 trunk is called {size!r}: choose one of {', '.join(CONFIGS)}")
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.2"):  # restores hydra's global state on leaving
         config = hydra.compose(config_name=CONFIGS[size])
-    with torch.device(device):
+    with torch.device(device) if device else nullcontext():
         trunk = hydra.utils.instantiate(config.trunk, _convert_="all")
     return trunk.eval()

@@ -1,0 +1,77 @@
+"""What the commands share: how errors end them, and checked arguments."""
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+NOTHING_STARTED = 2  # the user's input needs mending
+NOT_COMPLETED = 1  # started, and not finished
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+@contextmanager
+def exit_on_error(status: int) -> Iterator[None]:
+    """Turns what the user can mend (ValueError, OSError) and Ctrl-C into one line on standard error and SystemExit."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(status) from error
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser that shows defaults and takes the module's docstring as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def number(kind: type = int, least: float = 1, multiple: int = 1) -> Callable[[str], float]:
+    """An argument type: an int or float not below `least` and, for sizes, a multiple of `multiple`."""
+
+    def check(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not least <= value < float("inf") or (multiple > 1 and value % multiple):
+            of = f", a multiple of {multiple}" if multiple > 1 else ""
+            raise argparse.ArgumentTypeError(f"{text} must be a number of at least {least:g}{of}")
+        return value
+
+    return check
+
+
+def device(name: str) -> str:
+    """`name`, or for "auto" the best device at hand. Raises ValueError where CUDA is asked for and absent."""
+    import torch  # here alone: eval.py shares this file and does without torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no CUDA device here; give --device cpu or auto")
+    return name
+
+
+def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """function(item) of each item, in the order of the items, computed by `pool`, at most `ahead` items in advance."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,350 @@
+"""The nine metrics of binary segmentation, of one pair of prediction map and ground truth or of many.
+
+pysodmetrics (https://github.com/lartpang/PySODMetrics) defines them. `score` gives its figures from one pass over the
+pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H, W: height and width of a map.
+"""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+
+METRICS = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")
+BETA_SQUARED = 0.3  # weight of precision in the F-measure
+EPS = np.spacing(1)  # what the definitions add to denominators
+STRIP_PIXELS = 2**23  # OpenCV counts in float32, exact up to 2**24
+FAR = 150  # pixels from the foreground beyond which 0.5 ** (distance / 5), below 1e-9, does not matter
+REACH = 4  # the foreground pixel nearest to one at most 3 rows and columns off is at most this many off
+# Offsets (dy, dx) to look for the nearest foreground pixel in. Of several nearest ones, scipy's distance transform,
+# which pysodmetrics uses, takes the leftmost, and of those the uppermost.
+NEAREST_FIRST = sorted(
+    ((dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1) if 0 < dy**2 + dx**2 <= 18),
+    key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset[1], offset[0]),
+)
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The scores of one pair, or the mean of many; each in [0, 1], higher is better but for MAE.
+
+    Curves are float64 (256,) arrays over the thresholds 0 to 255: a pixel counts as foreground where the stretched
+    map, in grey levels, is at least the threshold.
+    """
+
+    Smeasure: float  # Fan et al., "Structure-measure", ICCV 2017
+    wFmeasure: float  # Margolin et al., "How to Evaluate Foreground Maps?", CVPR 2014
+    adpFm: float  # F-measure at twice the map's mean; Achanta et al., CVPR 2009
+    MAE: float  # mean absolute error; Perazzi et al., CVPR 2012
+    precision: np.ndarray
+    recall: np.ndarray
+    Fm: np.ndarray  # F-measure
+    Em: np.ndarray  # E-measure; Fan et al., "Enhanced-alignment Measure", IJCAI 2018
+    IoU: np.ndarray  # Jaccard index
+    Dice: np.ndarray  # Dice coefficient
+
+    def figures(self) -> dict[str, float]:
+        """The nine metrics by name, in the order of METRICS."""
+        return {
+            "mDice": float(self.Dice.mean()),
+            "mIoU": float(self.IoU.mean()),
+            "Smeasure": float(self.Smeasure),
+            "wFmeasure": float(self.wFmeasure),
+            "adpFm": float(self.adpFm),
+            "meanFm": float(self.Fm.mean()),
+            "maxFm": float(self.Fm.max()),
+            "meanEm": float(self.Em.mean()),
+            "MAE": float(self.MAE),
+        }
+
+
+def mean(scores: Iterable[PairScores]) -> PairScores:
+    """The mean of each score and curve: the scores of a data set. Holds one pair at a time.
+
+    Sums in the order given, so that equal input gives equal bits. Raises ValueError where there is no pair.
+    """
+    totals = {field.name: 0.0 for field in fields(PairScores)}
+    count = 0
+    for pair in scores:
+        count += 1
+        for name in totals:
+            totals[name] = totals[name] + getattr(pair, name)
+    if not count:
+        raise ValueError("no pair to score")
+    return PairScores(**{name: total / count for name, total in totals.items()})
+
+
+def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
+    """The scores of one pair by the library itself; arguments, result and errors as of `score`."""
+    import py_sod_metrics as sod  # here alone: it takes a second and 100 MB
+
+    check(prediction, ground_truth)
+    handlers = {
+        "precision": sod.PrecisionHandler(with_dynamic=True, with_adaptive=False),
+        "recall": sod.RecallHandler(with_dynamic=True, with_adaptive=False),
+        "Fm": sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=BETA_SQUARED),
+        "IoU": sod.IOUHandler(with_dynamic=True, with_adaptive=False),
+        "Dice": sod.DICEHandler(with_dynamic=True, with_adaptive=False),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Fmeasure is deprecated there, and yet what the papers report as adpFm
+        library = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
+        library |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
+        for metric in library.values():
+            metric.step(prediction, ground_truth)
+        curves = {name: handler["dynamic"] for name, handler in library["curves"].get_results().items()}
+        curves["Em"] = library["E"].get_results()["em"]["curve"]
+        return PairScores(
+            Smeasure=library["S"].get_results()["sm"],
+            wFmeasure=library["wF"].get_results()["wfm"],
+            adpFm=library["F"].get_results()["fm"]["adp"],
+            MAE=library["MAE"].get_results()["mae"],
+            **{name: curve[::-1] for name, curve in curves.items()},  # the library's start at threshold 255
+        )
+
+
+def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
+    """Raises ValueError unless both are uint8 (H, W) arrays of one size."""
+    for array in (prediction, ground_truth):
+        if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0:
+            raise ValueError(f"a map must be uint8 (H, W), got {array.dtype} {array.shape}")
+    if prediction.shape != ground_truth.shape:
+        sizes = (f"{height} x {width}" for height, width in (prediction.shape, ground_truth.shape))
+        raise ValueError("the map is {}, its ground truth {} (height x width)".format(*sizes))
+
+
+def score(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
+    """The scores of a prediction map against its ground truth, both uint8 (H, W).
+
+    Ground truth above 128 is foreground; the map is stretched so that its least and greatest value become 0 and 1.
+    Equals pysodmetrics within 1e-6, mostly within 1e-12, but for one thing: where the foreground's centroid lies in
+    the last row or column, an empty quadrant makes the library's S-measure NaN; here that quadrant counts as nothing.
+    Raises ValueError for other arrays.
+    """
+    check(prediction, ground_truth)
+    cv2.ipp.setUseIPP(False)  # with it, the last bits of sums and distances depend on where arrays lie in memory
+    truth = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]  # 0 or 1
+    rows, columns = split_at_centroid(truth)
+    # Pixels of each grey level: quadrant x (background, foreground) x level. All but two metrics need no more.
+    counts = np.array(
+        [joint_histogram(prediction[part], truth[part]) for part in quadrants(rows, columns)], dtype=np.int64
+    )
+    levels = stretched_levels(counts.sum(axis=(0, 1)))
+    background, foreground = counts.sum(axis=0)
+    return PairScores(
+        Smeasure=s_measure(counts, levels, prediction, (rows, columns)),
+        wFmeasure=weighted_f_measure(prediction, truth, background, foreground, levels),
+        adpFm=adaptive_f_measure(background, foreground, levels, prediction),
+        MAE=(foreground @ (1 - levels) + background @ levels) / prediction.size,
+        **threshold_curves(background, foreground, levels),
+    )
+
+
+def split_at_centroid(truth: np.ndarray) -> tuple[int, int]:
+    """The (row, column) one past the foreground's centroid, where the S-measure cuts a map into quadrants."""
+    height, width = truth.shape
+    in_row = cv2.reduce(truth, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+    in_column = cv2.reduce(truth, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+    total = in_row.sum(dtype=np.int64)
+    if total == 0:
+        return round(height / 2) + 1, round(width / 2) + 1
+    row, column = in_row @ np.arange(height) / total, in_column @ np.arange(width) / total
+    return int(np.round(row)) + 1, int(np.round(column)) + 1
+
+
+def quadrants(row: int, column: int) -> list[tuple[slice, slice]]:
+    """Top left, top right, bottom left, bottom right."""
+    return [(y, x) for y in (slice(None, row), slice(row, None)) for x in (slice(None, column), slice(column, None))]
+
+
+def joint_histogram(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each grey level in the background and in the foreground: float64 (256,) each, whole numbers."""
+    total, foreground = np.zeros(256), np.zeros(256)
+    strip = max(1, STRIP_PIXELS // max(1, prediction.shape[1]))  # rows
+    for y in range(0, prediction.shape[0], strip):
+        part, mask = prediction[y : y + strip], truth[y : y + strip]
+        if part.size:
+            total += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel()
+            foreground += cv2.calcHist([part], [0], mask, [256], [0, 256]).ravel()
+    return total - foreground, foreground
+
+
+def stretched_levels(counts: np.ndarray) -> np.ndarray:
+    """What each grey level becomes, float64 (256,): the levels that occur, `counts` > 0, span [0, 1].
+
+    A map of one level only is divided by 255. Levels outside the span are clipped; no pixel has them.
+    """
+    levels = np.arange(256) / 255
+    occurring = levels[counts > 0]
+    low, high = occurring[0], occurring[-1]
+    return ((levels - low) / (high - low)).clip(0, 1) if high > low else levels
+
+
+def threshold_curves(background: np.ndarray, foreground: np.ndarray, levels: np.ndarray) -> dict[str, np.ndarray]:
+    """The curves of `PairScores` from the pixels (256,) of each grey level."""
+    greys = (levels * 255).astype(np.uint8)
+    tp = np.cumsum(np.bincount(greys, foreground, 256)[::-1])[::-1]  # foreground at or above each threshold
+    fp = np.cumsum(np.bincount(greys, background, 256)[::-1])[::-1]
+    positives, negatives = foreground.sum(), background.sum()
+    precision, recall = ratio(tp, tp + fp), ratio(tp, positives + 0 * tp)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "Fm": ratio((1 + BETA_SQUARED) * precision * recall, BETA_SQUARED * precision + recall),
+        "Em": e_measure(tp, fp, positives, negatives),
+        "IoU": ratio(tp, positives + fp),
+        "Dice": ratio(2 * tp, positives + tp + fp),
+    }
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, and 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator != 0)
+
+
+def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) -> np.ndarray:
+    """The E-measure at each threshold (Fan et al., IJCAI 2018): how well two binary maps align about their means."""
+    pixels = positives + negatives
+    predicted = tp + fp
+    if positives == 0:
+        return (pixels - predicted) / (pixels - 1 + EPS)
+    if negatives == 0:
+        return predicted / (pixels - 1 + EPS)
+    total = np.zeros(len(tp))
+    for map_value, truth_value, count in (
+        (1, 1, tp),
+        (1, 0, fp),
+        (0, 1, positives - tp),
+        (0, 0, negatives - fp),
+    ):
+        a, b = map_value - predicted / pixels, truth_value - positives / pixels
+        alignment = 2 * a * b / (a**2 + b**2 + EPS)
+        total += (alignment + 1) ** 2 / 4 * count
+    return total / (pixels - 1 + EPS)
+
+
+def adaptive_f_measure(
+    background: np.ndarray, foreground: np.ndarray, levels: np.ndarray, prediction: np.ndarray
+) -> float:
+    """The F-measure of the map cut at twice its mean."""
+    counts = background + foreground
+    threshold = min(2 * (counts @ levels) / prediction.size, 1)
+    if np.abs(levels - threshold)[counts > 0].min() < 1e-9:  # a tie: the last bit of the library's mean decides
+        threshold = min(2 * levels[prediction].mean(), 1)
+    chosen = levels >= threshold
+    tp = foreground[chosen].sum()
+    if tp == 0:
+        return 0.0
+    precision, recall = tp / counts[chosen].sum(), tp / foreground.sum()
+    return (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
+
+
+def s_measure(
+    counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, split: tuple[int, int], alpha: float = 0.5
+) -> float:
+    """The S-measure (Fan et al., ICCV 2017) from `counts`, pixels by (quadrant, background or foreground, level)."""
+    background, foreground = counts.sum(axis=0)
+    share = foreground.sum() / prediction.size
+    if share in (0, 1):
+        average = (background + foreground) @ levels / prediction.size
+        return average if share == 1 else 1 - average
+    objects = share * object_score(foreground, levels) + (1 - share) * object_score(background, 1 - levels)
+    parts = zip(counts, quadrants(*split), strict=True)
+    regions = sum(
+        part.sum() / prediction.size * ssim(part, levels, prediction, place) for part, place in parts if part.any()
+    )
+    return max(0.0, alpha * objects + (1 - alpha) * regions)
+
+
+def object_score(counts: np.ndarray, values: np.ndarray) -> float:
+    """How high and even the values are that `counts` pixels have."""
+    pixels = counts.sum()
+    average = counts @ values / pixels
+    deviation = np.sqrt(counts @ (values - average) ** 2 / (pixels - 1)) if pixels > 1 else 0.0
+    return 2 * average / (average**2 + 1 + deviation + EPS)
+
+
+def ssim(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, place: tuple[slice, slice]) -> float:
+    """The structural similarity of one quadrant, from its pixels by (background or foreground, level)."""
+    background, foreground = counts
+    both = background + foreground
+    pixels, positives = both.sum(), foreground.sum()
+    x, y = both @ levels / pixels, positives / pixels  # means of map and truth
+    if np.count_nonzero(both) == 1 and 0 < x < 1 and y in (0, 1):
+        # Map and truth are both constant: whether the library then finds 1 or 0 depends on the rounding of its mean.
+        constant = levels[both > 0][0]
+        x = np.full(prediction.shape, constant)[place].mean()
+        return float(x == constant)
+    variance_x = both @ (levels - x) ** 2 / (pixels - 1 + EPS)
+    variance_y = (positives * (1 - y) ** 2 + (pixels - positives) * y**2) / (pixels - 1 + EPS)
+    covariance = ((foreground @ (levels - x)) * (1 - y) - (background @ (levels - x)) * y) / (pixels - 1 + EPS)
+    numerator = 4 * x * y * covariance
+    denominator = (x**2 + y**2) * (variance_x + variance_y)
+    if numerator == 0:
+        return float(denominator == 0)
+    return numerator / (denominator + EPS)
+
+
+def weighted_f_measure(
+    prediction: np.ndarray, truth: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray
+) -> float:
+    """The weighted F-measure (Margolin et al., CVPR 2014), beta 1, from the map, the truth and its level counts.
+
+    Errors inside the foreground are eased by those around them; errors outside weigh more far from it.
+    """
+    positives = foreground.sum()
+    if positives == 0:
+        return 0.0
+    missed = eased_error(prediction, truth, levels)
+    # Outside, an error weighs 2 - nearness; nearness is 1 on the foreground itself.
+    near = nearness_sum(prediction, truth, levels) - foreground @ levels
+    false_positives = 2 * (background @ levels) - near
+    true_positives = positives - missed
+    recall = 1 - missed / positives
+    precision = true_positives / (true_positives + false_positives + EPS)
+    return 2 * recall * precision / (recall + precision + EPS)
+
+
+def nearness_sum(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
+    """The sum over all pixels of the map times 0.5 ** (distance to the foreground / 5)."""
+    place = around_foreground(truth, FAR)
+    background = cv2.threshold(truth[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
+    near = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    np.minimum(near, FAR, out=near)  # numpy: OpenCV mistakes some narrow maps for a scalar
+    near *= np.float32(np.log(0.5) / 5)
+    cv2.exp(near, dst=near)
+    near *= cv2.LUT(prediction[place], levels.astype(np.float32))
+    return cv2.sumElems(near)[0]  # in float64
+
+
+def eased_error(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
+    """The sum over the foreground of the lesser of a pixel's error and the errors' Gaussian mean around it.
+
+    The Gaussian is 7 x 7 with sigma 5. In it a background pixel counts with the error of the foreground pixel nearest
+    to it, so only those within 3 pixels of the foreground matter; pixels beyond the picture count as 0.
+    """
+    place = around_foreground(truth, 3)
+    truth = cv2.copyMakeBorder(truth[place], REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+    picture = (slice(REACH, -REACH), slice(REACH, -REACH))
+    error = np.zeros(truth.shape, np.float32)
+    error[picture] = cv2.LUT(prediction[place], (1 - levels).astype(np.float32))
+    band = np.zeros_like(truth)
+    cv2.subtract(cv2.dilate(truth, np.ones((7, 7), np.uint8))[picture], truth[picture], dst=band[picture])
+
+    inside, errors = truth.ravel().view(bool), error.ravel()
+    pending = np.flatnonzero(band.view(bool))
+    for dy, dx in NEAREST_FIRST:
+        nearest = pending + (dy * truth.shape[1] + dx)
+        found = inside[nearest]
+        errors[pending[found]] = errors[nearest[found]]
+        pending = pending[~found]
+    eased = cv2.GaussianBlur(error, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)
+    np.minimum(eased, error, out=eased)
+    return cv2.mean(eased, mask=truth)[0] * np.count_nonzero(truth)
+
+
+def around_foreground(truth: np.ndarray, margin: int) -> tuple[slice, slice]:
+    """The bounding box of the foreground and `margin` pixels around it, within the picture."""
+    x, y, width, height = cv2.boundingRect(truth)
+    return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)

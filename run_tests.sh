@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Makes the environment and runs the tests; arguments go to pytest.
+#
+#     bash run_tests.sh                   all of them
+#     bash run_tests.sh -m "not slow"     the fast ones
+set -euo pipefail
+cd "$(dirname "$0")"
+source tools/setup.sh
+setup requirements.txt requirements-test.txt
+exec "$PYTHON" -m pytest "$@"

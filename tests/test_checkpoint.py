@@ -1,0 +1,269 @@
+"""Files of weights: reading, refusing, writing."""
+
+import http.server
+import pickle
+import threading
+
+import pytest
+import recipe
+import safetensors.torch
+import torch
+from conftest import SMALL, golden, parameter, relative_error
+
+import checkpoint
+from sam2.build_sam import build_sam2_trunk
+from SAM2UNeXT import SAM2UNeXT, build_aux
+
+SAM2_1_KEYS = {"no_obj_embed_spatial": [1, 64], "obj_ptr_tpos_proj.weight": [64, 256], "obj_ptr_tpos_proj.bias": [64]}
+
+
+def sam2_file(path, size="tiny", extra=None, prefix=""):
+    """A file with the keys of the published SAM 2 checkpoint; the trunk's tensors are the recipe's."""
+    shapes = golden(f"sam2_hiera_{size}.keys.json") | (extra or {})
+    state = {
+        prefix + key: parameter(key, shape)
+        if size == "tiny" and key.startswith(checkpoint.TRUNK)
+        else torch.zeros(()).expand(shape)  # one number on the disk
+        for key, shape in shapes.items()
+    }
+    torch.save({"model": state}, path)
+    return path
+
+
+def dinov2_file(path, name="vit_small_patch14_dinov2", image_size=518):
+    """A file as timm publishes DINOv2: at its native 518 px, with the last norm."""
+    import timm
+
+    state = timm.create_model(name, num_classes=0, img_size=image_size).state_dict()
+    state = {key: parameter(key, value.shape) for key, value in state.items()}
+    safetensors.torch.save_file(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sam2_tiny(tmp_path_factory):
+    return sam2_file(tmp_path_factory.mktemp("sam2") / "sam2_hiera_tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def dinov2_small(tmp_path_factory):
+    return dinov2_file(tmp_path_factory.mktemp("dinov2") / "model.safetensors")
+
+
+def test_sam2_fills_the_trunk(sam2_tiny):
+    trunk = build_sam2_trunk("tiny")
+    checkpoint.load_sam2(trunk, sam2_tiny)
+    for key, value in trunk.state_dict().items():
+        assert torch.equal(value, parameter(checkpoint.TRUNK + key, value.shape))
+
+
+def test_prefix_module_does_not_matter(tmp_path):
+    trunk = build_sam2_trunk("tiny")
+    checkpoint.load_sam2(trunk, sam2_file(tmp_path / "prefixed.pt", prefix="module."))
+    key = "blocks.3.attn.qkv.weight"
+    expected = parameter(checkpoint.TRUNK + key, (1152, 192))
+    assert torch.equal(trunk.state_dict()[key], expected)
+
+
+@pytest.mark.parametrize("size", ["small", "base_plus", "large"])
+def test_another_trunk_size_is_named_with_the_mend(size, tmp_path):
+    path = sam2_file(tmp_path / "weights.pt", size)
+    with pytest.raises(ValueError, match=f"weights.pt: is a SAM 2 checkpoint of size {size}.*--sam2 {size}.*tiny.pt"):
+        checkpoint.load_sam2(build_sam2_trunk("tiny"), path)
+
+
+def test_sam2_1_is_refused_unless_allowed(tmp_path):
+    path = sam2_file(tmp_path / "sam2.1_hiera_tiny.pt", extra=SAM2_1_KEYS)
+    trunk = build_sam2_trunk("tiny")
+    with pytest.raises(ValueError, match="SAM 2.1 .*--allow_sam2_1"):
+        checkpoint.load_sam2(trunk, path)
+    checkpoint.load_sam2(trunk, path, allow_sam2_1=True)
+    assert trunk.pos_embed.any()
+
+
+def test_a_trained_checkpoint_is_no_encoder(small_checkpoint):
+    with pytest.raises(
+        ValueError, match="is a trained SAM2-UNeXT checkpoint.*sam2_hiera_tiny.pt.*test.py --checkpoint"
+    ):
+        checkpoint.load_sam2(build_sam2_trunk("tiny"), small_checkpoint)
+    with pytest.raises(ValueError, match="is a trained SAM2-UNeXT checkpoint"):
+        checkpoint.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], small_checkpoint)
+
+
+def test_an_encoder_is_no_trained_checkpoint(sam2_tiny, dinov2_small):
+    with pytest.raises(ValueError, match="is a SAM 2 checkpoint of size tiny; a trained checkpoint belongs here"):
+        checkpoint.read_network(sam2_tiny)
+    with pytest.raises(ValueError, match="is the DINOv2 vit_small_patch14_dinov2; a trained checkpoint belongs here"):
+        checkpoint.read_network(dinov2_small)
+
+
+def test_encoders_in_each_others_place_are_named(sam2_tiny, dinov2_small):
+    with pytest.raises(ValueError, match="is the DINOv2 vit_small.*SAM 2's sam2_hiera_tiny.pt belongs here"):
+        checkpoint.load_sam2(build_sam2_trunk("tiny"), dinov2_small)
+    with pytest.raises(ValueError, match="is a SAM 2 checkpoint of size tiny; the weights of timm's vit_small"):
+        checkpoint.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], sam2_tiny)
+
+
+def test_dinov2_is_resampled_to_the_size_that_the_network_is_built_for(dinov2_small):
+    net = build_aux(SMALL["aux"], 112).model
+    checkpoint.load_aux(net, SMALL["aux"], dinov2_small)
+    assert net.pos_embed.shape == (1, 8 * 8 + 1, 384)
+    key = "blocks.5.mlp.fc1.weight"
+    assert torch.equal(net.state_dict()[key], parameter(key, (1536, 384)))
+
+
+@pytest.mark.slow
+def test_dinov2_large_loads_as_in_the_original(tmp_path):
+    expected, path = golden("dinov2_loading.npz"), tmp_path / "model.safetensors"
+    shapes = golden("vit_large_patch14_dinov2.keys.json")
+    tensors = {key: parameter(key, shape, 5) for key, shape in shapes.items()}
+    safetensors.torch.save_file(tensors, path)
+    del tensors
+    with torch.device("meta"):
+        aux = build_aux("vit_large_patch14_dinov2", 448)
+    aux = aux.to_empty(device="cpu").eval()
+    checkpoint.load_aux(aux.model, "vit_large_patch14_dinov2", path)
+    path.unlink()
+    assert relative_error(aux.state_dict()["model.pos_embed"][0, ::5, ::16], expected["pos_embed"]) < 1e-4
+    with torch.no_grad():
+        features = aux(recipe.image("dinoload", (1, 3, 448, 448), 5))[-1]
+    assert relative_error(features[0, ::13, ::2, ::2], expected["features"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_another_dinov2_is_named_with_the_mend(name, tmp_path):
+    path = dinov2_file(tmp_path / "model.safetensors", name, image_size=56)
+    with pytest.raises(ValueError, match=f"is the DINOv2 {name}; give --aux {name} or vit_small_patch14_dinov2's"):
+        checkpoint.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], path)
+
+
+def test_weights_of_a_convolutional_auxiliary_encoder_load(tmp_path):
+    import timm
+
+    torch.save(recipe.fill(timm.create_model("resnet10t", pretrained=False), 1).state_dict(), tmp_path / "resnet.pth")
+    model = SAM2UNeXT(None, tmp_path / "resnet.pth", sam2="tiny", aux="resnet10t", aux_size=64)
+    weight = model.dino.model.conv1[0].weight
+    assert torch.equal(weight, parameter("conv1.0.weight", weight.shape, 1))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("page.pt", b"\n<!DOCTYPE html><html>404</html>", "is a web page.*download"),
+        ("empty.pt", b"", "is empty"),
+        ("notes.pt", b"hello, these are no weights", "no file of weights"),
+        ("broken.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":", "is truncated, damaged"),
+        ("zip.pt", b"PK\x03\x04 and nothing more", "is truncated, damaged"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_weights_are_named_for_what_they_are(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        checkpoint.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.5, 0.01])
+def test_a_truncated_checkpoint_is_named(kept, small_checkpoint, tmp_path):
+    content = small_checkpoint.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match="cut.pth: is truncated, damaged"):
+        checkpoint.read_network(tmp_path / "cut.pth")
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(OSError, match="none.pt: there is no such file"):
+        checkpoint.read(tmp_path / "none.pt")
+    with pytest.raises(OSError, match="is not a file"):
+        checkpoint.read(tmp_path)
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (self.marker, "w"))
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(write, tmp_path):
+    write({"model": Payload(str(tmp_path / "marker"))}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="evil.pt: .*refused"):
+        checkpoint.read(tmp_path / "evil.pt")
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_of_the_original_tells_its_network_by_its_shapes(prefix, small_model, tmp_path):
+    path = tmp_path / "SAM2-UNeXT-20.pth"
+    torch.save({prefix + key: value for key, value in small_model.state_dict().items()}, path)
+    network, state = checkpoint.read_network(path)
+    assert network == {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56}
+    assert state.keys() == small_model.state_dict().keys()
+
+
+def test_the_original_full_size_network_is_told_by_its_shapes(tmp_path):
+    shapes = golden("sam2unext_large.keys.json")
+    torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, tmp_path / "SAM2-UNeXT-20.pth")
+    network, _ = checkpoint.read_network(tmp_path / "SAM2-UNeXT-20.pth")
+    assert network == {"sam2": "large", "aux": "vit_large_patch14_dinov2", "aux_size": 448}
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(small_model, tmp_path):
+    state = dict(small_model.state_dict())
+    del state["head.bias"]
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match="part.pth: does not fit the network: lacks head.bias"):
+        SAM2UNeXT.from_checkpoint(tmp_path / "part.pth")
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "SAM2-UNeXT-5.pth"
+    checkpoint.save(path, {"a": torch.ones(3)})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoint.save(path, {"a": torch.zeros(3), "b": lambda: None})
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """An HTTP server on localhost: /whole.pt, /half.pt (announces more than it sends); counts its requests."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    torch.save({"a": torch.ones(5)}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.requests.append(self.path)
+            if self.path not in ("/whole.pt", "/half.pt"):
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            return self.wfile.write(content if self.path == "/whole.pt" else content[: len(content) // 2])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.requests = []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_url_is_downloaded_once_and_shows_a_bar(server, capsys):
+    for _ in range(2):
+        assert torch.equal(checkpoint.read(f"{server.url}/whole.pt")["a"], torch.ones(5))
+    assert server.requests == ["/whole.pt"]
+    assert "whole.pt" in capsys.readouterr().err
+
+
+def test_a_broken_download_is_an_error_and_leaves_nothing(server, tmp_path):
+    with pytest.raises(OSError, match="half.pt: cannot be downloaded"):
+        checkpoint.read(f"{server.url}/half.pt")
+    with pytest.raises(OSError, match="none.pt: cannot be downloaded: .*404"):
+        checkpoint.read(f"{server.url}/none.pt")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]

@@ -1,0 +1,59 @@
+"""The transforms and the torch data set."""
+
+import numpy as np
+import pytest
+import recipe
+import torch
+from conftest import golden, save_picture
+from PIL import Image
+
+from dataset import SegmentationDataset, image_tensor, mask_tensor
+
+
+@pytest.mark.parametrize("name, height, width", [("a", 300, 451), ("b", 700, 512)])
+def test_preprocessing_is_that_of_the_original_to_the_bit(name, height, width, tmp_path):
+    expected = golden("preprocessing.npz")
+    image_path = save_picture(tmp_path / "image.png", recipe.photo(name, height, width, 0))
+    mask_path = save_picture(tmp_path / "mask.png", recipe.ground_truth(name, height, width, 0))
+    dataset = SegmentationDataset([(image_path, mask_path)], 352)
+    dataset.flips = lambda index: (False, False)
+    image, mask = dataset[0]
+    assert np.array_equal(image[:, ::5, ::5], expected[f"{name}/image"])
+    assert np.array_equal(mask[:, ::5, ::5], expected[f"{name}/label"])
+    assert mask.mean() == pytest.approx(float(expected[f"{name}/label_mean"]), abs=1e-7)
+
+
+def test_masks_are_not_binarised():
+    mask = mask_tensor(Image.fromarray(recipe.ground_truth("soft", 300, 400)), 64)
+    assert mask.shape == (1, 64, 64) and mask.min() == 0 and mask.max() == 1
+    assert ((mask > 0) & (mask < 1)).any()
+
+
+@pytest.mark.parametrize("flips, axes", [((True, False), [2]), ((False, True), [1]), ((True, True), [1, 2])])
+def test_pictures_and_masks_are_flipped_alike(flips, axes):
+    picture = Image.fromarray(recipe.photo("flip", 40, 60))
+    mask = Image.fromarray(recipe.ground_truth("flip", 40, 60))
+    assert torch.equal(image_tensor(picture, 32, flips), image_tensor(picture, 32).flip(axes))
+    assert torch.equal(mask_tensor(mask, 32, flips), mask_tensor(mask, 32).flip(axes))
+
+
+def test_flips_depend_on_seed_epoch_and_index_alone():
+    def drawn(seed, epoch):
+        dataset = SegmentationDataset([], 32, seed)
+        dataset.epoch = epoch
+        return [dataset.flips(i) for i in range(400)]
+
+    assert drawn(0, 1) == drawn(0, 1)
+    assert len({tuple(drawn(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
+    for share in np.mean(drawn(3, 7), axis=0):
+        assert 0.4 < share < 0.6
+    assert len(set(drawn(0, 1))) == 4
+
+
+def test_items_are_flipped_as_drawn(toy):
+    image, mask = toy / "train/Image/toy_0000.jpg", toy / "train/Mask/toy_0000.png"
+    dataset = SegmentationDataset([(image, mask)] * 8, 64, seed=1)
+    assert len(dataset) == 8
+    for i in range(8):
+        assert torch.equal(dataset[i][0], image_tensor(Image.open(image), 64, dataset.flips(i)))
+        assert torch.equal(dataset[i][1], mask_tensor(Image.open(mask), 64, dataset.flips(i)))

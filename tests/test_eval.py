@@ -1,0 +1,174 @@
+"""eval.py: data sets scored in worker processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recipe
+from conftest import ROOT, failure, golden, save_picture
+
+import eval as script
+import metrics
+
+
+def write_pairs(folder, cases):
+    for name, (prediction, truth) in cases.items():
+        save_picture(folder / "maps" / f"{name}.png", prediction)
+        save_picture(folder / "masks" / f"{name}.png", truth)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), recipe.metric_cases(0))
+
+
+def arguments(folder, *more):
+    words = ["--dataset_name", "set", "--pred_path", folder / "maps", "--gt_path", folder / "masks", *more]
+    return script.get_args_parser().parse_args([str(word) for word in words])
+
+
+def run(folder, output, *more):
+    script.main(arguments(folder, "--json", output, *more))
+    return json.loads(output.read_text())["set"]
+
+
+@pytest.mark.parametrize("engine", ["fast", "pysodmetrics"])
+def test_figures_are_those_of_the_original(engine, pairs, tmp_path):
+    figures = run(pairs, tmp_path / "scores.json", "--engine", engine)
+    assert figures.pop("images") == 12
+    assert figures == pytest.approx(golden("metrics.json")["all"], abs=1e-6)
+
+
+def test_results_do_not_depend_on_the_number_of_workers(pairs, tmp_path):
+    one, three = (run(pairs, tmp_path / f"{n}.json", "--workers", n) for n in (1, 3))
+    assert one == three
+
+
+def test_several_data_sets_make_one_table_and_one_file(pairs, tmp_path, capsys):
+    cases = recipe.metric_cases(0)
+    other = write_pairs(tmp_path / "other", {name: cases[name] for name in ("case0", "perfect")})
+    args = arguments(pairs, "--json", tmp_path / "scores.json")
+    args.dataset_name, args.pred_path, args.gt_path = (
+        ["all twelve", "two"],
+        [str(pairs / "maps"), str(other / "maps") + "/"],
+        [str(pairs / "masks"), str(other / "masks")],
+    )
+    script.main(args)
+    results = json.loads((tmp_path / "scores.json").read_text())
+    assert list(results) == ["all twelve", "two"]
+    assert results["two"]["images"] == 2
+    expected = [metrics.score(*cases[name]).MAE for name in ("case0", "perfect")]
+    assert results["two"]["MAE"] == pytest.approx(np.mean(expected), rel=1e-12)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["dataset", *metrics.METRICS]
+    assert [line.split("  ")[0].strip() for line in lines[2:]] == ["all twelve", "two"]
+    assert f"{results['two']['Smeasure']:.3f}" in lines[3]
+
+
+def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, capsys):
+    cases = recipe.metric_cases(0)
+    short = write_pairs(tmp_path / "short", {"case0": cases["case0"], "case1": cases["case1"]})
+    (short / "maps" / "case1.png").unlink()
+    wrong = write_pairs(tmp_path / "wrong", {"x": (cases["case0"][0], cases["case1"][1])})
+    several = arguments(pairs)
+    several.pred_path = [str(pairs / "maps")] * 2
+    twice = arguments(pairs)
+    twice.dataset_name, twice.pred_path, twice.gt_path = ["set"] * 2, several.pred_path, [str(pairs / "masks")] * 2
+    for args, message in (
+        (arguments(short), "without a prediction map: case1.png"),
+        (arguments(wrong), "x.png (97, 131) instead of (240, 320)"),
+        (arguments(tmp_path / "none"), "none/maps: there is no such folder"),
+        (arguments(pairs, "--json", tmp_path / "none" / "scores.json"), "--json"),
+        (several, "one of each for every data set"),
+        (twice, "only once"),
+    ):
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and message in line
+
+
+def test_an_unreadable_map_is_named_and_the_status_is_1(tmp_path, capsys):
+    folder = write_pairs(tmp_path, {name: recipe.metric_cases(0)[name] for name in ("case0", "case1")})
+    content = (folder / "maps" / "case1.png").read_bytes()
+    (folder / "maps" / "case1.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments(folder, "--json", tmp_path / "scores.json"))
+    assert stop.value.code == 1
+    assert "case1.png: cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_no_torch_in_it():
+    code = "import eval, sys; assert not {'torch', 'scipy', 'py_sod_metrics'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.fixture
+def long_run(tmp_path):
+    """A run of eval.py over many large pairs, in a process group of its own, with its workers at work."""
+    truth = np.zeros((1500, 1500), np.uint8)
+    truth[200:900, 300:1200] = 255
+    write_pairs(tmp_path, {"0": (truth // 2, truth)})
+    for i in range(1, 200):
+        for folder in ("maps", "masks"):
+            os.link(tmp_path / folder / "0.png", tmp_path / folder / f"{i}.png")
+    command = [sys.executable, "eval.py", "--workers", "2", "--dataset_name", "set", "--json", tmp_path / "scores.json"]
+    command += ["--pred_path", tmp_path / "maps", "--gt_path", tmp_path / "masks"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(workers_of(process)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def workers_of(process):
+    """The process numbers of the worker processes; the resource tracker of multiprocessing is none."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+            if parent == process.pid and "spawn_main" in (status.parent / "cmdline").read_text():
+                found.append(int(status.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+
+
+@needs_proc
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(long_run):
+    os.kill(workers_of(long_run)[0], signal.SIGKILL)
+    _, errors = long_run.communicate(timeout=30)
+    assert long_run.returncode == 1
+    assert errors.splitlines()[-1] == (
+        "eval.py: a worker process died, perhaps for lack of memory; try fewer --workers"
+    )
+
+
+@needs_proc
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_ends_at_once_with_its_workers(number, status, long_run, tmp_path):
+    workers = workers_of(long_run)
+    if number == signal.SIGINT:
+        os.killpg(long_run.pid, number)  # as Ctrl-C in a terminal does
+    else:
+        long_run.kill()
+    assert long_run.wait(timeout=10) == status
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    assert not (tmp_path / "scores.json").exists()
+    if number == signal.SIGINT:
+        assert "Traceback" not in long_run.stderr.read()

@@ -1,0 +1,114 @@
+"""Finding, pairing and reading pictures and masks."""
+
+import re
+
+import numpy as np
+import pytest
+from conftest import save_picture
+from PIL import Image
+
+import files
+
+GREY = np.full((4, 6), 200, np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three pictures and masks; sorted by file name, the masks stand in another order than the pictures."""
+    for name in ("b.jpg", "a#1.png", "c.JPG"):
+        save_picture(tmp_path / "images" / name, np.dstack([GREY] * 3))
+    for name in ("a#1.png", "c.bmp", "b.jpg"):
+        save_picture(tmp_path / "masks" / name, GREY)
+    return tmp_path
+
+
+def names(pairs):
+    return [(image.name, mask.name) for image, mask in pairs]
+
+
+def test_pairs_go_by_stem_whatever_the_extension(folders):
+    pairs = files.pair([f"{folders}/images"], [f"{folders}/masks"])
+    assert names(pairs) == [("a#1.png", "a#1.png"), ("b.jpg", "b.jpg"), ("c.JPG", "c.bmp")]
+
+
+def test_trailing_slashes_do_not_matter(folders):
+    plain = files.pair([f"{folders}/images"], [f"{folders}/masks"])
+    assert files.pair([f"{folders}/images/"], [f"{folders}/masks//"]) == plain
+
+
+def test_unpaired_files_are_an_error_that_lists_them(folders):
+    save_picture(folders / "images" / "d.png", GREY)
+    save_picture(folders / "masks" / "e.png", GREY)
+    with pytest.raises(ValueError, match=r"without a mask: d\.png; without a image: e\.png"):
+        files.pair([folders / "images"], [folders / "masks"])
+    assert len(files.pair([folders / "images"], [folders / "masks"], skip_unpaired=True)) == 3
+
+
+def test_a_long_list_is_cut(folders):
+    for i in range(25):
+        save_picture(folders / "images" / f"x{i:02}.png", GREY)
+    with pytest.raises(ValueError, match=r"x00\.png, .*x09\.png and 15 more"):
+        files.pair([folders / "images"], [folders / "masks"])
+
+
+def test_folders_are_joined_in_their_order(folders):
+    save_picture(folders / "more" / "b.jpg", GREY)
+    save_picture(folders / "more_masks" / "b.png", GREY)
+    pairs = files.pair([folders / "more", folders / "images"], [folders / "more_masks", folders / "masks"])
+    assert names(pairs)[:2] == [("b.jpg", "b.png"), ("a#1.png", "a#1.png")]
+    assert len(pairs) == 4
+
+
+def test_as_many_folders_of_masks_as_of_images(folders):
+    with pytest.raises(ValueError, match="2 folder.*of images but 1 of masks"):
+        files.pair([folders / "images"] * 2, [folders / "masks"])
+
+
+def test_folders_without_a_common_name(folders):
+    save_picture(folders / "other" / "z.png", GREY)
+    with pytest.raises(ValueError, match="no image in .* has the name of a mask"):
+        files.pair([folders / "images"], [folders / "other"], skip_unpaired=True)
+
+
+def test_two_files_of_one_stem_are_an_error(folders):
+    save_picture(folders / "images" / "b.png", GREY)
+    with pytest.raises(ValueError, match=r"b\.jpg and b\.png"):
+        files.find(folders / "images")
+
+
+def test_what_is_no_picture_is_passed_over(folders):
+    for name in ("Thumbs.db", "readme.txt", "._b.jpg", ".hidden.png"):
+        (folders / "images" / name).write_bytes(b"x")
+    (folders / "images" / "folder.png").mkdir()
+    assert list(files.find(folders / "images")) == ["a#1", "b", "c"]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'none'}: there is no such folder")):
+        files.find(tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no picture"):
+        files.find(tmp_path)
+
+
+def test_reading_gives_rgb_and_greyscale(tmp_path):
+    palette = Image.fromarray(GREY).convert("P")
+    palette.save(tmp_path / "palette.png")
+    image, mask = files.read_image(tmp_path / "palette.png"), files.read_mask(tmp_path / "palette.png")
+    assert (image.mode, mask.mode) == ("RGB", "L")
+    assert np.array_equal(np.array(mask), GREY)
+    assert files.read_size(tmp_path / "palette.png") == (4, 6)
+
+
+@pytest.mark.parametrize("read", [files.read_image, files.read_mask])
+def test_a_truncated_picture_is_named(read, tmp_path):
+    rng = np.random.default_rng(0)
+    content = save_picture(tmp_path / "whole.png", rng.integers(0, 256, (64, 64), np.uint8)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r"cut\.png: cannot be read as a picture"):
+        read(tmp_path / "cut.png")
+
+
+def test_text_in_a_picture_file_is_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(OSError, match=r"text\.jpg: cannot be read as a picture"):
+        files.read_size(tmp_path / "text.jpg")

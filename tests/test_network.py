@@ -1,0 +1,139 @@
+"""The network whole: SAM2UNeXT.py."""
+
+import numpy as np
+import pytest
+import recipe
+import torch
+import torch.nn.functional as F
+from conftest import SMALL, golden, relative_error
+from PIL import Image
+
+from dataset import image_tensor
+from SAM2UNeXT import SAM2UNeXT
+
+
+@pytest.fixture(scope="module")
+def full_shapes() -> SAM2UNeXT:
+    with torch.device("meta"):
+        return SAM2UNeXT()
+
+
+def test_state_dict_is_that_of_the_original(full_shapes):
+    shapes = {key: list(tensor.shape) for key, tensor in full_shapes.state_dict().items()}
+    assert shapes == golden("sam2unext_large.keys.json")
+
+
+def test_trainable_parameters_are_those_of_the_original(full_shapes):
+    trained = {name: p.numel() for name, p in full_shapes.named_parameters() if p.requires_grad}
+    assert sorted(trained) == sorted(golden("sam2unext_large.trainable.json"))
+    assert sum(trained.values()) == 5_958_497
+    assert sum(p.numel() for p in full_shapes.parameters()) == 522_120_081
+
+
+@pytest.mark.slow
+def test_full_network_at_1024_gives_the_figures_of_the_original(full_model):
+    model, expected = full_model(0), golden("sam2unext_large_1024.npz")
+    x = recipe.image("full", (1, 3, 1024, 1024), 0)
+    maps = {}
+    hooks = [
+        model.sam.register_forward_hook(lambda _, __, output: maps.update(enumerate(output, 1))),
+        model.dino.register_forward_hook(lambda _, __, output: maps.update(dino=output[-1])),
+    ]
+    with torch.no_grad():
+        logits = model(x)
+    for hook in hooks:
+        hook.remove()
+    assert relative_error(logits[:, 0, ::8, ::8], expected["logits"]) < 1e-4
+    assert relative_error(maps["dino"][0, ::13, ::2, ::2], expected["dino"]) < 1e-4
+    for i in range(1, 5):
+        assert relative_error(maps[i][0, ::13, ::8, ::8], expected[f"sam/stage{i}"]) < 1e-4
+
+
+def test_logits_have_the_size_of_the_images(small_model):
+    with torch.no_grad():
+        assert small_model(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 64, 96)
+
+
+def test_encoders_are_frozen_and_stay_in_eval_mode():
+    model = SAM2UNeXT(**SMALL).train()
+    assert model.training and model.up1.training
+    assert not any(module.training for module in (*model.sam.modules(), *model.dino.modules()))
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen and all(name.startswith(("sam.", "dino.")) and "prompt_learn" not in name for name in frozen)
+
+
+def test_new_adapters_have_small_weights_and_no_bias():
+    adapter = SAM2UNeXT(**SMALL).sam.blocks[3].prompt_learn
+    assert [type(layer).__name__ for layer in adapter] == ["Linear", "GELU", "Linear", "GELU"]
+    for layer in (adapter[0], adapter[2]):
+        assert 0.018 < layer.weight.std() < 0.022
+        assert not layer.bias.any()
+
+
+def test_both_encoders_matter(small_model):
+    x = recipe.image("matter", (1, 3, 64, 64))
+    with torch.no_grad():
+        whole = small_model(x)
+        for encoder, parameter in ((small_model.sam, "patch_embed.proj.bias"), (small_model.dino.model, "pos_embed")):
+            tensor = encoder.get_parameter(parameter)
+            before = tensor.clone()
+            tensor.add_(torch.linspace(0, 1, tensor.numel()).view_as(tensor))
+            assert not torch.allclose(small_model(x), whole)
+            tensor.copy_(before)
+
+
+def test_without_auxiliary_encoder():
+    model = SAM2UNeXT(sam2="tiny", aux="none")
+    assert not [key for key in model.state_dict() if key.startswith(("dino", "align"))]
+    assert model.reduce4.in_channels == 768
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("aux", ["resnet10t", "swin_tiny_patch4_window7_224", "vit_small_patch14_reg4_dinov2"])
+def test_other_timm_models_serve_as_auxiliary_encoder(aux):
+    model = SAM2UNeXT(sam2="tiny", aux=aux, aux_size=224).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"aux": "dinov2"}, "no model called 'dinov2'"),
+        ({"aux": "vit_small_patch14_dinov2", "aux_size": 100}, "100 is no multiple of .* 14 px"),
+        ({"sam2": "big"}, "'big'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        SAM2UNeXT(**({"sam2": "tiny", "aux": "none"} | options))
+
+
+def test_predict_is_transform_network_resize_sigmoid(small_model):
+    picture = Image.fromarray(recipe.photo("predict", 50, 90))
+    with torch.no_grad():
+        logits = small_model(image_tensor(picture, 64)[None])
+    expected = F.interpolate(logits, size=(50, 90), mode="bilinear").sigmoid()[0, 0].numpy()
+    probability = small_model.predict(picture)
+    assert probability.shape == (50, 90) and probability.dtype == np.float32
+    assert np.array_equal(probability, expected)
+
+
+def test_predict_takes_arrays_and_greyscale_pictures(small_model):
+    pixels = recipe.photo("predict", 40, 60)
+    assert np.array_equal(small_model.predict(pixels), small_model.predict(Image.fromarray(pixels)))
+    assert small_model.predict(Image.fromarray(pixels).convert("L")).shape == (40, 60)
+
+
+def test_a_checkpoint_brings_back_the_same_network(small_model, small_checkpoint):
+    model = SAM2UNeXT.from_checkpoint(small_checkpoint)
+    assert model.network == SMALL and model.size == 64 and not model.training
+    picture = recipe.photo("again", 40, 60)
+    assert np.array_equal(model.predict(picture), small_model.predict(picture))
+
+
+def test_a_checkpoint_of_the_original_brings_back_the_same_network(small_model, tmp_path):
+    torch.save(small_model.state_dict(), tmp_path / "SAM2-UNeXT-20.pth")  # as the original's train script does
+    model = SAM2UNeXT.from_checkpoint(tmp_path / "SAM2-UNeXT-20.pth")
+    assert model.network == SMALL | {"size": 1024}
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in small_model.state_dict().items())

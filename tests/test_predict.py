@@ -1,0 +1,142 @@
+"""test.py: prediction maps."""
+
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+import recipe
+import torch
+from conftest import GOLDEN, ROOT, SUIM8, failure, save_picture
+from PIL import Image
+
+from SAM2UNeXT import SAM2UNeXT
+
+specification = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")  # "test" is Python's own
+script = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(script)
+
+
+def arguments(checkpoint, images, save_path, *more):
+    words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path, *more]
+    return script.get_args_parser().parse_args([str(word) for word in words])
+
+
+def read_maps(folder):
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.iterdir())}
+
+
+SUIM8_NAMES = ["d_r_47_", "w_r_147_"]
+
+
+@pytest.fixture(scope="module")
+def full_maps(_empty_full_model, tmp_path_factory):
+    """Maps of the full network, written by test.py from a checkpoint such as the original's train script saves."""
+    folder = tmp_path_factory.mktemp("full")
+    for name, height, width in (("a", 300, 451), ("b", 700, 512)):
+        save_picture(folder / "images" / f"{name}.png", recipe.photo(name, height, width, 0))
+        save_picture(folder / "masks" / f"{name}.png", recipe.ground_truth(name, height, width, 0))
+    for name in SUIM8_NAMES if SUIM8.is_dir() else []:
+        shutil.copy(SUIM8 / "images" / f"{name}.jpg", folder / "images")
+        shutil.copy(SUIM8 / "masks" / f"{name}.png", folder / "masks")
+    torch.save(recipe.fill(_empty_full_model, 0).state_dict(), folder / "SAM2-UNeXT-20.pth")
+    try:
+        more = ("--test_gt_path", folder / "masks", "--device", "cpu")
+        script.main(arguments(folder / "SAM2-UNeXT-20.pth", folder / "images", folder / "maps", *more))
+    finally:
+        (folder / "SAM2-UNeXT-20.pth").unlink()
+    return folder / "maps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_maps_are_those_of_the_original(name, full_maps):
+    ours, theirs = (np.array(Image.open(folder / f"{name}.png"), int) for folder in (full_maps, GOLDEN / "predictions"))
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SUIM8.is_dir(), reason="the real pictures are not here")
+@pytest.mark.parametrize("name", SUIM8_NAMES)
+def test_maps_of_real_pictures_are_those_of_the_original(name, full_maps):
+    ours, theirs = (np.array(Image.open(folder / f"{name}.png"), int) for folder in (full_maps, SUIM8 / "predictions"))
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
+
+
+def test_a_map_is_the_stretched_prediction(small_model, small_checkpoint, toy, tmp_path):
+    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps"))
+    maps = read_maps(tmp_path / "maps")
+    assert list(maps) == [f"toy_{i:04}.png" for i in range(4)]
+    for name, written in maps.items():
+        picture = Image.open(toy / "test/Image" / name.replace("png", "jpg"))
+        probability = small_model.predict(picture)
+        low, high = probability.min(), probability.max()
+        expected = ((probability - low) / (high - low) * 255).astype(int)
+        assert written.dtype == np.uint8 and written.shape == (picture.height, picture.width)
+        assert np.abs(written - expected).max() <= 1
+        assert written.min() == 0 and written.max() >= 254
+
+
+def test_maps_take_the_size_of_the_ground_truth_where_there_is_one(small_checkpoint, toy, tmp_path, capsys):
+    save_picture(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
+    save_picture(tmp_path / "masks" / "surplus.png", np.zeros((5, 5), np.uint8))
+    script.main(
+        arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
+    )
+    maps = read_maps(tmp_path / "maps")
+    assert maps["toy_0001.png"].shape == (33, 55)
+    assert maps["toy_0000.png"].shape == np.array(Image.open(toy / "test/Mask/toy_0000.png")).shape
+    assert "3 pictures without ground truth" in capsys.readouterr().out
+
+
+def test_batches_and_threads_change_nothing(small_checkpoint, toy, tmp_path):
+    script.main(arguments(small_checkpoint, toy / "train/Image", tmp_path / "one", "--workers", 1))
+    script.main(arguments(small_checkpoint, toy / "train/Image", tmp_path / "four", "--batch_size", 4, "--workers", 3))
+    one, four = read_maps(tmp_path / "one"), read_maps(tmp_path / "four")
+    assert one.keys() == four.keys() and len(one) == 6
+    for name in one:
+        assert np.abs(one[name].astype(int) - four[name]).max() <= 1
+
+
+def test_the_size_is_that_of_the_training_unless_given(small_checkpoint, toy, tmp_path, monkeypatch):
+    seen = []
+    forward = SAM2UNeXT.forward
+    monkeypatch.setattr(SAM2UNeXT, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
+    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path))
+    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path, "--size", 96, "--batch_size", 3))
+    assert seen == [(1, 3, 64, 64)] * 4 + [(3, 3, 96, 96), (1, 3, 96, 96)]
+
+
+def test_a_constant_map_is_written_as_black():
+    assert not script.stretch(np.full((3, 4), 0.7, np.float32)).any()
+
+
+def test_fractions_of_a_grey_level_are_cut_off():
+    assert script.stretch(np.array([[0, 0.5, 1]], np.float32)).tolist() == [[0, 127, 255]]
+
+
+def test_an_unreadable_picture_ends_it_with_its_name_and_status_1(small_checkpoint, toy, tmp_path, capsys):
+    shutil.copytree(toy / "test/Image", tmp_path / "images")
+    (tmp_path / "images" / "toy_0002.jpg").write_bytes(b"\xff\xd8 no more")
+    status, line = failure(script.main, arguments(small_checkpoint, tmp_path / "images", tmp_path / "maps"), capsys)
+    assert status == 1 and "toy_0002.jpg: cannot be read" in line
+    assert all(name.startswith("toy_") and image.any() for name, image in read_maps(tmp_path / "maps").items())
+
+
+def test_input_that_needs_mending_is_one_line_and_status_2(small_checkpoint, toy, tmp_path, capsys):
+    images = toy / "test/Image"
+    for args, message in (
+        (arguments(tmp_path / "none.pth", images, tmp_path), "none.pth: there is no such file"),
+        (arguments(small_checkpoint, tmp_path / "none", tmp_path), "none: there is no such folder"),
+        (arguments(small_checkpoint, images, tmp_path, "--test_gt_path", tmp_path / "x"), "x: there is no such folder"),
+        (arguments(small_checkpoint, images, small_checkpoint), "File exists"),
+    ):
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and message in line
+
+
+def test_ground_truth_of_other_names_is_an_error(small_checkpoint, toy, tmp_path, capsys):
+    save_picture(tmp_path / "masks" / "other.png", np.zeros((5, 5), np.uint8))
+    args = arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
+    status, line = failure(script.main, args, capsys)
+    assert status == 2 and "no ground truth in" in line

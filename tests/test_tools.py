@@ -1,0 +1,86 @@
+"""The toy data set and the contact sheet."""
+
+import numpy as np
+import pytest
+from conftest import failure
+from PIL import Image
+
+import files
+import metrics
+from tools import contact_sheet, toy_dataset
+
+
+def test_the_toy_data_set_has_pictures_masks_and_a_baseline(toy):
+    train = files.pair([toy / "train/Image"], [toy / "train/Mask"])
+    test = files.pair([toy / "test/Image"], [toy / "test/Mask"])
+    assert (len(train), len(test)) == (6, 4)
+    assert {(image.suffix, mask.suffix) for image, mask in train + test} == {(".jpg", ".png")}
+    assert files.pair([toy / "test/Mask"], [toy / "test/Blob"])
+    for image, mask in train + test:
+        assert files.read_size(image) == files.read_size(mask)
+        assert set(np.unique(files.read_mask(mask))) == {0, 255}
+
+
+def test_the_same_seed_makes_the_same_files_and_another_seed_others(toy, tmp_path):
+    for seed in ("0", "1"):
+        args = [str(tmp_path / seed), "--train", "1", "--test", "1", "--seed", seed]
+        toy_dataset.main(toy_dataset.get_args_parser().parse_args(args))
+    name = "test/Image/toy_0000.jpg"
+    assert (tmp_path / "0" / name).read_bytes() == (toy / name).read_bytes()
+    assert (tmp_path / "1" / name).read_bytes() != (toy / name).read_bytes()
+
+
+def test_neither_colour_nor_contrast_tells_the_blob_from_the_ground():
+    for seed in range(10):
+        image, mask = toy_dataset.sample(np.random.default_rng(seed))
+        blob, ground = image[mask == 255].astype(float), image[mask == 0].astype(float)
+        assert np.abs(blob.mean(0) - ground.mean(0)).max() < 1
+        assert np.abs(blob.std(0) / ground.std(0) - 1).max() < 0.05
+
+
+def test_blobs_lie_anywhere():
+    masks = [toy_dataset.sample(np.random.default_rng(seed))[1] for seed in range(40)]
+    centres = np.array([np.argwhere(mask).mean(0) / mask.shape for mask in masks])
+    assert (centres.std(0) > 0.12).all()
+
+
+def test_the_baseline_is_the_best_centred_blob():
+    masks = [toy_dataset.sample(np.random.default_rng([0, 1, i]))[1] for i in range(40)]
+    found = {
+        sigma: np.mean([metrics.score(toy_dataset.centred_blob(*mask.shape, sigma), mask).Smeasure for mask in masks])
+        for sigma in (toy_dataset.CENTRED_SIGMA, 0.08, 0.12, 0.15, 0.2, 0.22, 0.25, 0.3, 0.4)
+    }
+    assert max(found.values()) < found[toy_dataset.CENTRED_SIGMA] + 0.01
+
+
+def sheet_arguments(toy, output, *more):
+    words = ["--images", toy / "test/Image", "--masks", toy / "test/Mask", "--maps", toy / "test/Blob"]
+    words += ["--output", output, *more]
+    return contact_sheet.get_args_parser().parse_args([str(word) for word in words])
+
+
+def test_the_contact_sheet_shows_picture_ground_truth_and_map(toy, tmp_path):
+    contact_sheet.main(sheet_arguments(toy, tmp_path / "sheet.png", "--count", 3, "--columns", 2))
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
+    step = contact_sheet.CELL + contact_sheet.GAP
+    assert sheet.shape[1] == 2 * step + contact_sheet.GAP
+    cells = [sheet[step * i + 6 : step * (i + 1), 6 : 6 + contact_sheet.CELL] for i in range(3)]
+    picture, mask, blob = (cell[contact_sheet.CELL // 2, contact_sheet.CELL // 2] for cell in cells)
+    assert len(set(picture)) > 1 and set(mask) <= {0, 255} and min(blob) > 250
+
+
+def test_a_sheet_without_common_names_is_an_error(toy, tmp_path, capsys):
+    args = sheet_arguments(toy, tmp_path / "sheet.png")
+    args.images = toy / "train/Image"
+    (tmp_path / "maps").mkdir()
+    Image.new("L", (5, 5)).save(tmp_path / "maps" / "other.png")
+    args.maps = tmp_path / "maps"
+    status, line = failure(contact_sheet.main, args, capsys)
+    assert status == 2 and "no file name stands in all of" in line
+
+
+@pytest.mark.parametrize("tool", [toy_dataset, contact_sheet])
+def test_tools_explain_themselves(tool, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool.get_args_parser().parse_args(["--help"])
+    assert stop.value.code == 0 and "python tools/" in capsys.readouterr().out

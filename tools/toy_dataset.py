@@ -1,0 +1,95 @@
+"""Makes a small camouflage data set, so that everything can be tried without a download.
+
+    python tools/toy_dataset.py demo/data --train 160 --test 40
+
+Each picture shows a blob of fine texture, anywhere, on ground of coarser texture. Both have the same mean colour and
+the same contrast, so neither colour nor brightness nor position tells them apart. The same seed makes the same files:
+{train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png holds a Gaussian blob in the middle of each test
+picture, as wide as scores best: the maps that a network which learnt nothing but "in the middle" would give.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import cli  # noqa: E402
+
+SIDES = (224, 320)  # pixels, least and most
+CONTRAST = 26.0  # standard deviation of the texture's brightness, of 255
+BLOB_WAVELENGTH = (8, 10)  # pixels, least and most
+GROUND_WAVELENGTH = (18, 26)
+CENTRED_SIGMA = 0.18  # of the centred blob, in sides of the picture
+
+
+def texture(rng: np.random.Generator, height: int, width: int, wavelength: float) -> np.ndarray:
+    """Noise (H, W) with stripes and spots of about `wavelength` pixels, stretched in a random direction."""
+    angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.6)
+    fy, fx = np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij")  # cycles a pixel
+    along = fx * np.cos(angle) + fy * np.sin(angle)
+    across = (fy * np.cos(angle) - fx * np.sin(angle)) * stretch
+    radius = np.hypot(along, across) * wavelength  # 1 at the wanted wavelength
+    band = np.exp(-(((radius - 1) / 0.25) ** 2))
+    return np.fft.irfft2(np.fft.rfft2(rng.uniform(-1, 1, (height, width))) * band, s=(height, width))
+
+
+def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A mask (H, W), bool: a wobbly disc of 4 to 25 % of the picture, its centre anywhere but at the rim."""
+    cy, cx = rng.uniform(0.2, 0.8, 2) * (height, width)
+    y, x = np.mgrid[:height, :width]
+    angle = np.arctan2(y - cy, x - cx)
+    radius = np.sqrt(rng.uniform(0.04, 0.25) * height * width / np.pi)
+    wobble = sum(rng.uniform(-0.35, 0.35) / k * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
+    return np.hypot(y - cy, x - cx) < radius * (1 + wobble)
+
+
+def sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (H, W, 3), uint8, and its mask (H, W), uint8 of 0 and 255."""
+    height, width = rng.integers(*SIDES, size=2, endpoint=True)
+    mask = blob(rng, height, width)
+    brightness = np.empty((height, width))
+    for region, wavelengths in ((mask, BLOB_WAVELENGTH), (~mask, GROUND_WAVELENGTH)):
+        pattern = texture(rng, height, width, rng.uniform(*wavelengths))[region]
+        brightness[region] = (pattern - pattern.mean()) / pattern.std() * CONTRAST
+    colour = rng.uniform(95, 160, 3) + brightness[..., None] * rng.uniform(0.8, 1.2, 3)
+    return colour.clip(0, 255).round().astype(np.uint8), mask.astype(np.uint8) * 255
+
+
+def centred_blob(height: int, width: int, sigma: float = CENTRED_SIGMA) -> np.ndarray:
+    """A Gaussian in the middle of a map (H, W), uint8; `sigma` in sides of the picture."""
+    y, x = np.ogrid[:height, :width]
+    squared = (y / height - 0.5) ** 2 + (x / width - 0.5) ** 2
+    return (255 * np.exp(-squared / (2 * sigma**2))).astype(np.uint8)
+
+
+def main(args: argparse.Namespace) -> None:
+    with cli.exit_on_error(cli.NOT_COMPLETED):
+        for number, (split, count) in enumerate({"train": args.train, "test": args.test}.items()):
+            for i in tqdm(range(count), desc=split, unit="img"):
+                image, mask = sample(np.random.default_rng([args.seed, number, i]))
+                write(image, args.folder / split / "Image" / f"toy_{i:04}.jpg")
+                write(mask, args.folder / split / "Mask" / f"toy_{i:04}.png")
+                if split == "test":
+                    write(centred_blob(*mask.shape), args.folder / split / "Blob" / f"toy_{i:04}.png")
+
+
+def write(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=92)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("folder", type=Path, help="where the data set goes")
+    parser.add_argument("--train", type=cli.number(), default=160, help="pictures to train on")
+    parser.add_argument("--test", type=cli.number(), default=40, help="pictures to test on")
+    parser.add_argument("--seed", type=cli.number(least=0), default=0, help="another seed makes other pictures")
+    return parser
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())
