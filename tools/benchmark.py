@@ -1,0 +1,131 @@
+"""Times what this project does against the plain way, interleaved in one run.
+
+    python tools/benchmark.py eval                  pysodmetrics against metrics.score, in memory, one thread each
+    python tools/benchmark.py eval --files 60       also eval.py over that many files of 2200 x 3000: workers, memory
+
+Prints medians and ratios; `--json FILE` writes them too.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import cli  # noqa: E402
+import metrics  # noqa: E402
+
+SIZES = ((1024, 1024), (2200, 3000))  # height, width
+DISTINCT = 6  # pairs that the files of one run repeat
+
+
+def interleaved(repeats: int, **ways: Callable[[], object]) -> dict[str, float]:
+    """The median seconds of each way of doing a thing, taken in turns, after one turn that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+def generate_pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A soft, noisy prediction map and its ground truth, an object with thin parts as in DIS5K: uint8 (H, W) each."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((height, width), np.uint8)
+    centre = (int(width * rng.uniform(0.4, 0.6)), int(height * rng.uniform(0.4, 0.6)))
+    cv2.ellipse(truth, centre, (width // 4, height // 4), rng.uniform(0, 180), 0, 360, 255, -1)
+    for _ in range(25):
+        end = (int(rng.integers(width)), int(rng.integers(height)))
+        cv2.line(truth, centre, end, int(rng.choice([0, 255])), int(rng.integers(3, 12)))
+    soft = cv2.GaussianBlur(truth, (0, 0), 5).astype(np.int16)
+    return np.clip(soft + rng.integers(-15, 16, truth.shape), 0, 255).astype(np.uint8), truth
+
+
+def benchmark_scores(repeats: int) -> dict[str, dict[str, float]]:
+    """The library against `metrics.score` on one pair of each size, one thread each."""
+    cv2.setNumThreads(1)
+    results = {}
+    for height, width in SIZES:
+        pair = generate_pair(height, width, seed=0)
+        library, ours = metrics.score_with_pysodmetrics(*pair).figures(), metrics.score(*pair).figures()
+        seconds = interleaved(
+            repeats,
+            pysodmetrics=lambda pair=pair: metrics.score_with_pysodmetrics(*pair),
+            fast=lambda pair=pair: metrics.score(*pair),
+        )
+        results[f"{height} x {width}"] = {
+            "pysodmetrics s": seconds["pysodmetrics"],
+            "fast s": seconds["fast"],
+            "ratio": seconds["pysodmetrics"] / seconds["fast"],
+            "largest difference": max(abs(library[name] - ours[name]) for name in library),
+        }
+    return results
+
+
+def benchmark_files(files: int, repeats: int) -> dict[str, dict[str, float]]:
+    """eval.py, the whole command, over files of the largest size: one worker against all cores, and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("maps", "masks"):
+            (root / name).mkdir()
+        for i in range(files):
+            pair = generate_pair(*SIZES[-1], i) if i < DISTINCT else (None, None)
+            for name, array in zip(("maps", "masks"), pair, strict=True):
+                if array is None:
+                    os.link(root / name / f"{i % DISTINCT}.png", root / name / f"{i}.png")
+                else:
+                    cv2.imwrite(str(root / name / f"{i}.png"), array)
+
+        def run(workers: int) -> None:
+            options = f"--dataset_name set --pred_path {root}/maps --gt_path {root}/masks --workers {workers}"
+            command = [sys.executable, str(ROOT / "eval.py"), *options.split()]
+            subprocess.run(command, check=True, capture_output=True)
+
+        cores = os.cpu_count() or 1
+        seconds = interleaved(repeats, one=lambda: run(1), all=lambda: run(cores))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # kB on Linux
+    return {
+        f"eval.py, {files} files": {
+            "1 worker s": seconds["one"],
+            f"{cores} workers s": seconds["all"],
+            "ratio": seconds["one"] / seconds["all"],
+            "peak MB a worker": peak,
+        }
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    results = benchmark_scores(args.repeats)
+    if args.files:
+        results |= benchmark_files(args.files, args.repeats)
+    for name, figures in results.items():
+        print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    scores = commands.add_parser("eval", help="the nine metrics")
+    scores.add_argument("--files", type=cli.number(least=0), default=0, help="files for eval.py; 0: leave that out")
+    scores.add_argument("--repeats", type=cli.number(), default=5, help="timed turns; the median counts")
+    scores.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    return parser
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())
