@@ -91,12 +91,14 @@ class SAM2UNeXT(nn.Module):
     ):
         """Raises ValueError for arguments that do not fit; what the functions of checkpoint.py raise for files."""
         super().__init__()
+        if size < 32 or size % 32:
+            raise ValueError(f"the size {size} is no multiple of 32")
         self.network = {"sam2": sam2, "aux": aux, "aux_size": aux_size, "size": size}  # builds the same network again
         self.size = size
         self.aux_size = aux_size
 
         self.sam = build_sam2_trunk(sam2)
-        if checkpoint_path:
+        if checkpoint_path is not None:
             checkpoint.load_sam2(self.sam, checkpoint_path, allow_sam2_1)
         self.sam.requires_grad_(False)
         self.sam.blocks = nn.ModuleList(Adapter(block) for block in self.sam.blocks)
@@ -105,8 +107,8 @@ class SAM2UNeXT(nn.Module):
         self.dino = None
         if aux != "none":
             self.dino = build_aux(aux, aux_size)
-            if dinov2_path:
-                checkpoint.load_aux(self.dino.model, aux, dinov2_path)
+            if dinov2_path is not None:
+                checkpoint.load_aux(self.dino.model, aux.split(".")[0], dinov2_path)
             self.dino.requires_grad_(False).eval()
             aux_channels = self.dino.feature_info.channels()[-1]
             self.align1, self.align2, self.align3, self.align4 = (nn.Conv2d(aux_channels, c, 1) for c in channels)
@@ -124,7 +126,10 @@ class SAM2UNeXT(nn.Module):
         Raises OSError or ValueError, with the mend, where the file is missing, damaged or another one.
         """
         network, state = checkpoint.read_network(path)
-        model = cls(**network)
+        try:
+            model = cls(**network)
+        except ValueError as error:
+            raise ValueError(f"{path}: its header describes no network that can be built: {error}") from error
         checkpoint.check_keys(model.state_dict(), state, path)
         model.load_state_dict(state)
         return model.eval()
@@ -185,7 +190,7 @@ def build_aux(name: str, size: int) -> nn.Module:
 
     Raises ValueError where timm has no such model or `size` (pixels) is no multiple of its patches.
     """
-    if name not in timm.list_models(name):
+    if not timm.is_model(name):
         raise ValueError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
     options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
     if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not

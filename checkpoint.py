@@ -5,31 +5,36 @@ copying them, and names a file of the wrong kind for what it is. Writing goes to
 is renamed into it, so that a file under its final name is always whole.
 """
 
+import http.client
 import logging
 import os
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import safetensors
 import safetensors.torch
 import torch
-from iopath.common.file_io import HTTPURLHandler, PathManager
+from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
 from torch import Tensor, nn
 
+import files
+
 FORMAT = 1  # version of the files that `save_network` writes
+NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # arguments of SAM2UNeXT in their headers
 TRUNK = "image_encoder.trunk."  # where a SAM 2 checkpoint keeps the trunk
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # (width, blocks)
 TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
 SAM2_1_KEY = "no_obj_embed_spatial"  # stands in SAM 2.1 checkpoints only
 DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
 DINOV2_PATCH = 14
-AUX_HEADS = ("norm.", "fc_norm.", "head.", "fc.", "classifier.", "mask_token")  # in files, not in feature extractors
 
 
 def fetch(source: str | Path) -> Path:
-    """The local path of `source`, a path or a URL; a URL is downloaded once, with a progress bar, and cached by iopath.
+    """The local path of `source`, a path or a URL; a URL is downloaded once, with a progress bar, and cached by iopath
+    (in the folder of its host below $FVCORE_CACHE, else ~/.torch/iopath_cache).
 
     Raises OSError where there is no such file or the download fails; a broken download leaves nothing behind.
     """
@@ -37,9 +42,11 @@ def fetch(source: str | Path) -> Path:
     manager.register_handler(HTTPURLHandler())
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # its failures are raised as well; one line is enough
     try:
-        path = Path(manager.get_local_path(str(source)))
-    except OSError as error:
-        raise OSError(f"{source}: cannot be downloaded: {error}") from error
+        host = urlparse(str(source)).netloc.replace(":", "_")  # iopath itself tells URLs apart by their path alone
+        where = {"cache_dir": os.path.join(get_cache_dir(), host)} if host else {}
+        path = Path(manager.get_local_path(str(source), **where))
+    except (OSError, http.client.HTTPException) as error:
+        raise OSError(f"{source}: cannot be downloaded: {reason(error)}") from error
     if not path.is_file():
         raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
     return path
@@ -55,7 +62,7 @@ def read(source: str | Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
-        raise ValueError(f"{path}: is empty; fetch it again")
+        raise ValueError(f"{path}: is empty; delete it and fetch it again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(f"{path}: is a web page, not weights; delete it and download the file itself")
     try:
@@ -68,7 +75,9 @@ def read(source: str | Path) -> dict[str, Any]:
             f"{path}: is no file of weights, or a pickle that would run code; it was refused and nothing of it ran"
         ) from error
     except Exception as error:  # damaged files make the readers fail in many ways
-        raise ValueError(f"{path}: is truncated, damaged or no file of weights ({reason(error)})") from error
+        raise ValueError(
+            f"{path}: is truncated, damaged or no file of weights ({reason(error)}); delete it and fetch it again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
@@ -84,7 +93,7 @@ def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
     for wrapping in ("model", "state_dict"):
         if isinstance(content.get(wrapping), dict):
             content = content[wrapping]
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if state and all(key.startswith("module.") for key in state):  # saved from (Distributed)DataParallel
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -125,7 +134,8 @@ def describe(state: dict[str, Tensor]) -> str:
     if is_network(state):
         return "a trained SAM2-UNeXT checkpoint"
     if is_sam2(state):
-        return f"a SAM {'2.1' if SAM2_1_KEY in state else '2'} checkpoint of size {trunk_size(state, TRUNK)}"
+        version = "2.1" if SAM2_1_KEY in state else "2"
+        return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
     if name := dinov2_name(state):
         return f"the DINOv2 {name}"
     if not state:
@@ -149,10 +159,12 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
         )
     if not is_sam2(state):
         raise ValueError(f"{source}: is {describe(state)}; SAM 2's {TRUNK_FILES[wanted]} belongs here")
-    if trunk_size(state, TRUNK) != wanted:
+    found = trunk_size(state, TRUNK)
+    if found != wanted:
+        mend = f"give --sam2 {found} or" if found else "give"
         raise ValueError(
             f"{source}: is {describe(state)}, but the network is built with --sam2 {wanted}; "
-            f"give --sam2 {trunk_size(state, TRUNK)} or the file {TRUNK_FILES[wanted]}"
+            f"{mend} the file {TRUNK_FILES[wanted]}"
         )
     if SAM2_1_KEY in state and not allow_sam2_1:
         raise ValueError(
@@ -181,8 +193,10 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> None:
             state = filter_fn(state, net)
         except (KeyError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{source}: is {describe(state)}, not timm's {name}") from error
-    state = {key: value for key, value in state.items() if not key.startswith(AUX_HEADS)}
-    check_keys(net.state_dict(), state, source)
+    own = net.state_dict()
+    parts = {key.split(".")[0] for key in own}  # what else a file holds, such as a classifier, is not asked for
+    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
+    check_keys(own, state, source)
     net.load_state_dict(state)
 
 
@@ -215,11 +229,15 @@ def read_network(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     if "format" in content:
         if content["format"] != FORMAT:
             raise ValueError(f"{source}: has format {content['format']}, this program reads {FORMAT}; update it")
-        return content["network"], state
+        network = content.get("network")
+        known = isinstance(network, dict) and network.keys() <= NETWORK.keys()
+        if not known or not all(isinstance(value, NETWORK[key]) for key, value in network.items()):
+            raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
+        return network, state
     network: dict[str, Any] = {"sam2": trunk_size(state, "sam."), "aux": "none"}
     if any(key.startswith("dino.") for key in state):
         network["aux"] = dinov2_name(state, "dino.model.")
-        if network["aux"]:
+        if network["aux"] and "dino.model.pos_embed" in state:
             patches = state["dino.model.pos_embed"].shape[1] - ("reg4" not in network["aux"])  # less the class token
             network["aux_size"] = round(patches**0.5) * DINOV2_PATCH
     if None in network.values():
@@ -233,14 +251,9 @@ def save_network(path: str | Path, model: nn.Module, epoch: int) -> None:
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
-    """torch.save into a temporary file beside `path`, renamed into it when it is safely on the disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    """torch.save into a file that is under its final name only when it is whole. Raises OSError that names it."""
     try:
-        with open(temporary, "wb") as file:
+        with files.replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch's zip writer
+        raise OSError(f"{path}: cannot be written: {reason(error)}") from error

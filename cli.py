@@ -23,7 +23,9 @@ def exit_on_error(status: int) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        # torch's data loader puts a worker's whole traceback into the message; its last line is the message proper.
+        line = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         raise SystemExit(status) from error
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
@@ -36,33 +38,37 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
-def number(kind: type = int, least: float = 1, multiple: int = 1) -> Callable[[str], float]:
-    """An argument type: an int or float not below `least` and, for sizes, a multiple of `multiple`."""
+def number(kind: type = int, least: float = 1, most: float = 2**32, multiple: int = 1) -> Callable[[str], float]:
+    """An argument type: an int or float from `least` to `most` and, for sizes, a multiple of `multiple`."""
 
     def check(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not least <= value < float("inf") or (multiple > 1 and value % multiple):
+        if not least <= value <= most or (multiple > 1 and value % multiple):
             of = f", a multiple of {multiple}" if multiple > 1 else ""
-            raise argparse.ArgumentTypeError(f"{text} must be a number of at least {least:g}{of}")
+            raise argparse.ArgumentTypeError(f"{text} must be a number from {least:g} to {most:g}{of}")
         return value
 
     return check
 
 
 def device(name: str) -> str:
-    """`name`, or for "auto" the best device at hand. Raises ValueError where CUDA is asked for and absent."""
+    """`name`, or for "auto" the best device at hand. Raises ValueError where torch cannot compute there."""
     import torch  # here alone: eval.py shares this file and does without torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch finds no CUDA device here; give --device cpu or auto")
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: torch cannot compute there ({reason}); give cpu, cuda or auto") from error
     return name
 
 

@@ -99,24 +99,20 @@ def evaluate(datasets: dict[str, list[tuple[Path, Path]]], engine: str, workers:
         return {name: metrics.mean(islice(scores, len(pairs))) for name, pairs in datasets.items()}
 
 
-def write_json(path: Path, results: dict[str, dict[str, float]]) -> None:
-    """Writes the results beside `path` and renames them into it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         datasets = find_pairs(args.dataset_name, args.pred_path, args.gt_path)
-        if args.json and not args.json.resolve().parent.is_dir():
-            raise NotADirectoryError(f"--json {args.json}: there is no such folder; make it first")
+        if args.json and args.json.is_dir():
+            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
+        if args.json:
+            files.output_folder(args.json.parent)
     with cli.exit_on_error(cli.NOT_COMPLETED):
         scores = evaluate(datasets, args.engine, args.workers)
         results = {name: {"images": len(datasets[name])} | scores[name].figures() for name in datasets}
+        print(report.table(results, metrics.METRICS))
         if args.json:
-            write_json(args.json, results)
-    print(report.table(results, metrics.METRICS))
+            with files.replacing(args.json) as file:
+                file.write((json.dumps(results, indent=1) + "\n").encode())
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -13,8 +13,8 @@ fi
 masks=$1
 shift
 
-python=${PYTHON:-$here/.venv/bin/python}
-[ -x "$(command -v "$python")" ] || python=python3
+source "$here/tools/setup.sh"
+find_python "$here"
 run=${RUN:-runs/sam2unext}
 
 exec "$python" "$here/eval.py" \

@@ -1,8 +1,12 @@
-"""Finds, pairs and reads pictures and masks. Free of torch, so that whoever only reads files stays small."""
+"""Finds, pairs and reads pictures and masks, and writes files whole. Free of torch, so that its users stay small."""
 
-from collections.abc import Iterable
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -67,7 +71,7 @@ def pair(
             )
         if not skip_unpaired:
             problems = [
-                f"without a {wanted}: {listing(missing)}"
+                f"without their {wanted}: {listing(missing)}"
                 for missing, wanted in (
                     ([path.name for stem, path in left.items() if stem not in right], names[1]),
                     ([path.name for stem, path in right.items() if stem not in left], names[0]),
@@ -104,6 +108,35 @@ def read_size(path: str | Path) -> tuple[int, int]:
             return picture.height, picture.width
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise unreadable(path, error) from error
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path` when the block ends well, and vanishes when it does not.
+
+    It lies beside `path` until it is safely on the disk: a file under its final name is always whole. Raises OSError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def output_folder(path: str | Path) -> Path:
+    """Makes the folder where it is missing. Raises OSError unless files can be written there."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
 
 
 def _read(path: str | Path, mode: str) -> Image.Image:

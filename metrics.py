@@ -89,7 +89,7 @@ def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) ->
         "Dice": sod.DICEHandler(with_dynamic=True, with_adaptive=False),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fmeasure is deprecated there, and yet what the papers report as adpFm
+        warnings.simplefilter("ignore", UserWarning)  # Fmeasure, the papers' adpFm, is deprecated there
         library = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
         library |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
         for metric in library.values():

@@ -53,14 +53,13 @@ def stretch(probability: np.ndarray) -> np.ndarray:
 
 
 def write(probability: np.ndarray, path: Path) -> None:
-    """Writes the stretched map as PNG beside `path` and renames it: a file under its final name is whole."""
+    """Writes the stretched map as PNG. Raises OSError that names the file."""
     _, png = cv2.imencode(".png", stretch(probability))
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(png)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with files.replacing(path) as file:
+            file.write(png)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def batched(samples: Iterator[Sample], batch_size: int) -> Iterator[list[Sample]]:
@@ -93,10 +92,16 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], size: int, batch_size: int,
 
 
 def find_tasks(image_path: str, gt_path: str | None, save_path: Path) -> list[Task]:
-    """One task a picture, with its ground truth where `gt_path` has one; raises ValueError where it has none at all."""
+    """One task a picture, with its ground truth where `gt_path` has one.
+
+    Raises ValueError where it has none at all, or where a map would be written over a picture or its ground truth.
+    """
     pictures = files.find(image_path)
     truths = files.find(gt_path) if gt_path else {}
     tasks = [Task(path, truths.get(stem), save_path / f"{stem}.png") for stem, path in pictures.items()]
+    inputs = {path.resolve() for path in (*pictures.values(), *truths.values())}
+    if any(task.output.resolve() in inputs for task in tasks):
+        raise ValueError(f"--save_path {save_path}: maps would replace pictures or ground truth; name another")
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
         raise ValueError(f"no ground truth in {gt_path} has the name of a picture in {image_path}")
@@ -110,10 +115,10 @@ def find_tasks(image_path: str, gt_path: str | None, save_path: Path) -> list[Ta
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
-        save_path = Path(args.save_path)
-        tasks = find_tasks(args.test_image_path, args.test_gt_path, save_path)
+        tasks = find_tasks(args.test_image_path, args.test_gt_path, Path(args.save_path))
+        save_path = files.output_folder(args.save_path)
         model = SAM2UNeXT.from_checkpoint(args.checkpoint).to(device)
-        save_path.mkdir(parents=True, exist_ok=True)
+    print(f"{args.checkpoint} on {device}")
     with cli.exit_on_error(cli.NOT_COMPLETED), tqdm(total=len(tasks), unit="img") as bar:
         predict(model, tasks, args.size or model.size, args.batch_size, args.workers, bar)
     print(f"{len(tasks)} maps in {save_path}")

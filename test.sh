@@ -13,8 +13,8 @@ fi
 images=$1
 shift
 
-python=${PYTHON:-$here/.venv/bin/python}
-[ -x "$(command -v "$python")" ] || python=python3
+source "$here/tools/setup.sh"
+find_python "$here"
 run=${RUN:-runs/sam2unext}
 checkpoint=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
 if [ -z "$checkpoint" ]; then

@@ -15,7 +15,6 @@ No GPU, to try it: a small network with random encoders and few pixels:
 import argparse
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ import checkpoint
 import cli
 import files
 from dataset import SegmentationDataset
+from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
 
 MIN_LEARNING_RATE = 1e-7  # where the cosine ends
@@ -87,6 +87,8 @@ def build_model(args: argparse.Namespace) -> SAM2UNeXT:
     """The network that the arguments describe. Raises ValueError or OSError with the mend."""
     if args.dinov2_path is None and args.aux != "none":
         raise ValueError("--dinov2_path is missing: a file, a URL, or the word random (or --aux none to do without)")
+    if args.hiera_path == "" or args.dinov2_path == "":
+        raise ValueError("--hiera_path or --dinov2_path is empty: give a file, a URL, or the word random")
     paths = (None if path == "random" else path for path in (args.hiera_path, args.dinov2_path))
     options = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
     return SAM2UNeXT(*paths, **options, allow_sam2_1=args.allow_sam2_1)
@@ -96,8 +98,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
         pairs = files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired)
-        save_path = Path(args.save_path)
-        save_path.mkdir(parents=True, exist_ok=True)
+        save_path = files.output_folder(args.save_path)
         torch.manual_seed(args.seed)
         model = build_model(args).to(device)
 
@@ -106,7 +107,12 @@ def main(args: argparse.Namespace) -> None:
     dataset = SegmentationDataset(pairs, args.size, args.seed)
     order = torch.Generator()
     batches = DataLoader(
-        dataset, args.batch_size, shuffle=True, generator=order, num_workers=args.workers, pin_memory=device != "cpu"
+        dataset,
+        args.batch_size,
+        shuffle=True,
+        generator=order,
+        num_workers=args.workers,
+        pin_memory=device.startswith("cuda"),
     )
     optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch)
 
@@ -128,7 +134,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     network = parser.add_argument_group("network")
     network.add_argument("--hiera_path", required=True, help="SAM 2's weights: a file, a URL, or the word random")
     network.add_argument("--dinov2_path", help="DINOv2's weights, likewise; needed unless --aux none")
-    network.add_argument("--sam2", default="large", choices=["tiny", "small", "base_plus", "large"], help="the trunk")
+    network.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
     network.add_argument("--aux", default="vit_large_patch14_dinov2", help="auxiliary encoder: a timm model, or none")
     network.add_argument("--allow_sam2_1", action="store_true", help="take the trunk of a SAM 2.1 checkpoint too")
 

@@ -14,8 +14,8 @@ fi
 images=$1 masks=$2
 shift 2
 
-python=${PYTHON:-$here/.venv/bin/python}
-[ -x "$(command -v "$python")" ] || python=python3
+source "$here/tools/setup.sh"
+find_python "$here"
 hiera=$here/weights/sam2_hiera_large.pt
 [ -e "$hiera" ] || hiera=https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_large.pt
 dinov2=$here/weights/vit_large_patch14_dinov2.safetensors

@@ -1,6 +1,7 @@
 """Files of weights: reading, refusing, writing."""
 
 import http.server
+import os
 import pickle
 import threading
 
@@ -137,13 +138,23 @@ def test_another_dinov2_is_named_with_the_mend(name, tmp_path):
         checkpoint.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], path)
 
 
-def test_weights_of_a_convolutional_auxiliary_encoder_load(tmp_path):
+@pytest.mark.parametrize(
+    "name, size, key",
+    [
+        ("resnet10t", 64, "conv1.0.weight"),
+        ("mobilenetv3_small_050", 64, "conv_stem.weight"),
+        ("deit_tiny_distilled_patch16_224", 224, "blocks.3.attn.qkv.weight"),
+        ("vit_tiny_patch16_224.augreg_in21k", 224, "blocks.3.attn.qkv.weight"),
+    ],
+)
+def test_published_weights_of_other_auxiliary_encoders_load(name, size, key, tmp_path):
+    """A published file holds a classifier too."""
     import timm
 
-    torch.save(recipe.fill(timm.create_model("resnet10t", pretrained=False), 1).state_dict(), tmp_path / "resnet.pth")
-    model = SAM2UNeXT(None, tmp_path / "resnet.pth", sam2="tiny", aux="resnet10t", aux_size=64)
-    weight = model.dino.model.conv1[0].weight
-    assert torch.equal(weight, parameter("conv1.0.weight", weight.shape, 1))
+    torch.save(recipe.fill(timm.create_model(name, pretrained=False), 1).state_dict(), tmp_path / "aux.pth")
+    model = SAM2UNeXT(None, tmp_path / "aux.pth", sam2="tiny", aux=name, aux_size=size)
+    weight = model.dino.model.state_dict()[key]
+    assert torch.equal(weight, parameter(key, weight.shape, 1))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +179,33 @@ def test_a_truncated_checkpoint_is_named(kept, small_checkpoint, tmp_path):
     (tmp_path / "cut.pth").write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ValueError, match="cut.pth: is truncated, damaged"):
         checkpoint.read_network(tmp_path / "cut.pth")
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ({"format": 1}, "does not say which network"),
+        ({"format": 1, "network": ["tiny"]}, "does not say which network"),
+        ({"format": 1, "network": SMALL | {"colour": 3}}, "does not say which network"),
+        ({"format": 1, "network": SMALL | {"size": "64"}}, "does not say which network"),
+        ({"format": 1, "network": SMALL | {"size": 65}}, "describes no network that can be built"),
+        ({"format": 1, "network": SMALL | {"sam2": "huge"}}, "describes no network that can be built: .*huge"),
+        ({"format": 1, "network": SMALL | {"aux": 5}}, "does not say which network"),
+        ({"format": 2, "network": SMALL}, "has format 2"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_named(header, message, small_model, tmp_path):
+    torch.save(header | {"state_dict": small_model.state_dict()}, tmp_path / "SAM2-UNeXT-1.pth")
+    with pytest.raises(ValueError, match=f"SAM2-UNeXT-1.pth: .*{message}"):
+        SAM2UNeXT.from_checkpoint(tmp_path / "SAM2-UNeXT-1.pth")
+
+
+def test_large_files_are_mapped_into_memory(small_checkpoint, monkeypatch):
+    seen = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: seen.append(options) or load(*args, **options))
+    checkpoint.read(small_checkpoint)
+    assert seen[0]["mmap"] and seen[0]["weights_only"]
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
@@ -217,11 +255,14 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(small_model, tmp_path):
         SAM2UNeXT.from_checkpoint(tmp_path / "part.pth")
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "SAM2-UNeXT-5.pth"
     checkpoint.save(path, {"a": torch.ones(3)})
     with pytest.raises((AttributeError, pickle.PicklingError)):
         checkpoint.save(path, {"a": torch.zeros(3), "b": lambda: None})
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="SAM2-UNeXT-5.pth: cannot be written: .*No space left"):
+        checkpoint.save(path, {"a": torch.zeros(3)})
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
 
@@ -248,7 +289,8 @@ def server(monkeypatch, tmp_path):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.requests = []
-        server.url = f"http://127.0.0.1:{server.server_port}"
+        server.port = server.server_port
+        server.url = f"http://127.0.0.1:{server.port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -259,6 +301,12 @@ def test_a_url_is_downloaded_once_and_shows_a_bar(server, capsys):
         assert torch.equal(checkpoint.read(f"{server.url}/whole.pt")["a"], torch.ones(5))
     assert server.requests == ["/whole.pt"]
     assert "whole.pt" in capsys.readouterr().err
+
+
+def test_the_same_path_on_two_hosts_is_two_files(server):
+    checkpoint.read(f"{server.url}/whole.pt")
+    checkpoint.read(f"http://localhost:{server.port}/whole.pt")
+    assert server.requests == ["/whole.pt"] * 2
 
 
 def test_a_broken_download_is_an_error_and_leaves_nothing(server, tmp_path):

@@ -82,10 +82,11 @@ def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, caps
     twice = arguments(pairs)
     twice.dataset_name, twice.pred_path, twice.gt_path = ["set"] * 2, several.pred_path, [str(pairs / "masks")] * 2
     for args, message in (
-        (arguments(short), "without a prediction map: case1.png"),
+        (arguments(short), "without their prediction map: case1.png"),
         (arguments(wrong), "x.png (97, 131) instead of (240, 320)"),
         (arguments(tmp_path / "none"), "none/maps: there is no such folder"),
-        (arguments(pairs, "--json", tmp_path / "none" / "scores.json"), "--json"),
+        (arguments(pairs, "--json", tmp_path), "is a folder; name a file"),
+        (arguments(pairs, "--json", "/proc/scores.json"), "/proc: nothing can be written there"),
         (several, "one of each for every data set"),
         (twice, "only once"),
     ):

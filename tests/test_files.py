@@ -39,7 +39,7 @@ def test_trailing_slashes_do_not_matter(folders):
 def test_unpaired_files_are_an_error_that_lists_them(folders):
     save_picture(folders / "images" / "d.png", GREY)
     save_picture(folders / "masks" / "e.png", GREY)
-    with pytest.raises(ValueError, match=r"without a mask: d\.png; without a image: e\.png"):
+    with pytest.raises(ValueError, match=r"without their mask: d\.png; without their image: e\.png"):
         files.pair([folders / "images"], [folders / "masks"])
     assert len(files.pair([folders / "images"], [folders / "masks"], skip_unpaired=True)) == 3
 
@@ -97,6 +97,28 @@ def test_reading_gives_rgb_and_greyscale(tmp_path):
     assert (image.mode, mask.mode) == ("RGB", "L")
     assert np.array_equal(np.array(mask), GREY)
     assert files.read_size(tmp_path / "palette.png") == (4, 6)
+
+
+def test_a_file_is_replaced_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as file:
+        file.write(b"half")
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    with files.replacing(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    assert files.output_folder(tmp_path / "new" / "folder").is_dir()
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc"):
+        with pytest.raises(OSError, match=f"{path}: nothing can be written there"):
+            files.output_folder(path)
 
 
 @pytest.mark.parametrize("read", [files.read_image, files.read_mask])

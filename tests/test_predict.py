@@ -1,6 +1,7 @@
 """test.py: prediction maps."""
 
 import importlib.util
+import os
 import shutil
 
 import numpy as np
@@ -129,10 +130,30 @@ def test_input_that_needs_mending_is_one_line_and_status_2(small_checkpoint, toy
         (arguments(tmp_path / "none.pth", images, tmp_path), "none.pth: there is no such file"),
         (arguments(small_checkpoint, tmp_path / "none", tmp_path), "none: there is no such folder"),
         (arguments(small_checkpoint, images, tmp_path, "--test_gt_path", tmp_path / "x"), "x: there is no such folder"),
-        (arguments(small_checkpoint, images, small_checkpoint), "File exists"),
+        (arguments(small_checkpoint, images, small_checkpoint), "nothing can be written there"),
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and message in line
+
+
+def test_maps_are_never_written_over_their_input(small_checkpoint, toy, tmp_path, capsys):
+    shutil.copytree(toy / "test/Mask", tmp_path / "pictures")
+    (tmp_path / "link").symlink_to(tmp_path / "pictures")
+    before = read_maps(tmp_path / "pictures")
+    for args in (
+        arguments(small_checkpoint, tmp_path / "pictures", tmp_path / "link"),
+        arguments(small_checkpoint, toy / "test/Image", tmp_path / "pictures", "--test_gt_path", tmp_path / "pictures"),
+    ):
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and "would replace pictures or ground truth" in line
+    assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "pictures").items())
+
+
+def test_a_map_that_cannot_be_written_whole_is_not_written(small_checkpoint, toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    status, line = failure(script.main, arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps"), capsys)
+    assert status == 1 and "No space left on device" in line and ".png: cannot be written" in line
+    assert not list((tmp_path / "maps").iterdir())
 
 
 def test_ground_truth_of_other_names_is_an_error(small_checkpoint, toy, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The shell scripts, run as a user runs them."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -70,14 +71,20 @@ def test_set_up_names_what_python_lacks(body, message, tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_a_recipe_names_a_missing_python(tmp_path):
+    result = bash(f"bash {ROOT}/eval.sh masks", tmp_path, PYTHON="python4")
+    assert result.returncode == 2 and result.stderr == "PYTHON=python4: there is no such program\n"
+
+
 def test_set_up_names_a_missing_python(tmp_path):
     result = bash(f"source {ROOT}/tools/setup.sh; setup requirements.txt", tmp_path, PYTHON="python4")
     assert result.returncode == 2 and "python4 is missing" in result.stderr
 
 
 def test_set_up_installs_each_requirements_file_once_and_again_when_it_changes(tmp_path):
-    make = "mkdir -p $3/bin; cp $0 $3/bin/python; echo 'echo pip \"$@\"' > $3/bin/pip; chmod +x $3/bin/pip"
-    python = fake_python(tmp_path / "python", f"[[ $1 == -m ]] && {{ {make}; }}; exit 0")
+    body = '[[ "$1 $2" == "-m venv" ]] && { mkdir -p ${@: -1}/bin; cp $0 ${@: -1}/bin/python; }; '
+    body += '[[ "$1 $2 $3" == "-m pip install" ]] && echo pip "$@"; exit 0'
+    python = fake_python(tmp_path / "python", body)
     (tmp_path / "one.txt").write_text("a")
     (tmp_path / "two.txt").write_text("b")
     command = f"source {ROOT}/tools/setup.sh; setup one.txt; setup one.txt two.txt; echo more >> one.txt; setup one.txt"
@@ -89,7 +96,7 @@ def test_set_up_installs_each_requirements_file_once_and_again_when_it_changes(t
 def test_numbers_are_checked():
     assert cli.number(multiple=32, least=32)("96") == 96
     for text in ("100", "0", "x", "3.5"):
-        with pytest.raises(Exception, match=text):
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
             cli.number(multiple=32, least=32)(text)
     assert cli.number(float, least=0)("1e-3") == 1e-3
 

@@ -1,5 +1,7 @@
 """The toy data set and the contact sheet."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import failure
@@ -7,7 +9,7 @@ from PIL import Image
 
 import files
 import metrics
-from tools import contact_sheet, toy_dataset
+from tools import benchmark, contact_sheet, toy_dataset
 
 
 def test_the_toy_data_set_has_pictures_masks_and_a_baseline(toy):
@@ -79,7 +81,25 @@ def test_a_sheet_without_common_names_is_an_error(toy, tmp_path, capsys):
     assert status == 2 and "no file name stands in all of" in line
 
 
-@pytest.mark.parametrize("tool", [toy_dataset, contact_sheet])
+def test_the_benchmark_of_the_evaluator_gives_times_ratio_agreement_and_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SIZES", ((60, 80), (90, 100)))
+    words = ["eval", "--files", "8", "--repeats", "1", "--json", str(tmp_path / "figures.json")]
+    benchmark.main(benchmark.get_args_parser().parse_args(words))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["60 x 80", "90 x 100", "eval.py, 8 files"]
+    for name in ("60 x 80", "90 x 100"):
+        assert figures[name]["ratio"] == figures[name]["pysodmetrics s"] / figures[name]["fast s"] > 0
+        assert figures[name]["largest difference"] < 1e-6
+    assert 20 < figures["eval.py, 8 files"]["peak MB a worker"] < 600
+
+
+def test_the_median_does_not_count_the_first_turn():
+    calls = []
+    seconds = benchmark.interleaved(3, one=lambda: calls.append("one"), two=lambda: calls.append("two"))
+    assert calls == ["one", "two"] * 4 and seconds.keys() == {"one", "two"}
+
+
+@pytest.mark.parametrize("tool", [toy_dataset, contact_sheet, benchmark])
 def test_tools_explain_themselves(tool, capsys):
     with pytest.raises(SystemExit) as stop:
         tool.get_args_parser().parse_args(["--help"])

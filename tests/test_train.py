@@ -1,5 +1,7 @@
 """train.py: the loss, the steps, the command."""
 
+import shutil
+
 import numpy as np
 import pytest
 import recipe
@@ -118,12 +120,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, toy, 
 
 def test_training_lowers_the_loss(toy):
     torch.manual_seed(0)
-    model = SAM2UNeXT(sam2="tiny", aux="none", size=96)
+    model = SAM2UNeXT(sam2="tiny", aux="none")
     pairs = files.pair([toy / "train/Image"], [toy / "train/Mask"])
-    dataset = train.SegmentationDataset(pairs, 96)
+    dataset = train.SegmentationDataset(pairs, 64)
     batch = tuple(torch.stack(tensors) for tensors in zip(*(dataset[i] for i in range(6)), strict=True))
     optimizer, _ = train.make_optimizer(model, lr=2e-3, weight_decay=0, epochs=1)
-    losses = [train.train_one_epoch(model, [batch], optimizer, tqdm(disable=True)) for _ in range(30)]
+    losses = [train.train_one_epoch(model, [batch], optimizer, tqdm(disable=True)) for _ in range(20)]
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
@@ -132,7 +134,58 @@ def test_the_start_tells_pairs_parameters_and_device(toy, tmp_path, capsys):
     output = capsys.readouterr()
     trained = sum(p.numel() for p in SAM2UNeXT(**SMALL).parameters() if p.requires_grad)
     assert f"6 pairs; {trained:,} trainable parameters; training on cpu" in output.out
-    assert "loss=" in output.err and "lr=1.00e-07" not in output.err and "img/s" in output.err
+    assert "loss=" in output.err and "lr=2.00e-04" in output.err and "img/s" in output.err
+
+
+def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
+    """What each epoch trains on and with: the order of the pictures, their flips, learning rate and weight decay."""
+    epochs = []
+
+    def record(model, batches, optimizer, bar, edge_weighted_bce):
+        group = optimizer.param_groups[0]
+        epochs.append((group["lr"], group["weight_decay"], torch.cat([images for images, _ in batches])))
+        optimizer.step()
+
+    monkeypatch.setattr(train, "train_one_epoch", record)
+    for seed in (0, 0, 1):
+        train.main(arguments(f"--epoch 2 --batch_size 4 --lr 3e-3 --weight_decay 0.25 --seed {seed}", toy, tmp_path))
+    assert [rate for rate, _, _ in epochs] == pytest.approx([3e-3, (3e-3 + 1e-7) / 2] * 3)
+    assert {decay for _, decay, _ in epochs} == {0.25}
+    first, second, again, _, other, _ = (images for _, _, images in epochs)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second) and not torch.equal(first, other)
+
+    dataset = train.SegmentationDataset(files.pair([toy / "train/Image"], [toy / "train/Mask"]), 64, seed=0)
+    shown = []
+    for epoch, images in ((1, first), (2, second)):
+        dataset.epoch = epoch
+        as_drawn = [dataset[i][0] for i in range(6)]
+        shown.append([i for image in images for i in range(6) if torch.equal(image, as_drawn[i])])
+        assert sorted(shown[-1]) == list(range(6))  # each picture once, flipped as drawn for this epoch
+    assert shown[0] != shown[1] and shown[0] != list(range(6))
+
+
+def test_sam2_1_needs_the_option(toy, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(checkpoint, "load_sam2", lambda trunk, path, allow_sam2_1: seen.append((path, allow_sam2_1)))
+    for option in ("", "--allow_sam2_1"):
+        train.build_model(arguments(option, toy, tmp_path, NETWORK.replace("hiera_path random", "hiera_path x.pt")))
+    assert seen == [("x.pt", False), ("x.pt", True)]
+
+
+def test_an_unreadable_picture_is_one_line_also_from_a_worker_process(toy, tmp_path, capsys):
+    for part in ("Image", "Mask"):
+        shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
+    (tmp_path / "train/Mask/toy_0003.png").write_bytes(b"no picture")
+    for workers in ("0", "1"):
+        status, line = failure(train.main, arguments(f"--workers {workers}", tmp_path, tmp_path / "run"), capsys)
+        assert status == 1
+        assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as a picture")
+
+
+def test_a_save_path_that_cannot_be_written_ends_it_before_it_starts(toy, capsys):
+    status, line = failure(train.main, arguments("", toy, "/proc"), capsys)
+    assert status == 2 and "/proc: nothing can be written there" in line
 
 
 def test_the_paper_s_loss_is_one_option_away(toy, tmp_path, monkeypatch):
@@ -147,7 +200,7 @@ def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
     args = arguments("", toy, tmp_path / "run")
     args.train_mask_path = [f"{toy}/test/Mask"]
     status, line = failure(train.main, args, capsys)
-    assert status == 2 and "toy_0004.jpg" in line and "without a mask" in line
+    assert status == 2 and "toy_0004.jpg" in line and "without their mask" in line
     args.skip_unpaired, args.epoch = True, 1
     train.main(args)
 
@@ -158,7 +211,9 @@ def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
         (NETWORK.replace("--dinov2_path random", ""), "--dinov2_path is missing"),
         (NETWORK.replace("--aux_size 56", "--aux_size 60"), "60 is no multiple"),
         (NETWORK.replace("hiera_path random", "hiera_path none.pt"), "none.pt: there is no such file"),
-        (NETWORK + " --device cuda:7", "no CUDA device" if not torch.cuda.is_available() else "cuda"),
+        (NETWORK.replace("hiera_path random", "hiera_path="), "is empty"),
+        (NETWORK + " --device cuda:97", "--device cuda:97: torch cannot compute there"),
+        (NETWORK + " --device gpu", "--device gpu: torch cannot compute there"),
     ],
 )
 def test_input_that_needs_mending_is_one_line_and_status_2(network, message, toy, tmp_path, capsys):
@@ -166,7 +221,9 @@ def test_input_that_needs_mending_is_one_line_and_status_2(network, message, toy
     assert status == 2 and message in line
 
 
-@pytest.mark.parametrize("option", ["--size 100", "--size 0", "--epoch 0", "--batch_size 0", "--lr -1", "--lr nan"])
+@pytest.mark.parametrize(
+    "option", ["--size 100", "--size 0", "--epoch 0", "--batch_size 0", "--lr -1", "--lr nan", "--seed 99999999999999"]
+)
 def test_numbers_out_of_range_are_refused(option, toy, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         arguments(option, toy, tmp_path)

@@ -1,6 +1,7 @@
-# Sourced by demo.sh and run_tests.sh, in the repository's folder. `setup FILE...` makes .venv, installs the requirements
-# in the files unless that was done before, and sets PYTHON to its interpreter. PYTHON=python3.12 chooses another.
+# Sourced by the other scripts.
 
+# `setup FILE...`, in the repository's folder: makes .venv, installs the requirements in the files unless that was done
+# before, and sets PYTHON to its interpreter. PYTHON=python3.12 chooses the one that it is made with.
 setup() {
     local python=${PYTHON:-python3} file missing=()
     if ! command -v "$python" >/dev/null; then
@@ -13,16 +14,29 @@ setup() {
         echo "$python cannot make virtual environments: install python3-venv (Debian, Ubuntu: apt install python3-venv)" >&2
         return 2
     fi
-    if [ ! -x .venv/bin/pip ]; then
-        "$python" -m venv .venv
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        "$python" -m venv --clear .venv
     fi
     for file in "$@"; do
         cmp -s "$file" ".venv/$file" || missing+=(-r "$file")
     done
     if [ ${#missing[@]} -gt 0 ]; then
         echo "Installing into .venv what $* name: some minutes and 6 GB the first time, mostly torch"
-        .venv/bin/pip install --disable-pip-version-check "${missing[@]}"
+        .venv/bin/python -m pip install --disable-pip-version-check "${missing[@]}"
         cp "$@" .venv/
     fi
     export PYTHON=$PWD/.venv/bin/python
+}
+
+# `find_python FOLDER`: sets python to $PYTHON or, where that is not set, to the environment in the repository's FOLDER,
+# else to python3.
+find_python() {
+    python=${PYTHON:-$1/.venv/bin/python}
+    if ! command -v "$python" >/dev/null; then
+        if [ -n "${PYTHON:-}" ]; then
+            echo "PYTHON=$PYTHON: there is no such program" >&2
+            return 2
+        fi
+        python=python3
+    fi
 }

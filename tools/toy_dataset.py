@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli  # noqa: E402
+import files  # noqa: E402
 
 SIDES = (224, 320)  # pixels, least and most
 CONTRAST = 26.0  # standard deviation of the texture's brightness, of 255
@@ -67,6 +68,8 @@ def centred_blob(height: int, width: int, sigma: float = CENTRED_SIGMA) -> np.nd
 
 
 def main(args: argparse.Namespace) -> None:
+    with cli.exit_on_error(cli.NOTHING_STARTED):
+        files.output_folder(args.folder)
     with cli.exit_on_error(cli.NOT_COMPLETED):
         for number, (split, count) in enumerate({"train": args.train, "test": args.test}.items()):
             for i in tqdm(range(count), desc=split, unit="img"):
