@@ -1,6 +1,7 @@
 """What the tests share: golden files, small networks, small data sets."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from tools import toy_dataset  # noqa: E402
 SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}
 
 NETWORK = "--hiera_path random --sam2 tiny --dinov2_path random --aux vit_small_patch14_dinov2 --aux_size 56 --size 64"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """Tests write hundreds of megabytes of checkpoints; none has to outlast a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def golden(name: str):

@@ -17,6 +17,7 @@ def bash(command, cwd, **environment):
     return subprocess.run(["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_train_test_eval_in_three_commands(toy, tmp_path):
     (tmp_path / "a folder").mkdir()
     for command in (

@@ -108,13 +108,13 @@ def test_a_checkpoint_says_which_network_it_holds(run):
     assert state.keys() == SAM2UNeXT(**SMALL).state_dict().keys()
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, toy, tmp_path):
-    _, first = checkpoint.read_network(run / "SAM2-UNeXT-6.pth")
-    train.main(arguments("--epoch 6 --batch_size 3 --lr 1e-3", toy, tmp_path))
-    _, again = checkpoint.read_network(tmp_path / "SAM2-UNeXT-6.pth")
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy, tmp_path):
+    states = []
+    for seed in (0, 0, 1):
+        train.main(arguments(f"--epoch 1 --batch_size 3 --seed {seed}", toy, tmp_path))
+        states.append(torch.load(tmp_path / "SAM2-UNeXT-1.pth")["state_dict"])
+    first, again, other = states
     assert all(torch.equal(first[key], again[key]) for key in first)
-    train.main(arguments("--epoch 1 --batch_size 3 --seed 1", toy, tmp_path))
-    _, other = checkpoint.read_network(tmp_path / "SAM2-UNeXT-1.pth")
     assert not torch.equal(first["reduce1.weight"], other["reduce1.weight"])
 
 
@@ -125,8 +125,8 @@ def test_training_lowers_the_loss(toy):
     dataset = train.SegmentationDataset(pairs, 64)
     batch = tuple(torch.stack(tensors) for tensors in zip(*(dataset[i] for i in range(6)), strict=True))
     optimizer, _ = train.make_optimizer(model, lr=2e-3, weight_decay=0, epochs=1)
-    losses = [train.train_one_epoch(model, [batch], optimizer, tqdm(disable=True)) for _ in range(20)]
-    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    losses = [train.train_one_epoch(model, [batch], optimizer, tqdm(disable=True)) for _ in range(14)]
+    assert np.mean(losses[-3:]) < 0.75 * losses[0]
 
 
 def test_the_start_tells_pairs_parameters_and_device(toy, tmp_path, capsys):
@@ -190,10 +190,10 @@ def test_a_save_path_that_cannot_be_written_ends_it_before_it_starts(toy, capsys
 
 def test_the_paper_s_loss_is_one_option_away(toy, tmp_path, monkeypatch):
     seen = []
-    loss = train.structure_loss
-    monkeypatch.setattr(train, "structure_loss", lambda *args: seen.append(args[2]) or loss(*args))
-    train.main(arguments("--epoch 1 --batch_size 6 --edge_weighted_bce", toy, tmp_path))
-    assert seen == [True]
+    monkeypatch.setattr(train, "train_one_epoch", lambda *args: args[2].step() or seen.append(args[4]))
+    for option in ("", "--edge_weighted_bce"):
+        train.main(arguments(f"--epoch 1 {option}", toy, tmp_path))
+    assert seen == [False, True]
 
 
 def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
