@@ -131,7 +131,9 @@ def test_dinov2_large_loads_as_in_the_original(tmp_path):
     assert relative_error(features[0, ::13, ::2, ::2], expected["features"]) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vit_base_patch14_dinov2", marks=pytest.mark.slow), "vit_small_patch14_reg4_dinov2"]
+)
 def test_another_dinov2_is_named_with_the_mend(name, tmp_path):
     path = dinov2_file(tmp_path / "model.safetensors", name, image_size=56)
     with pytest.raises(ValueError, match=f"is the DINOv2 {name}; give --aux {name} or vit_small_patch14_dinov2's"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import NETWORK, SMALL, failure, golden
+from conftest import NETWORK, SMALL, TINY, failure, golden
 from tqdm import tqdm
 
 import checkpoint
@@ -104,20 +104,21 @@ def test_checkpoints_every_five_epochs_and_at_the_end(run):
 
 def test_a_checkpoint_says_which_network_it_holds(run):
     network, state = checkpoint.read_network(run / "SAM2-UNeXT-6.pth")
-    assert network == SMALL
-    assert state.keys() == SAM2UNeXT(**SMALL).state_dict().keys()
+    assert network == TINY
+    assert state.keys() == SAM2UNeXT(**TINY).state_dict().keys()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy, tmp_path):
     states = []
     for seed in (0, 0, 1):
-        train.main(arguments(f"--epoch 1 --batch_size 3 --seed {seed}", toy, tmp_path))
+        train.main(arguments(f"--epoch 1 --batch_size 6 --seed {seed}", toy, tmp_path))
         states.append(torch.load(tmp_path / "SAM2-UNeXT-1.pth")["state_dict"])
     first, again, other = states
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["reduce1.weight"], other["reduce1.weight"])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(toy):
     torch.manual_seed(0)
     model = SAM2UNeXT(sam2="tiny", aux="none")
@@ -125,14 +126,14 @@ def test_training_lowers_the_loss(toy):
     dataset = train.SegmentationDataset(pairs, 64)
     batch = tuple(torch.stack(tensors) for tensors in zip(*(dataset[i] for i in range(6)), strict=True))
     optimizer, _ = train.make_optimizer(model, lr=2e-3, weight_decay=0, epochs=1)
-    losses = [train.train_one_epoch(model, [batch], optimizer, tqdm(disable=True)) for _ in range(14)]
-    assert np.mean(losses[-3:]) < 0.75 * losses[0]
+    losses = [train.train_one_epoch(model, [batch], optimizer, tqdm(disable=True)) for _ in range(20)]
+    assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
 def test_the_start_tells_pairs_parameters_and_device(toy, tmp_path, capsys):
     train.main(arguments("--epoch 1 --batch_size 6 --device cpu", toy, tmp_path))
     output = capsys.readouterr()
-    trained = sum(p.numel() for p in SAM2UNeXT(**SMALL).parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in SAM2UNeXT(**TINY).parameters() if p.requires_grad)
     assert f"6 pairs; {trained:,} trainable parameters; training on cpu" in output.out
     assert "loss=" in output.err and "lr=2.00e-04" in output.err and "img/s" in output.err
 
@@ -173,14 +174,13 @@ def test_sam2_1_needs_the_option(toy, tmp_path, monkeypatch):
     assert seen == [("x.pt", False), ("x.pt", True)]
 
 
-def test_an_unreadable_picture_is_one_line_also_from_a_worker_process(toy, tmp_path, capsys):
+def test_an_unreadable_picture_is_one_line_though_it_comes_from_a_worker_process(toy, tmp_path, capsys):
     for part in ("Image", "Mask"):
         shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
     (tmp_path / "train/Mask/toy_0003.png").write_bytes(b"no picture")
-    for workers in ("0", "1"):
-        status, line = failure(train.main, arguments(f"--workers {workers}", tmp_path, tmp_path / "run"), capsys)
-        assert status == 1
-        assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as a picture")
+    status, line = failure(train.main, arguments("--workers 1", tmp_path, tmp_path / "run"), capsys)
+    assert status == 1
+    assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as a picture")
 
 
 def test_a_save_path_that_cannot_be_written_ends_it_before_it_starts(toy, capsys):
@@ -209,7 +209,7 @@ def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
     "network, message",
     [
         (NETWORK.replace("--dinov2_path random", ""), "--dinov2_path is missing"),
-        (NETWORK.replace("--aux_size 56", "--aux_size 60"), "60 is no multiple"),
+        (NETWORK.replace("--aux_size 64", "--aux_size 60"), "60 is no multiple"),
         (NETWORK.replace("hiera_path random", "hiera_path none.pt"), "none.pt: there is no such file"),
         (NETWORK.replace("hiera_path random", "hiera_path="), "is empty"),
         (NETWORK + " --device cuda:97", "--device cuda:97: torch cannot compute there"),
