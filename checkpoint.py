@@ -46,7 +46,9 @@ def fetch(source: str | Path) -> Path:
         where = {"cache_dir": os.path.join(get_cache_dir(), host)} if host else {}
         path = Path(manager.get_local_path(str(source), **where))
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"{source}: cannot be downloaded: {reason(error)}") from error
+        raise OSError(
+            f"{source}: cannot be downloaded: {reason(error)}; fetch it by other means and give its path"
+        ) from error
     if not path.is_file():
         raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
     return path

@@ -48,12 +48,14 @@ def pair(
     second: list[str] | list[Path],
     skip_unpaired: bool = False,
     names: tuple[str, str] = ("image", "mask"),
+    mend: str = "add the missing files",
 ) -> list[tuple[Path, Path]]:
     """Pairs the pictures of the folders `first` with those of `second` by stem, never by order.
 
     Folders go together by position: the i-th of `first` with the i-th of `second`, and the pairs of all of them are
-    joined. `names` is what messages call a file of either side. Raises ValueError where the numbers of folders
-    differ, where a file has no partner (unless `skip_unpaired`) or where no pair is left; what `find` raises, too.
+    joined. `names` is what messages call a file of either side, `mend` what they advise. Raises ValueError where the
+    numbers of folders differ, where a file has no partner (unless `skip_unpaired`) or where no pair is left; what
+    `find` raises, too.
     """
     if len(first) != len(second):
         raise ValueError(
@@ -79,7 +81,7 @@ def pair(
                 if missing
             ]
             if problems:
-                raise ValueError(f"{one} and {other} do not match; {'; '.join(problems)}")
+                raise ValueError(f"{one} and {other} do not match; {'; '.join(problems)}; {mend}")
         pairs += [(left[stem], right[stem]) for stem in common]
     return pairs
 

@@ -101,7 +101,7 @@ def find_tasks(image_path: str, gt_path: str | None, save_path: Path) -> list[Ta
     tasks = [Task(path, truths.get(stem), save_path / f"{stem}.png") for stem, path in pictures.items()]
     inputs = {path.resolve() for path in (*pictures.values(), *truths.values())}
     if any(task.output.resolve() in inputs for task in tasks):
-        raise ValueError(f"--save_path {save_path}: maps would replace pictures or ground truth; name another")
+        raise ValueError(f"--save_path {save_path}: maps would replace pictures or ground truth; name a new folder")
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
         raise ValueError(f"no ground truth in {gt_path} has the name of a picture in {image_path}")

@@ -97,7 +97,12 @@ def build_model(args: argparse.Namespace) -> SAM2UNeXT:
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
-        pairs = files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired)
+        pairs = files.pair(
+            args.train_image_path,
+            args.train_mask_path,
+            args.skip_unpaired,
+            mend="add the missing files or leave these out with --skip_unpaired",
+        )
         save_path = files.output_folder(args.save_path)
         torch.manual_seed(args.seed)
         model = build_model(args).to(device)

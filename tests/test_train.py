@@ -200,7 +200,7 @@ def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
     args = arguments("", toy, tmp_path / "run")
     args.train_mask_path = [f"{toy}/test/Mask"]
     status, line = failure(train.main, args, capsys)
-    assert status == 2 and "toy_0004.jpg" in line and "without their mask" in line
+    assert status == 2 and "toy_0004.jpg" in line and "without their mask" in line and "--skip_unpaired" in line
     args.skip_unpaired, args.epoch = True, 1
     train.main(args)
 
