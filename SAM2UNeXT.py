@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import checkpoint
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
+from sam2.modeling.backbones.utils import sums_as_published
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
@@ -232,12 +233,25 @@ class SAM2UNeXT(nn.Module):
         return self.dino(low)[-1]
 
     def glue(self, sam_map: Tensor, aux_map: Tensor | None, level: str) -> Tensor:
-        """The dense glue layer at one level: the auxiliary map brought to the trunk's map and merged with it."""
-        if aux_map is not None:
-            aligned = getattr(self, "align" + level)(aux_map)
-            aligned = F.interpolate(aligned, size=sam_map.shape[-2:], mode="bilinear", align_corners=False)
-            sam_map = torch.cat([sam_map, aligned], dim=1)
-        return getattr(self, "reduce" + level)(sam_map)
+        """The dense glue layer at one level: reduce(cat[sam map, resize(align(auxiliary map))]).
+
+        1x1 convolutions commute with bilinear resizing, so that the auxiliary map may pass through reduce's right half
+        times align at its own size: no wide map is made at the trunk's size.
+        """
+        reduce = getattr(self, "reduce" + level)
+        if aux_map is None:
+            return reduce(sam_map)
+        align, size = getattr(self, "align" + level), sam_map.shape[-2:]
+        if sums_as_published(sam_map):
+            aligned = F.interpolate(align(aux_map), size=size, mode="bilinear", align_corners=False)
+            return reduce(torch.cat([sam_map, aligned], dim=1))
+        with torch.autocast(sam_map.device.type, enabled=False):
+            for_sam, for_aux = reduce.weight.split([sam_map.shape[1], align.out_channels], dim=1)
+            weight = for_aux.flatten(1) @ align.weight.flatten(1)  # (128, C), C channels of the auxiliary map
+            bias = for_aux.flatten(1) @ align.bias
+        aux = F.conv2d(aux_map, weight[..., None, None], bias)  # (B, 128, A/P, A/P)
+        aux = F.interpolate(aux, size=size, mode="bilinear", align_corners=False)
+        return F.conv2d(sam_map, for_sam, reduce.bias) + aux
 
     @torch.no_grad()
     def predict(self, picture: Image.Image | np.ndarray) -> np.ndarray:

@@ -66,3 +66,12 @@ def absolute_position(background: Tensor, window: Tensor, height: int, width: in
     resized = F.interpolate(background, size=(height, width), mode="bicubic")
     tiled = torch.tile(window, (1, 1, height // window.shape[2], width // window.shape[3]))
     return (resized + tiled).permute(0, 2, 3, 1)
+
+
+def sums_as_published(x: Tensor) -> bool:
+    """Whether to add up in the order of the published program: while training in fp32.
+
+    Any other order is as right, but AdamW's first steps divide by gradients near 0 and make visible differences of
+    the last bits, so that losses would no longer be those of the original.
+    """
+    return torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
