@@ -137,3 +137,42 @@ def test_a_checkpoint_of_the_original_brings_back_the_same_network(small_model, 
     model = SAM2UNeXT.from_checkpoint(tmp_path / "SAM2-UNeXT-20.pth")
     assert model.network == SMALL | {"size": 1024}
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in small_model.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(64, 96), (256, 256), (128, 224)])  # windows that fit, and such that need padding
+def test_inference_takes_short_cuts_that_change_nothing(size, small_model):
+    """Tokens kept in windows, the folded glue and the folded BatchNorm, against the network as it is defined."""
+    x = recipe.image("short", (2, 3, *size), 0)
+    defined = small_model(x).detach()  # with gradients enabled, in fp32
+    with torch.no_grad():
+        short = small_model(x)
+    assert relative_error(short, defined.numpy()) < 1e-5
+
+
+def test_the_folded_glue_has_the_gradients_of_the_defined_one(monkeypatch):
+    model = recipe.fill(SAM2UNeXT(**SMALL), 0).eval()
+    x = recipe.image("short", (2, 3, 64, 64), 0)
+
+    def gradients():
+        model.zero_grad()
+        F.softplus(model(x)).mean().backward()
+        return {name: p.grad.numpy() for name, p in model.named_parameters() if p.requires_grad}
+
+    defined = gradients()
+    for module in ("SAM2UNeXT", "sam2.modeling.backbones.hieradet"):
+        monkeypatch.setattr(f"{module}.sums_as_published", lambda x: False)
+    folded = gradients()
+    assert defined.keys() == folded.keys()
+    for name, gradient in folded.items():
+        assert relative_error(gradient, defined[name]) < 1e-4, name
+
+
+def test_the_kept_position_embedding_follows_its_size_and_weights():
+    model = recipe.fill(SAM2UNeXT(**SMALL), 0).eval()
+    with torch.no_grad():
+        for height in (64, 96, 64):
+            assert model.sam.position(height, 64).shape[1:3] == (height, 64)
+        before = model.sam.position(64, 64)
+        assert model.sam.position(64, 64) is before
+        model.load_state_dict({key: 2 * value for key, value in model.state_dict().items()})
+        assert torch.allclose(model.sam.position(64, 64), 2 * before)
