@@ -4,6 +4,7 @@ Xiong et al., "SAM2-UNeXT", arXiv:2508.03566. Shapes: B batch, H W height and wi
 A side of the auxiliary encoder's input, P its reduction (14 for DINOv2).
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ class SAM2UNeXT(nn.Module):
         self.size = size
         self.aux_size = aux_size
 
-        self.sam = build_sam2_trunk(sam2)
+        # What a file fills is built on the meta device, without memory or random values.
+        self.sam = build_sam2_trunk(sam2, device=None if checkpoint_path is None else "meta")
         if checkpoint_path is not None:
             checkpoint.load_sam2(self.sam, checkpoint_path, allow_sam2_1)
         self.sam.requires_grad_(False)
@@ -115,7 +117,7 @@ class SAM2UNeXT(nn.Module):
 
         self.dino = None
         if aux != "none":
-            self.dino = build_aux(aux, aux_size)
+            self.dino = build_aux(aux, aux_size, device=None if dinov2_path is None else "meta")
             if dinov2_path is not None:
                 checkpoint.load_aux(self.dino.model, aux.split(".")[0], dinov2_path)
             self.dino.requires_grad_(False).eval()
@@ -152,8 +154,12 @@ class SAM2UNeXT(nn.Module):
         sources = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
         for option, record in trained.encoders.items():
             sources[option] = sources[option] or record["source"]
+        whole = not any(sources.values())
         try:
-            model = cls(*sources.values(), **trained.network, allow_sam2_1=True)  # the fingerprints decide
+            with torch.device("meta") if whole else nullcontext():
+                model = cls(*sources.values(), **trained.network, allow_sam2_1=True)  # the fingerprints decide
+            if whole and not is_told_by_state(model):
+                model = cls(**trained.network)
         except OSError as error:
             raise OSError(
                 f"{error}; {path} holds what was trained and needs its encoders too: "
@@ -172,12 +178,15 @@ class SAM2UNeXT(nn.Module):
         """
         small = bool(trained.encoders)
         checkpoint.check_keys(self.trained_state() if small else self.state_dict(), trained.state, path)
-        found = self.fingerprints()
-        self.load_state_dict(trained.state, strict=not small)
+        found = {option: record["fingerprint"] for option, record in self.encoders.items()}
+        if small:
+            found = found or self.fingerprints()
+        checkpoint.fill(self, trained.state, strict=not small)
+        # Random encoders give way to those of a whole file, encoders from files must be its own.
         if small:
             expected = {option: record["fingerprint"] for option, record in trained.encoders.items()}
         else:
-            expected = self.fingerprints() if self.encoders else found  # random encoders give way to those of the file
+            expected = self.fingerprints() if found else {}
         for option in found:
             if found[option] != expected.get(option):
                 ours, theirs = (e[option]["source"] if option in e else None for e in (self.encoders, trained.encoders))
@@ -274,9 +283,10 @@ class SAM2UNeXT(nn.Module):
         return probability_map(self(image[None])[0], (picture.height, picture.width))
 
 
-def build_aux(name: str, size: int) -> nn.Module:
+def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     """timm's feature extractor of the model `name` with random weights, returning its last map alone, without norm.
 
+    It lies on `device` (None: where torch makes tensors now); not on meta where a state dict lacks some of it.
     Raises ValueError where timm has no such model or `size` (pixels) is no multiple of its patches.
     """
     if not timm.is_model(name):
@@ -285,13 +295,19 @@ def build_aux(name: str, size: int) -> nn.Module:
     if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
         options["img_size"] = size
     try:
-        net = timm.create_model(name, pretrained=False, **options)
+        with torch.device(device) if device else nullcontext():
+            net = timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(f"timm's {name} gives no feature maps at {size} px: {error}") from error
     patch = net.feature_info.reduction()[-1]
     if size % patch:
         raise ValueError(f"the auxiliary size {size} is no multiple of {name}'s patch, {patch} px")
-    return net
+    return net if device is None or is_told_by_state(net) else build_aux(name, size)
+
+
+def is_told_by_state(module: nn.Module) -> bool:
+    """Whether all tensors of a module stand in its state dict, so that one on the meta device can be filled."""
+    return {name for name, _ in module.named_buffers()} <= module.state_dict().keys()
 
 
 def probability_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -185,7 +185,7 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
         )
     state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
     check_keys(own, state, source)
-    trunk.load_state_dict(state)
+    fill(trunk, state)
 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> None:
@@ -209,7 +209,16 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> None:
     parts = {key.split(".")[0] for key in own}  # what else a file holds, such as a classifier, is not asked for
     state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
     check_keys(own, state, source)
-    net.load_state_dict(state)
+    fill(net, state)
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
+    """Loads a state dict; into a module on the meta device without a copy, so that large files stay where they are."""
+    own = module.state_dict()
+    empty = any(tensor.is_meta for tensor in own.values())
+    if empty:
+        state = {key: tensor.to(own[key].dtype) for key, tensor in state.items()}
+    module.load_state_dict(state, strict=strict, assign=empty)
 
 
 def check_keys(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
