@@ -65,25 +65,38 @@ def pair(
     pairs: list[tuple[Path, Path]] = []
     for one, other in zip(first, second, strict=True):
         left, right = find(one), find(other)
-        common = [stem for stem in left if stem in right]
-        if not common:
+        if not left.keys() & right.keys():
             raise ValueError(
                 f"no {names[0]} in {one} has the name of a {names[1]} in {other} "
                 f"(for example {next(iter(left.values())).name} and {next(iter(right.values())).name})"
             )
-        if not skip_unpaired:
-            problems = [
-                f"without their {wanted}: {listing(missing)}"
-                for missing, wanted in (
-                    ([path.name for stem, path in left.items() if stem not in right], names[1]),
-                    ([path.name for stem, path in right.items() if stem not in left], names[0]),
-                )
-                if missing
-            ]
-            if problems:
-                raise ValueError(f"{one} and {other} do not match; {'; '.join(problems)}; {mend}")
-        pairs += [(left[stem], right[stem]) for stem in common]
+        pairs += match(left, right, f"{one} and {other}", skip_unpaired, names, mend)
     return pairs
+
+
+def match(
+    left: dict[str, Path],
+    right: dict[str, Path],
+    where: str,
+    skip_unpaired: bool = False,
+    names: tuple[str, str] = ("image", "mask"),
+    mend: str = "add the missing files",
+) -> list[tuple[Path, Path]]:
+    """Pairs the files of two folders by stem; `where` is what a message calls the folders.
+
+    Raises ValueError where a file has no partner, unless `skip_unpaired`.
+    """
+    problems = [
+        f"without their {wanted}: {listing(path.name for path in alone)}"
+        for alone, wanted in (
+            ([path for stem, path in left.items() if stem not in right], names[1]),
+            ([path for stem, path in right.items() if stem not in left], names[0]),
+        )
+        if alone
+    ]
+    if problems and not skip_unpaired:
+        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {mend}")
+    return [(path, right[stem]) for stem, path in left.items() if stem in right]
 
 
 def listing(names: Iterable[str]) -> str:
