@@ -15,6 +15,7 @@ R = TypeVar("R")
 NOTHING_STARTED = 2  # the user's input needs mending
 NOT_COMPLETED = 1  # started, and not finished
 INTERRUPTED = 130  # 128 + SIGINT
+BENCHMARK_HELP = "DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file, and the folder of its archive"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 LISTED = 10  # how many file names an error message lists before it only counts
 
@@ -41,6 +41,17 @@ def find(folder: str | Path) -> dict[str, Path]:
     if not found:
         raise ValueError(f"{folder}: holds no picture")
     return dict(sorted(found.items()))
+
+
+def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """The pictures in `paths`, folders and single files, by stem. Raises OSError or ValueError as `find` does."""
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        for stem, picture in ({path.stem: path} if path.is_file() else find(path)).items():
+            if stem in found:
+                raise ValueError(f"{found[stem]} and {picture}: have one name; take them one after the other")
+            found[stem] = picture
+    return found
 
 
 def pair(
@@ -106,9 +117,12 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The picture as RGB, pixels in the order of the file. Raises OSError that names the file."""
-    return _read(path, "RGB")
+def read_image(path: str | Path, upright: bool = False) -> Image.Image:
+    """The picture as RGB, pixels in the order of the file or, if `upright`, turned as its EXIF tag says.
+
+    Raises OSError that names the file.
+    """
+    return _read(path, "RGB", upright)
 
 
 def read_mask(path: str | Path) -> Image.Image:
@@ -154,10 +168,10 @@ def output_folder(path: str | Path) -> Path:
         raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
 
 
-def _read(path: str | Path, mode: str) -> Image.Image:
+def _read(path: str | Path, mode: str, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path) as picture:
-            return picture.convert(mode)
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise unreadable(path, error) from error
 

@@ -108,6 +108,6 @@ def failure(main, args, capsys) -> tuple[int, str]:
     """Runs a command that must fail: its exit status and its one line on standard error, progress bars left out."""
     with pytest.raises(SystemExit) as stop:
         main(args)
-    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "img" not in line]
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "img/s" not in line]
     assert len(lines) == 1, lines
     return stop.value.code, lines[0]
