@@ -164,7 +164,7 @@ def load(name: str) -> Benchmark:
             return parse(own, content)
     path = Path(name)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        raise ValueError(f"there is no benchmark {name!r}: there are {', '.join(BENCHMARKS)}, or give a YAML file")
+        raise ValueError(f"no benchmark (and no folder) is called {name}: give {', '.join(BENCHMARKS)} or a YAML file")
     try:
         return parse(path.stem, yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
@@ -279,9 +279,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def tree(root: Path) -> list[Path]:
-    """The folders below `root`, as far down as layouts are looked for."""
+    """The folders below `root`, one further down than where layouts may begin."""
     found, level = [], [root]
-    for _ in range(DEPTH):
+    for _ in range(DEPTH + 1):
         level = [folder for one in level for folder in subfolders(one)]
         found += level
     return sorted(found)

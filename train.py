@@ -15,6 +15,7 @@ No GPU, to try it: a small network with random encoders and few pixels:
 import argparse
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import benchmarks
 import checkpoint
 import cli
 import files
@@ -94,15 +96,23 @@ def build_model(args: argparse.Namespace) -> SAM2UNeXT:
     return SAM2UNeXT(*paths, **options, allow_sam2_1=args.allow_sam2_1)
 
 
+def find_pairs(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """The (picture, mask) files that the arguments name. Raises ValueError or OSError with the mend."""
+    if bool(args.benchmark) == bool(args.train_image_path):
+        raise ValueError("give either --benchmark, or --train_image_path and --train_mask_path")
+    if args.benchmark:
+        name, root = args.benchmark
+        places = benchmarks.find_train(benchmarks.load(name), root)
+        print(*places, sep="\n")
+        return [pair for place in places for pair in place.pairs]
+    mend = "add the missing files or leave these out with --skip_unpaired"
+    return files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, mend=mend)
+
+
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
-        pairs = files.pair(
-            args.train_image_path,
-            args.train_mask_path,
-            args.skip_unpaired,
-            mend="add the missing files or leave these out with --skip_unpaired",
-        )
+        pairs = find_pairs(args)
         save_path = files.output_folder(args.save_path)
         torch.manual_seed(args.seed)
         model = build_model(args).to(device)
@@ -144,8 +154,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     network.add_argument("--allow_sam2_1", action="store_true", help="take the trunk of a SAM 2.1 checkpoint too")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--train_image_path", required=True, nargs="+", metavar="DIR", help="folder(s) of pictures")
-    data.add_argument("--train_mask_path", required=True, nargs="+", metavar="DIR", help="folder(s) of masks")
+    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
+    data.add_argument("--train_image_path", nargs="+", default=[], metavar="DIR", help="folder(s) of pictures")
+    data.add_argument("--train_mask_path", nargs="+", default=[], metavar="DIR", help="folder(s) of masks")
     data.add_argument("--skip_unpaired", action="store_true", help="leave out pictures and masks without a partner")
     data.add_argument("--size", type=cli.number(multiple=32, least=32), default=1024, help="side of the input, px")
     data.add_argument("--aux_size", type=cli.number(), default=448, help="side of the auxiliary encoder's input, px")

@@ -12,7 +12,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-SUIM8 = ROOT.parent / "shared" / "data" / "suim8"  # eight real pictures, not part of the repository
+SHARED = ROOT.parent / "shared"  # not part of the repository
+SUIM8 = SHARED / "data" / "suim8"  # eight real pictures
 sys.path.insert(0, str(GOLDEN))
 
 import recipe  # noqa: E402

@@ -40,3 +40,22 @@ find_python() {
         python=python3
     fi
 }
+
+# `name_run WORD`: where WORD is a benchmark's name, a YAML file, or nothing that exists, sets benchmark to WORD and run to
+# $RUN or runs/<its name>; else, where it is a folder or file, benchmark to nothing and run to $RUN or runs/sam2unext.
+name_run() {
+    benchmark=$1
+    case "${1^^}" in
+        DIS5K | COD | MAS3K | RMAS | EORSSD | ORSI-4199) run=${1^^} ;;
+        ORSI4199) run=ORSI-4199 ;;
+        *.YAML | *.YML) run=$(basename "${1%.*}") ;;
+        */*) benchmark="" run=sam2unext ;;
+        *)
+            run=$1
+            if [ -e "$1" ]; then
+                benchmark="" run=sam2unext
+            fi
+            ;;
+    esac
+    run=${RUN:-runs/$run}
+}
