@@ -33,6 +33,7 @@ USUAL = {
 }
 DEPTH = 2  # how many folders below the root a layout may begin
 LISTED = 12  # folders that an error message lists
+DESCRIPTIONS = (".yaml", ".yml")  # files that describe a benchmark
 OURS = "SAM2-UNeXT"  # its rows in published.json
 
 
@@ -157,13 +158,25 @@ class Found(NamedTuple):
         return f"{self.split}: {len(self.pairs):,}{expected} pairs in {self.images}{self.left_out}{warning}"
 
 
+def is_benchmark(text: str) -> bool:
+    """Whether a command's first argument is a benchmark, which `load` takes, and not a folder of pictures.
+
+    A folder with the name of a benchmark is meant only where it is written as a path: `./COD` or `COD/`.
+    """
+    return bool(built_in(text)) or Path(text).suffix.lower() in DESCRIPTIONS or not Path(text).is_dir()
+
+
+def built_in(name: str) -> str | None:
+    """The name in BENCHMARKS, which may be given in any case and without its hyphen."""
+    return next((own for own in BENCHMARKS if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
+
+
 def load(name: str) -> Benchmark:
     """The benchmark of that name, in any case, or in the YAML file `name`. Raises ValueError or OSError."""
-    for own, content in BENCHMARKS.items():
-        if name.lower() in (own.lower(), own.lower().replace("-", "")):
-            return parse(own, content)
+    if own := built_in(name):
+        return parse(own, BENCHMARKS[own])
     path = Path(name)
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() not in DESCRIPTIONS:
         raise ValueError(f"no benchmark (and no folder) is called {name}: give {', '.join(BENCHMARKS)} or a YAML file")
     try:
         return parse(path.stem, yaml.safe_load(path.read_text("utf-8")))
@@ -217,7 +230,16 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
 
 
 def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[Found]:
-    """The places of the one layout that is there, as near to the root as any."""
+    """The places of the one layout that is there, read. Raises as `locate` and `read` do."""
+    return [read(split, *place) for place in locate(split, alternatives, root)]
+
+
+def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
+    """(place, its folder of pictures, of masks) for the one layout that is there, as near to the root as any.
+
+    The folders' files are not looked at. Raises OSError where there is no root, ValueError where the split is missing
+    or may be in several places.
+    """
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}")
@@ -235,7 +257,7 @@ def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[F
             raise ambiguous(split, [pairs[0] for pairs in hits])
         if hits:
             (pairs, layout) = hits.popitem()
-            return [read(split, place, *folders) for place, folders in zip(layout, pairs, strict=True)]
+            return [(place, *folders) for place, folders in zip(layout, pairs, strict=True)]
         bases = [folder for base in bases for folder in subfolders(base)]
     raise missing(split, alternatives, root)
 
@@ -307,7 +329,14 @@ def missing(split: str, alternatives: Sequence[Layout], root: Path) -> ValueErro
 
 def read(split: str, place: Place, images: Path, masks: Path) -> Found:
     """The pairs of a place. Raises OSError or ValueError that lists files without a partner."""
-    left, right = files.find(images), files.find(masks)
+    left, right, left_out = belonging(place, files.find(images), files.find(masks))
+    return Found(split, images, masks, files.match(left, right, f"{images} and {masks}"), place.count, left_out)
+
+
+def belonging(
+    place: Place, left: dict[str, Path], right: dict[str, Path]
+) -> tuple[dict[str, Path], dict[str, Path], str]:
+    """Of the pictures and masks in a place's folders, by stem, those that count, and in words what is left out."""
     words = []
     if place.leave_out:
         others = [stem for stem in left if fnmatchcase(stem, place.leave_out)]
@@ -320,5 +349,4 @@ def read(split: str, place: Place, images: Path, masks: Path) -> Found:
         surplus = [stem for stem in right if stem not in left]
         right = {stem: path for stem, path in right.items() if stem in left}
         words += [f"{len(surplus):,} masks without a picture"] if surplus else []
-    pairs = files.match(left, right, f"{images} and {masks}")
-    return Found(split, images, masks, pairs, place.count, f", left out: {', '.join(words)}" if words else "")
+    return left, right, f", left out: {', '.join(words)}" if words else ""

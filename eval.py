@@ -9,14 +9,9 @@ results.json, .csv, .md and .tex, per_image.csv, curves.png and report.html, a p
 """
 
 import argparse
-import multiprocessing
 import os
 import re
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -58,37 +53,9 @@ def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> metrics.P
     return ENGINES[engine](np.array(prediction), np.array(truth))
 
 
-def start_worker() -> None:
-    """In each worker process: one thread, Ctrl-C left to the parent, and no life after it."""
+def one_thread() -> None:
+    """In each worker process: as many threads as workers are enough."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=die_with_parent, daemon=True).start()
-
-
-def die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def score_all(
-    pairs: Sequence[tuple[Path, Path]], engine: str, resize: bool, workers: int, bar: tqdm
-) -> Iterator[metrics.PairScores]:
-    """The scores of each pair, in order, computed by worker processes that read the files themselves.
-
-    Raises OSError or ValueError that names the file, or that says that a worker died.
-    """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
-    try:
-        function = partial(score_files, engine=engine, resize=resize)
-        for scores in cli.in_order(pool, function, pairs, ahead=4 * workers):
-            bar.update()
-            yield scores
-    except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():  # none is needed any more, whatever it is at
-            process.terminate()
 
 
 def find_datasets(
@@ -165,9 +132,7 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
         if wrong and resize:
             notes.append(f"{dataset}: {len(wrong):,} maps fitted to the size of their ground truth")
         elif wrong:
-            problems.append(
-                f"{dataset}: maps of another (height, width) than their ground truth: {files.listing(wrong)}"
-            )
+            problems.append(f"{dataset}: {len(wrong):,} maps of another (height, width): {files.listing(wrong)}")
             mends.add("--resize fits them")
         if not both and allow_missing:
             notes.append(f"{dataset}: not scored")
@@ -184,10 +149,12 @@ def evaluate(
     """The mean scores of each data set, and the figures of each of its pictures, under one progress bar."""
     every = [pair for dataset in datasets for pair in dataset.pairs()]
     means, scored = {}, []
+    function = partial(score_files, engine=engine, resize=resize)
     with (
+        closing(cli.in_processes(function, every, workers, one_thread)) as results,
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
-        closing(score_all(every, engine, resize, min(workers, len(every)), bar)) as scores,
     ):
+        scores = cli.counted(results, bar.update)
         for dataset in datasets:
             if pairs := dataset.pairs():
                 means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored))

@@ -19,20 +19,28 @@ def extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN)
 
 
-def find(folder: str | Path) -> dict[str, Path]:
-    """The pictures that lie directly in `folder`, by stem (file name without extension), in the order of the stems.
+def pictures(folder: str | Path) -> list[Path]:
+    """The pictures that lie directly in `folder`, sorted. Raises OSError where it cannot be listed.
 
-    Hidden files and files that Pillow does not read by their extension are passed over. Raises OSError where the
-    folder cannot be listed, ValueError where it holds no picture or two of one stem.
+    Hidden files and files that Pillow does not read by their extension are passed over.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+    return [
+        path for path in sorted(folder.iterdir())
+        if path.suffix.lower() in extensions() and not path.name.startswith(".") and path.is_file()
+    ]  # fmt: skip
+
+
+def find(folder: str | Path) -> dict[str, Path]:
+    """The `pictures` in `folder` by stem (file name without extension), in the order of the stems.
+
+    Raises OSError where the folder cannot be listed, ValueError where it holds no picture or two of one stem.
+    """
     found: dict[str, Path] = {}
     doubled = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in extensions() or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in pictures(folder):
         if path.stem in found:
             doubled.append(f"{found[path.stem].name} and {path.name}")
         found[path.stem] = path
