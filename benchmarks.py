@@ -16,9 +16,11 @@ such folders and are what `images` and `masks` are unless given.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -123,8 +125,13 @@ class Place:
             if not isinstance(getattr(self, field.name), get_args(field.type) or field.type):
                 raise TypeError(f"{field.name}: {getattr(self, field.name)!r} is no {field.type}")
 
-    def __str__(self) -> str:
-        return f"{self.images} with {self.masks}" + ("" if self.folder == "." else f" in {self.folder}")
+    def example(self) -> str:
+        """What fits, in words: the first of each alternative."""
+        words = []
+        for pattern in (self.images, self.masks):
+            parts = Path(self.folder, pattern.format(images="Image", masks="Mask")).parts
+            words.append("/".join(part.split("|")[0].replace("[-_]", "-") for part in parts))
+        return " with ".join(words)
 
 
 Layout = tuple[Place, ...]  # places that are joined
@@ -139,6 +146,7 @@ class Benchmark:
     train: tuple[Layout, ...]  # of which one is there
     test: dict[str, tuple[Layout, ...]]
     together: dict[str, tuple[str, ...]]  # rows over several test sets
+    from_paper: bool  # whether figures are published for it
 
 
 class Found(NamedTuple):
@@ -154,8 +162,11 @@ class Found(NamedTuple):
     def __str__(self) -> str:
         """A line for the user: what was found and what is known of the archive."""
         expected = "" if self.count is None else f" of {self.count:,}"
-        warning = "" if self.count in (None, len(self.pairs)) else "  WARNING: another number than the published one"
+        warning = "  WARNING: another number than expected" if self.is_incomplete() else ""
         return f"{self.split}: {len(self.pairs):,}{expected} pairs in {self.images}{self.left_out}{warning}"
+
+    def is_incomplete(self) -> bool:
+        return self.count not in (None, len(self.pairs))
 
 
 def is_benchmark(text: str) -> bool:
@@ -174,7 +185,7 @@ def built_in(name: str) -> str | None:
 def load(name: str) -> Benchmark:
     """The benchmark of that name, in any case, or in the YAML file `name`. Raises ValueError or OSError."""
     if own := built_in(name):
-        return parse(own, BENCHMARKS[own])
+        return parse(own, BENCHMARKS[own], from_paper=True)
     path = Path(name)
     if path.suffix.lower() not in DESCRIPTIONS:
         raise ValueError(f"no benchmark (and no folder) is called {name}: give {', '.join(BENCHMARKS)} or a YAML file")
@@ -187,30 +198,39 @@ def load(name: str) -> Benchmark:
         raise ValueError(f"{name}: describes no benchmark, see the example in the README: {reason}") from error
 
 
-def parse(name: str, content: dict[str, Any]) -> Benchmark:
+def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
     """A benchmark from its description. Raises an error of many kinds where it is not one."""
     if unknown := content.keys() - {"columns", "train", "test", "together"}:
         raise ValueError(f"it has {', '.join(sorted(unknown))}, and only columns, train, test and together are known")
-    columns = tuple(content.get("columns", METRICS))
-    if wrong := [str(column) for column in columns if column not in METRICS]:
-        raise ValueError(f"no column is called {wrong[0]}; there are {', '.join(METRICS)}")
+    columns = content.get("columns", METRICS)
+    if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
+        raise ValueError(f"columns: {columns} is no list of some of {', '.join(METRICS)}")
     test = {str(key): layouts(split) for key, split in content.get("test", {}).items()}
-    together = {str(key): tuple(sets) for key, sets in content.get("together", {}).items()}
-    if wrong := [one for sets in together.values() for one in sets if one not in test]:
-        raise ValueError(f"together names {wrong[0]}, which is no test set")
-    return Benchmark(name, columns, layouts(content["train"]) if "train" in content else (), test, together)
+    if wrong := [key for key in test if "/" in key or key.startswith(".")]:
+        raise ValueError(f"test: {wrong[0]} cannot be the name of a folder")
+    together = {str(key): tuple(str(one) for one in sets) for key, sets in content.get("together", {}).items()}
+    for key, sets in together.items():
+        if key in test or not sets or not test.keys() >= set(sets):
+            raise ValueError(f"together: {key} must have a name of its own and a list of test sets")
+    train = layouts(content["train"]) if "train" in content else ()
+    return Benchmark(name, tuple(columns), train, test, together, from_paper)
 
 
 def layouts(split: dict[str, Any] | list[dict[str, Any]]) -> tuple[Layout, ...]:
     """The alternative layouts of a split. Raises TypeError where it is none."""
     either = split["either"] if isinstance(split, dict) and "either" in split else [split]
-    return tuple(tuple(Place(**place) for place in (one if isinstance(one, list) else [one])) for one in either)
+    either = [one if isinstance(one, list) else [one] for one in either]
+    if not either or not all(one and all(isinstance(place, dict) for place in one) for one in either):
+        raise TypeError("a split is a place such as {folder: test}, or a list of places")
+    return tuple(tuple(Place(**place) for place in one) for one in either)
 
 
-def published(split: str) -> dict[str, dict[str, float]]:
-    """The published figures of a test set: method -> metric -> value; empty for a set of one's own."""
+def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
+    """The published figures of a row: method -> metric -> value; empty in a benchmark of one's own."""
+    if not benchmark.from_paper:
+        return {}
     results = json.loads(Path(__file__).with_name("published.json").read_text())["results"]
-    return results.get(split, {})
+    return results[row]
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[Found]:
@@ -224,9 +244,15 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
     """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
     if not benchmark.test:
         raise ValueError(f"{benchmark.name}: has no test set")
-    if unknown := [name for name in sets if name not in benchmark.test]:
-        raise ValueError(f"{benchmark.name} has no test set {unknown[0]!r}; there are {', '.join(benchmark.test)}")
-    return {name: find(name, split, root) for name, split in benchmark.test.items() if not sets or name in sets}
+    wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
+    if unknown := wanted - {name.casefold() for name in benchmark.test}:
+        raise ValueError(f"{benchmark.name} has no test set {min(unknown)}; there are {', '.join(benchmark.test)}")
+    found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
+    for name, places in found.items():
+        counts = Counter(image.stem for place in places for image, _ in place.pairs)
+        if doubled := [stem for stem, count in counts.items() if count > 1]:
+            raise ValueError(f"{name}: several of its folders have pictures named {files.listing(doubled)}; rename")
+    return found
 
 
 def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[Found]:
@@ -243,31 +269,37 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     root = Path(root)
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}")
-    bases = [root]
-    for _ in range(DEPTH + 1):
-        hits: dict[tuple[tuple[Path, Path], ...], Layout] = {}
-        for layout in alternatives:
-            places = [list(dict.fromkeys(pair for base in bases for pair in matches(place, base))) for place in layout]
-            if all(places):
-                several = [pairs for pairs in places if len(pairs) > 1]
-                if several:
-                    raise ambiguous(split, several[0])
-                hits.setdefault(tuple(pairs[0] for pairs in places), layout)
-        if len(hits) > 1:
-            raise ambiguous(split, [pairs[0] for pairs in hits])
-        if hits:
-            (pairs, layout) = hits.popitem()
-            return [(place, *folders) for place, folders in zip(layout, pairs, strict=True)]
-        bases = [folder for base in bases for folder in subfolders(base)]
-    raise missing(split, alternatives, root)
+    levels = [[root]]
+    for _ in range(DEPTH):
+        levels.append([folder for base in levels[-1] for folder in subfolders(base)])
+    there = []  # (how far down, layout, for each of its places the folders that fit)
+    for layout in alternatives:
+        nearest = [matches(place, levels) for place in layout]
+        if all(folders for _, folders in nearest):
+            there.append((max(depth for depth, _ in nearest), layout, [folders for _, folders in nearest]))
+    if not there:
+        raise missing(split, alternatives, root)
+    least = min(depth for depth, _, _ in there)
+    hits = {tuple(chosen): layout for depth, layout, each in there if depth == least for chosen in product(*each)}
+    if len(hits) > 1:
+        raise ambiguous(split, list(dict.fromkeys(place for chosen in hits for place in chosen)))
+    ((chosen, layout),) = hits.items()
+    return [(place, *folders) for place, folders in zip(layout, chosen, strict=True)]
 
 
-def matches(place: Place, base: Path) -> Iterator[tuple[Path, Path]]:
-    """The (pictures, masks) folders below `base` that fit a place."""
-    for parent in glob(base, place.folder):
-        for images in glob(parent, place.images):
-            for masks in glob(parent, place.masks):
-                yield images, masks
+def matches(place: Place, levels: Sequence[Sequence[Path]]) -> tuple[int, list[tuple[Path, Path]]]:
+    """The (pictures, masks) folders that fit a place, on the nearest level of folders with any, and its number."""
+    for depth, bases in enumerate(levels):
+        found = [
+            (images, masks)
+            for base in bases
+            for parent in glob(base, place.folder)
+            for images in glob(parent, place.images)
+            for masks in glob(parent, place.masks)
+        ]
+        if found:
+            return depth, found
+    return len(levels), []
 
 
 def glob(base: Path, pattern: str) -> list[Path]:
@@ -301,12 +333,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def tree(root: Path) -> list[Path]:
-    """The folders below `root`, one further down than where layouts may begin."""
+    """The folders below `root`, nearest first, one further down than where layouts may begin."""
     found, level = [], [root]
     for _ in range(DEPTH + 1):
         level = [folder for one in level for folder in subfolders(one)]
         found += level
-    return sorted(found)
+    return found
 
 
 def ambiguous(split: str, places: Sequence[tuple[Path, Path]]) -> ValueError:
@@ -317,13 +349,13 @@ def ambiguous(split: str, places: Sequence[tuple[Path, Path]]) -> ValueError:
 
 def missing(split: str, alternatives: Sequence[Layout], root: Path) -> ValueError:
     """The error for a split that is not there: what was looked for, and what is there."""
-    looked = " or ".join(" together with ".join(str(place) for place in layout) for layout in alternatives)
-    usual = "; ".join(f"{word} = {', '.join(names)}" for word, names in USUAL.items() if word in looked)
+    looked = "; ".join(dict.fromkeys(" and ".join(place.example() for place in layout) for layout in alternatives))
     there = [str(folder.relative_to(root)) for folder in tree(root)]
     more = f" and {len(there) - LISTED} more" if len(there) > LISTED else ""
     return ValueError(
-        f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked}"
-        f"{f' ({usual})' if usual else ''}. There: {', '.join(there[:LISTED]) + more or 'no folder'}"
+        f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any case; Image "
+        f"may be {', '.join(USUAL['{images}'])}, and Mask {', '.join(USUAL['{masks}'])}). "
+        f"There: {', '.join(there[:LISTED]) + more or 'no folder'}"
     )
 
 
@@ -344,9 +376,9 @@ def belonging(
             {stem: path for stem, path in side.items() if not fnmatchcase(stem, place.leave_out)}
             for side in (left, right)
         )
-        words += [f"{len(others):,} pictures named {place.leave_out}"] if others else []
+        words += [files.count(len(others), "picture") + f" named {place.leave_out}"] if others else []
     if place.surplus_masks:
         surplus = [stem for stem in right if stem not in left]
         right = {stem: path for stem, path in right.items() if stem in left}
-        words += [f"{len(surplus):,} masks without a picture"] if surplus else []
+        words += [files.count(len(surplus), "mask") + " without a picture"] if surplus else []
     return left, right, f", left out: {', '.join(words)}" if words else ""

@@ -78,13 +78,11 @@ def find_datasets(
 
 
 def find_benchmark_datasets(
-    benchmark: benchmarks.Benchmark, root: str, sets: Sequence[str], pred_path: Path, allow_missing: bool
+    found: dict[str, list[benchmarks.Found]], pred_path: Path, allow_missing: bool
 ) -> list[Dataset]:
     """A benchmark's test sets with the maps that lie below `pred_path`. Raises ValueError or OSError with the mend."""
-    found = benchmarks.find_test(benchmark, root, sets)
     datasets = []
     for name, places in found.items():
-        print(*places, sep="\n")
         folder = find_maps(pred_path, name, alone=len(found) == 1)
         if folder is None and not allow_missing:
             raise ValueError(
@@ -93,7 +91,8 @@ def find_benchmark_datasets(
             )
         pairs = [pair for place in places for pair in place.pairs]
         images, truths = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
-        datasets.append(Dataset(name, files.find(folder) if folder else {}, truths, images))
+        maps = files.find(folder) if folder and files.pictures(folder) else {}
+        datasets.append(Dataset(name, maps, truths, images))
     return datasets
 
 
@@ -101,15 +100,18 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     """The folder with the maps of a test set: of its name or, where there is but one set, `pred_path` itself."""
     if not pred_path.is_dir():
         raise NotADirectoryError(f"{pred_path}: there is no such folder of prediction maps")
-    hits = [folder for folder in benchmarks.tree(pred_path) if letters(folder.name) == letters(name)]
+    if (pred_path / name).is_dir():
+        return pred_path / name
+    hits = [folder for folder in benchmarks.tree(pred_path) if plain(folder.name) == plain(name)]
+    hits = [folder for folder in hits if files.pictures(folder)]
     if len(hits) > 1:
         raise ValueError(f"{name}: several folders could hold its maps: {files.listing(map(str, hits))}")
     return hits[0] if hits else pred_path if alone else None
 
 
-def letters(text: str) -> str:
+def plain(text: str) -> str:
     """A name without case and punctuation: DIS-TE1 and dis_te1 are the same."""
-    return re.sub("[^a-z0-9]", "", text.lower())
+    return re.sub(r"[\W_]", "", text.casefold())
 
 
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
@@ -130,7 +132,7 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
         ]
         wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
         if wrong and resize:
-            notes.append(f"{dataset}: {len(wrong):,} maps fitted to the size of their ground truth")
+            notes.append(f"{dataset}: {files.count(len(wrong), 'map')} fitted to the size of the ground truth")
         elif wrong:
             problems.append(f"{dataset}: {len(wrong):,} maps of another (height, width): {files.listing(wrong)}")
             mends.add("--resize fits them")
@@ -172,18 +174,26 @@ def recorded(
 
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
-        if bool(args.benchmark) == bool(args.gt_path):
-            raise ValueError("give either --benchmark, or --dataset_name and --gt_path")
+        notes = []
+        if args.benchmark and (args.dataset_name or args.gt_path or args.image_path):
+            raise ValueError("--benchmark knows names, ground truth and pictures: leave out the options that name them")
         if args.benchmark:
             name, root = args.benchmark
             benchmark = benchmarks.load(name)
             if len(args.pred_path) > 1:
                 raise ValueError("--pred_path: with --benchmark, one folder that holds those of the test sets")
-            datasets = find_benchmark_datasets(benchmark, root, args.sets, Path(args.pred_path[0]), args.allow_missing)
+            found = benchmarks.find_test(benchmark, root, args.sets)
+            for place in (place for places in found.values() for place in places):
+                print(place)
+                if place.is_incomplete():
+                    notes.append(f"{place.split}: {len(place.pairs):,} pairs instead of {place.count:,}")
+            datasets = find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing)
+        elif args.sets or not args.gt_path:
+            raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
         else:
-            benchmark = benchmarks.Benchmark("", metrics.METRICS, (), {}, {})
+            benchmark = benchmarks.Benchmark("", metrics.METRICS, (), {}, {}, from_paper=False)
             datasets = find_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path)
-        notes = check(datasets, args.allow_missing, args.resize)
+        notes += check(datasets, args.allow_missing, args.resize)
         if args.json and args.json.is_dir():
             raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
         for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
@@ -196,10 +206,12 @@ def main(args: argparse.Namespace) -> None:
                 means[name] = metrics.mean_of_sets((means[one], counts[one]) for one in sets)
                 counts[name] = sum(counts[one] for one in sets)
         results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
-        published = {name: benchmarks.published(name) if args.benchmark else {} for name in results}
+        published = {name: benchmarks.published(benchmark, name) for name in results}
         lines = report.rows(results, published)
         print(report.text(lines, benchmark.columns), *notes, sep="\n")
-        report.write(args.save_path, benchmark.name, benchmark.columns, lines, results, means, scored, notes)
+        title = benchmark.name or ", ".join(results)
+        notes.append(f"Maps: {', '.join(args.pred_path)}")
+        report.write(args.save_path, title, benchmark.columns, lines, results, means, scored, notes)
         if args.json:
             with files.replacing(args.json) as file:
                 file.write(report.to_json(results))

@@ -14,12 +14,8 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
 fi
 source "$here/tools/setup.sh"
 find_python "$here"
-name_run "$1"
+name_run "$1" "${2:-}"
 if [ -n "$benchmark" ]; then
-    if [ $# -lt 2 ] || [[ $2 == -* ]]; then
-        echo "eval.sh: $1 is no folder; for a benchmark give its name and the folder of its archive" >&2
-        exit 2
-    fi
     data=(--benchmark "$1" "$2")
     shift 2
 else

@@ -57,7 +57,7 @@ def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
     for path in map(Path, paths):
         for stem, picture in ({path.stem: path} if path.is_file() else find(path)).items():
             if stem in found:
-                raise ValueError(f"{found[stem]} and {picture}: have one name; take them one after the other")
+                raise ValueError(f"{found[stem]} and {picture}: have one name; write them to different folders")
             found[stem] = picture
     return found
 
@@ -116,6 +116,11 @@ def match(
     if problems and not skip_unpaired:
         raise ValueError(f"{where} do not match; {'; '.join(problems)}; {mend}")
     return [(path, right[stem]) for stem, path in left.items() if stem in right]
+
+
+def count(number: int, noun: str) -> str:
+    """The number with its noun, "1 map" or "1,024 maps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listing(names: Iterable[str]) -> str:

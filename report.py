@@ -5,11 +5,12 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 import files
 from benchmarks import OURS
@@ -114,7 +115,7 @@ def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[st
     return body + "\n" + "".join(f"\n{note}\n" for note in notes)
 
 
-def to_latex(lines: Sequence[Row], columns: Sequence[str]) -> str:
+def to_latex(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
     """A tabular to \\input into a document that uses booktabs; rules between the data sets."""
     table = cells(lines, columns)
     words = len(table[0]) - len(columns) - 1
@@ -129,6 +130,7 @@ def to_latex(lines: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
+            *(f"% {note}" for note in notes),
             f"\\begin{{tabular}}{{{'l' * words + 'r' * (len(columns) + 1)}}}",
             "\\toprule",
             " & ".join(heading) + " \\\\",
@@ -198,13 +200,15 @@ def data_url(kind: str, content: bytes) -> str:
 
 
 def card(scored: Scored) -> dict[str, object]:
-    """What the page shows of one picture. Raises OSError that names a file that cannot be read."""
+    """What the page shows of one picture; without the picture itself where it cannot be read."""
     truth = files.read_mask(scored.truth)
-    prediction = files.read_mask(scored.map)
+    prediction = ImageOps.autocontrast(files.read_mask(scored.map))  # stretched, as it is scored
     if prediction.size != truth.size:
         prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
-    panels = [("picture", files.read_image(scored.image))] if scored.image else []
-    panels += [("ground truth", truth), ("map", prediction), ("error", error_picture(prediction, truth))]
+    panels = [("ground truth", truth), ("map", prediction), ("error", error_picture(prediction, truth))]
+    if scored.image:
+        with suppress(OSError):
+            panels.insert(0, ("picture", files.read_image(scored.image)))
     return {
         "name": scored.truth.stem,
         "dataset": scored.dataset,
@@ -214,7 +218,7 @@ def card(scored: Scored) -> dict[str, object]:
 
 
 def page(
-    benchmark: str,
+    title: str,
     table: list[list[str]],
     means: Mapping[str, PairScores],
     scored: Sequence[Scored],
@@ -231,7 +235,7 @@ def page(
     return (
         environment.from_string(template)
         .render(
-            title=f"SAM2-UNeXT on {benchmark or ', '.join(dict.fromkeys(one.dataset for one in scored))}",
+            title=title,
             heading=table[0],
             body=table[1:],
             words=table[0].index("images"),
@@ -249,7 +253,7 @@ def page(
 
 def write(
     folder: Path,
-    benchmark: str,
+    title: str,
     columns: Sequence[str],
     lines: Sequence[Row],
     results: Mapping[str, Mapping[str, float]],
@@ -259,15 +263,15 @@ def write(
 ) -> None:
     """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
     all_figures = ([*row[:3], *(row.figures.get(metric, "") for metric in METRICS)] for row in lines)
-    per_image = ([one.dataset, one.truth.name, *(one.figures[metric] for metric in METRICS)] for one in scored)
+    per_image = ([one.dataset, one.truth.stem, *(one.figures[metric] for metric in METRICS)] for one in scored)
     for name, content in {
         "results.json": to_json(results),
         "results.csv": to_csv(["dataset", "method", "images", *METRICS], all_figures),
         "results.md": to_markdown(lines, columns, notes).encode(),
-        "results.tex": to_latex(lines, columns).encode(),
+        "results.tex": to_latex(lines, columns, notes).encode(),
         "per_image.csv": to_csv(["dataset", "image", *METRICS], per_image),
         "curves.png": curves(means),
-        "report.html": page(benchmark, cells(lines, columns), means, scored, notes),
+        "report.html": page(title, cells(lines, columns), means, scored, notes),
     }.items():
         with files.replacing(folder / name) as file:
             file.write(content)

@@ -13,15 +13,16 @@ where it was.
 
 import argparse
 import hashlib
-import json
 import os
+import struct
 import sys
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,13 +39,13 @@ from SAM2UNeXT import SAM2UNeXT, probability_map
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
-SETTINGS = "settings.json"  # beside the maps: how they were made
 
 
 class Settings(NamedTuple):
-    """What the files that are written depend on, beside the pictures and the checkpoint."""
+    """What to write, and how."""
 
     kinds: tuple[str, ...]  # of KINDS
+    checkpoint: str  # its fingerprint
     size: int  # side of the network's input, pixels
     stretch: bool
     flip: bool
@@ -65,6 +66,7 @@ class Sample(NamedTuple):
     task: Task
     image: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
+    notes: list[str]  # of the files to write, by kind
     picture: Image.Image | None  # where a kind shows it
 
 
@@ -77,7 +79,52 @@ def read(task: Task, settings: Settings) -> Sample | OSError:
     except OSError as error:
         return error
     shown = picture if {"overlay", "cutout"} & {*settings.kinds} else None
-    return Sample(task, image_tensor(picture, settings.size), map_size, shown)
+    notes = [note(task, settings, kind) for kind in settings.kinds]
+    return Sample(task, image_tensor(picture, settings.size), map_size, notes, shown)
+
+
+def note(task: Task, settings: Settings, kind: str) -> str:
+    """What a file is made from, to be written into it: a run that goes on keeps what has its own note, all else not.
+
+    Raises OSError that names the file that cannot be read.
+    """
+    made = {
+        "checkpoint": settings.checkpoint,
+        "size": settings.size,
+        "stretch": settings.stretch,
+        "flip": settings.flip,
+    }
+    if kind in ("mask", "overlay"):
+        made["threshold"] = settings.threshold
+    try:
+        with open(task.image, "rb") as file:
+            made["picture"] = f"{zlib.crc32(file.read(2**16)):08x}-{os.fstat(file.fileno()).st_size}"
+    except OSError as error:
+        raise files.unreadable(task.image, error) from error
+    truth = files.read_size(task.ground_truth) if task.ground_truth else ()
+    made["ground truth"] = "x".join(map(str, truth)) or "none"
+    return "; ".join(f"{name} {value}" for name, value in made.items())
+
+
+def with_note(content: bytes, text: str) -> bytes:
+    """A PNG or JPEG file with a comment, in the chunk or segment that the formats have for it."""
+    comment = text.encode("ascii")
+    if content.startswith(b"\xff\xd8"):
+        return content[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + content[2:]
+    chunk = b"tEXtComment\0" + comment
+    ends = 33  # of the signature and the header, which must be first
+    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return content[:ends] + framed + content[ends:]
+
+
+def read_note(path: Path) -> str:
+    """The comment in a file; empty where there is none."""
+    try:
+        with Image.open(path) as picture:
+            comment = picture.info.get("Comment") or picture.info.get("comment") or ""
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    return comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
 
 
 def grey_levels(probability: np.ndarray, stretch: bool) -> np.ndarray:
@@ -112,11 +159,11 @@ def render(kind: str, grey: np.ndarray, picture: Image.Image | None, threshold: 
 def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
     """Writes the files of one picture. Raises OSError that names the file."""
     grey = grey_levels(probability, settings.stretch)
-    for kind in settings.kinds:
+    for kind, text in zip(settings.kinds, sample.notes, strict=True):
         path = sample.task.output(kind)
         try:
             with files.replacing(path) as file:
-                file.write(render(kind, grey, sample.picture, settings.threshold))
+                file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -187,11 +234,11 @@ def find_benchmark_tasks(name: str, root: str, sets: Sequence[str], save_path: P
     return tasks
 
 
-def check_outputs(tasks: Sequence[Task], settings: Settings) -> None:
+def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     """Raises ValueError where a file would be written over a picture or its ground truth."""
     inputs = {path.resolve() for task in tasks for path in (task.image, task.ground_truth) if path}
     for task in tasks:
-        if any(task.output(kind).resolve() in inputs for kind in settings.kinds):
+        if any(task.output(kind).resolve() in inputs for kind in kinds):
             raise ValueError(
                 f"--save_path {task.folder}: maps would replace pictures or ground truth; name a new folder"
             )
@@ -206,41 +253,34 @@ def fingerprint(model: SAM2UNeXT) -> str:
     return digest.hexdigest()[:16]
 
 
-def still_to_do(
-    tasks: list[Task], save_path: Path, made_by: dict[str, Any], kinds: Sequence[str], overwrite: bool, batch_size: int
-) -> list[Task]:
-    """The tasks whose files are not all there yet; makes the folders and writes down how the files are made.
+def still_to_do(tasks: list[Task], settings: Settings, overwrite: bool, batch_size: int) -> list[Task]:
+    """The tasks whose files are not all there yet; makes the folders.
 
-    They come in whole batches: what a picture shares its batch with decides the last bits of its map.
-
-    Raises ValueError where files are there that another checkpoint or other settings made, OSError where nothing can
-    be written.
+    They come in whole batches: what a picture shares its batch with decides the last bits of its map. Raises ValueError
+    where files are there that were made otherwise, OSError where nothing can be written.
     """
-    there = [path for task in tasks for kind in kinds if (path := task.output(kind)).exists()]
-    marker = save_path / SETTINGS
-    if overwrite:  # remove all first: a run stopped half-way must not leave old and new mixed
-        for path in there:
-            path.unlink()
-    elif there:
-        try:
-            before = json.loads(marker.read_text())
-        except (OSError, ValueError):
-            before = {}
-        other = [f"{key} {before.get(key, 'unknown')} instead of {value}" for key, value in made_by.items()
-                 if before.get(key) != value]  # fmt: skip
-        if other:
-            raise ValueError(
-                f"--save_path {save_path}: {len(there)} files there were made otherwise ({', '.join(other)}); "
-                "replace them with --overwrite or name another folder"
-            )
-    for folder in sorted({task.output(kind).parent for task in tasks for kind in kinds}):
+    outputs = [(task, kind, path) for task in tasks for kind in settings.kinds if (path := task.output(kind)).exists()]
+    done = set()
+    other: dict[str, list[str]] = {}  # what differs, and the files
+    for task, kind, path in outputs if not overwrite else ():
+        found, wanted = read_note(path).split("; "), note(task, settings, kind).split("; ")
+        if found == wanted:
+            done.add(path)
+        else:
+            fields = {part.rsplit(" ", 1)[0] for part in set(wanted) - set(found)} if len(found) > 1 else {"program"}
+            other.setdefault(" and ".join(sorted(fields)), []).append(path.name)
+    if other:
+        listed = "; ".join(f"with another {fields}: {files.listing(names)}" for fields, names in other.items())
+        raise ValueError(
+            f"--save_path {tasks[0].folder}: holds files made otherwise ({listed}); replace them with --overwrite or "
+            "name another folder"
+        )
+    for folder in sorted({task.output(kind).parent for task in tasks for kind in settings.kinds}):
         files.output_folder(folder)
-    with files.replacing(marker) as file:
-        file.write((json.dumps(made_by, indent=1) + "\n").encode())
     groups = (tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size))
     return [
         task for group in groups
-        if not all(task.output(kind).exists() for task in group for kind in kinds)
+        if not all(task.output(kind) in done for task in group for kind in settings.kinds)
         for task in group
     ]  # fmt: skip
 
@@ -251,18 +291,20 @@ def main(args: argparse.Namespace) -> None:
         save_path = Path(args.save_path)
         if bool(args.benchmark) == bool(args.test_image_path):
             raise ValueError("give either --test_image_path or --benchmark")
+        if args.benchmark and args.test_gt_path:
+            raise ValueError("--benchmark knows the ground truth: leave out --test_gt_path")
+        if args.sets and not args.benchmark:
+            raise ValueError("--sets belongs to --benchmark")
         if args.benchmark:
             tasks = find_benchmark_tasks(*args.benchmark, args.sets, save_path)
         else:
             tasks = find_tasks(args.test_image_path, args.test_gt_path, save_path)
-        settings = Settings(args.save, args.size or 0, not args.no_stretch, args.flip, args.threshold)
-        check_outputs(tasks, settings)
+        check_outputs(tasks, args.save)
         files.output_folder(save_path)
         model = SAM2UNeXT.from_checkpoint(args.checkpoint).to(device)
-        settings = settings._replace(size=args.size or model.size)
-        made_by = {"checkpoint": fingerprint(model), **settings._asdict()}
-        del made_by["kinds"]
-        remaining = still_to_do(tasks, save_path, made_by, settings.kinds, args.overwrite, args.batch_size)
+        size, stretch = args.size or model.size, not args.no_stretch
+        settings = Settings(args.save, fingerprint(model), size, stretch, args.flip, args.threshold)
+        remaining = still_to_do(tasks, settings, args.overwrite, args.batch_size)
     done = f"; {len(tasks) - len(remaining)} of {len(tasks)} pictures are done already" if remaining != tasks else ""
     print(f"{args.checkpoint} on {device}{done}")
     with cli.exit_on_error(cli.NOT_COMPLETED):
@@ -271,15 +313,15 @@ def main(args: argparse.Namespace) -> None:
         if failed:
             print(*failed, sep="\n", file=sys.stderr)
             raise OSError(f"{len(failed)} of {len(tasks)} pictures could not be read; all others are done")
-    print(f"{len(tasks)} pictures, {' and '.join(f'{kind}s' for kind in settings.kinds)} in {save_path}")
+    print(f"{files.count(len(tasks), 'picture')}: {', '.join(f'{kind}s' for kind in settings.kinds)} in {save_path}")
 
 
 def kinds(text: str) -> tuple[str, ...]:
     """An argument type: names of KINDS, separated by commas."""
-    chosen = tuple(kind for kind in KINDS if kind in text.split(","))
-    if unknown := [word for word in text.split(",") if word not in KINDS]:
+    words = [word.strip() for word in text.split(",")]
+    if unknown := [word for word in words if word not in KINDS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(KINDS)}")
-    return chosen
+    return tuple(kind for kind in KINDS if kind in words)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -14,17 +14,17 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
 fi
 source "$here/tools/setup.sh"
 find_python "$here"
-name_run "$1"
+name_run "$1" "${2:-}"
 if [ -n "$benchmark" ]; then
-    if [ $# -lt 2 ] || [[ $2 == -* ]]; then
-        echo "test.sh: $1 is no folder or picture; for a benchmark give its name and the folder of its archive" >&2
-        exit 2
-    fi
     data=(--benchmark "$1" "$2")
     shift 2
 else
     data=(--test_image_path)
     while [ $# -gt 0 ] && [[ $1 != -* ]]; do
+        if [ ! -e "$1" ]; then
+            echo "test.sh: there is no folder or file $1" >&2
+            exit 2
+        fi
         data+=("$1")
         shift
     done

@@ -14,17 +14,25 @@ if [ $# -lt 2 ] || [[ $1 == -* ]]; then
 fi
 source "$here/tools/setup.sh"
 find_python "$here"
-name_run "$1"
+name_run "$1" "${2:-}"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")
 else
     data=(--train_image_path "$1" --train_mask_path "$2")
 fi
 shift 2
+sam2=large aux=vit_large_patch14_dinov2
+for ((i = 1; i < $#; i++)); do
+    next=$((i + 1))
+    case "${!i}" in
+        --sam2) sam2=${!next} ;;
+        --aux) aux=${!next} ;;
+    esac
+done
 
 exec "$python" "$here/train.py" \
-    --hiera_path "$here/weights/sam2_hiera_large.pt" \
-    --dinov2_path "$here/weights/vit_large_patch14_dinov2.safetensors" \
+    --hiera_path "$here/weights/sam2_hiera_$sam2.pt" \
+    --dinov2_path "$here/weights/$aux.safetensors" \
     "${data[@]}" \
     --save_path "$run" \
     --epoch 20 \

@@ -101,7 +101,7 @@ def test_the_joined_training_set_leaves_out_the_same(tmp_path):
     fill(tmp_path / "TrainDataset/GT", [*stems, "COD10K-NonCAM-1", "camourflage_9"])
     (place,) = benchmarks.find_train(benchmarks.load("COD"), tmp_path)
     assert [image.stem for image, _ in place.pairs] == stems
-    assert "left out: 1 pictures named" in str(place) and "1 masks without a picture" in str(place)
+    assert "left out: 1 picture named" in str(place) and "1 mask without a picture" in str(place)
 
 
 def test_other_benchmarks_do_not_forgive_a_surplus_mask(tmp_path):
@@ -122,8 +122,8 @@ def test_a_wrong_root_says_what_was_looked_for_and_what_is_there(tmp_path):
     archive(tmp_path, [("photos/train", "photos/masks_of_train")])
     with pytest.raises(ValueError) as error:
         benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
-    for part in ("MAS3K training: not found in", "{images} with {masks} in train|trainset", "{images} = im, ims, img",
-                 "There: photos, photos/masks_of_train, photos/train"):  # fmt: skip
+    for part in ("MAS3K training: not found in", "train/Image with train/Mask; train-Image with train-Mask",
+                 "Image may be im, ims, img", "There: photos, photos/masks_of_train, photos/train"):  # fmt: skip
         assert part in str(error.value)
     with pytest.raises(OSError, match="nowhere: there is no such folder"):
         benchmarks.find_test(benchmarks.load("MAS3K"), tmp_path / "nowhere")
@@ -136,6 +136,64 @@ def test_a_split_in_two_places_is_an_error_that_names_them_and_the_nearest_wins(
         benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
     archive(tmp_path, LAYOUTS["MAS3K"][0])
     assert benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)[0].images == tmp_path / "train/Image"
+
+
+def test_the_parts_of_a_layout_may_lie_at_different_depths(tmp_path):
+    fill(tmp_path / "a/b/COD10K-v3/Train/Image", ["COD10K-CAM-1"])
+    fill(tmp_path / "a/b/COD10K-v3/Train/GT_Object", ["COD10K-CAM-1"])
+    fill(tmp_path / "CAMO-V.1.0/Images/Train", ["camourflage_1"])
+    fill(tmp_path / "CAMO-V.1.0/GT", ["camourflage_1"])
+    assert [len(place.pairs) for place in benchmarks.find_train(benchmarks.load("COD"), tmp_path)] == [1, 1]
+
+
+@pytest.mark.parametrize("parent", ["TrainDataset", "TrainValDataset"])
+def test_the_training_sets_of_cod_may_lie_in_a_folder_each(parent, tmp_path):
+    archive(tmp_path, [(f"{parent}/{name}/Imgs", f"{parent}/{name}/GT") for name in ("COD10K", "CAMO")])
+    assert [place.count for place in benchmarks.find_train(benchmarks.load("COD"), tmp_path)] == [3040, 1000]
+
+
+def test_the_test_sets_of_cod_may_lie_alone(tmp_path):
+    folders = ("CHAMELEON_TestingDataset", "CAMO", "COD10K", "NC4K")
+    archive(tmp_path, [(f"{name}/Imgs", f"{name}/GT") for name in folders])
+    assert len(benchmarks.find_test(benchmarks.load("COD"), tmp_path)) == 4
+
+
+COUNTS = {
+    "DIS5K": ({3000}, {"DIS-VD": 470, "DIS-TE1": 500, "DIS-TE2": 500, "DIS-TE3": 500, "DIS-TE4": 500}),
+    "COD": ({4040}, {"CHAMELEON": 76, "CAMO": 250, "COD10K": 2026, "NC4K": 4121}),
+    "MAS3K": ({1769}, {"MAS3K": 1141}),
+    "RMAS": ({2514}, {"RMAS": 500}),
+    "EORSSD": ({1400}, {"EORSSD": 600}),
+    "ORSI-4199": ({2000}, {"ORSI-4199": 2199}),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_layout_expects_the_published_counts(name):
+    benchmark = benchmarks.load(name)
+    train, test = COUNTS[name]
+    assert {sum(place.count for place in layout) for layout in benchmark.train} == train
+    assert {key: {layout[0].count for layout in either} for key, either in benchmark.test.items()} == {
+        key: {count} for key, count in test.items()
+    }
+
+
+def test_joined_folders_must_not_hold_pictures_of_one_name(tmp_path):
+    (tmp_path / "x.yaml").write_text("test: {hard: [{folder: a}, {folder: b}]}")
+    archive(tmp_path, [("a/im", "a/gt"), ("b/im", "b/gt")])
+    with pytest.raises(ValueError, match="hard: several of its folders have pictures named 0#x, 1#x"):
+        benchmarks.find_test(benchmarks.load(str(tmp_path / "x.yaml")), tmp_path)
+
+
+def test_a_set_of_ones_own_has_no_published_figures_whatever_its_name(tmp_path):
+    (tmp_path / "COD.yaml").write_text("test: {CAMO: {}}")
+    assert benchmarks.published(benchmarks.load(str(tmp_path / "COD.yaml")), "CAMO") == {}
+    assert benchmarks.published(benchmarks.load("COD"), "CAMO")
+
+
+def test_sets_are_chosen_in_any_case(tmp_path):
+    archive(tmp_path, LAYOUTS["DIS5K"][0])
+    assert list(benchmarks.find_test(benchmarks.load("DIS5K"), tmp_path, ["dis-te2"])) == ["DIS-TE2"]
 
 
 def test_folders_that_macos_puts_into_archives_do_not_count(tmp_path):
@@ -167,18 +225,25 @@ def test_a_benchmark_of_ones_own_is_a_yaml_file(tmp_path):
     )
     assert [len(place.pairs) for place in benchmarks.find_train(benchmark, tmp_path)] == [3, 3]
     assert "easy: 3 of 3 pairs" in str(benchmarks.find_test(benchmark, tmp_path)["easy"][0])
-    assert benchmarks.published("easy") == {}
+    assert benchmarks.published(benchmark, "easy") == {}
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("columns: [Fmeasure]", "no column is called Fmeasure"),
+        ("columns: [Fmeasure]", "columns: .'Fmeasure'. is no list of some of mDice"),
+        ("columns: MAE\ntest: {a: {}}", "columns: MAE is no list"),
+        ("columns: []\ntest: {a: {}}", "is no list of some"),
+        ("test: {a: []}", "a split is a place"),
+        ("test: {a: }", "a split is a place"),
+        ("test: {a/b: {}}", "a/b cannot be the name of a folder"),
+        ("test: {a: {}}\ntogether: {a: [a]}", "a must have a name of its own"),
+        ("test: {a: {}}\ntogether: {b: []}", "b must have a name of its own and a list"),
         ("tests: {a: {}}", "tests, and only columns"),
         ("- a list", "describes no benchmark"),
         ("test: {a: {folders: x}}", "folders"),
         ("test: {a: {folder: 3}}", "folder: 3 is no"),
-        ("test: {a: {}}\ntogether: {b: [c]}", "together names c"),
+        ("test: {a: {}}\ntogether: {b: [c]}", "b must have a name of its own and a list of test sets"),
         ("test: {a: [", "describes no benchmark"),
     ],
 )
@@ -194,7 +259,7 @@ def test_unknown_names_list_the_known_ones():
         benchmarks.load("MAS3")
     with pytest.raises(OSError, match=r"none\.yaml: cannot be read: No such file"):
         benchmarks.load("none.yaml")
-    with pytest.raises(ValueError, match="DIS5K has no test set 'VD'; there are DIS-VD"):
+    with pytest.raises(ValueError, match="DIS5K has no test set vd; there are DIS-VD"):
         benchmarks.find_test(benchmarks.load("DIS5K"), ".", ["VD"])
 
 
@@ -203,9 +268,9 @@ def test_every_test_set_has_published_figures_in_its_columns():
         benchmark = benchmarks.load(name)
         assert set(benchmark.columns) <= set(metrics.METRICS)
         for row in (*benchmark.test, *benchmark.together):
-            for figures in benchmarks.published(row).values():
+            for figures in benchmarks.published(benchmark, row).values():
                 assert tuple(figures) == benchmark.columns, row
-            assert benchmarks.OURS in benchmarks.published(row)
+            assert benchmarks.OURS in benchmarks.published(benchmark, row)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's figures are not here")
@@ -214,11 +279,13 @@ def test_the_published_figures_are_those_of_the_paper():
 
 
 def test_the_recipes_know_the_same_names(tmp_path):
-    (tmp_path / "folder").mkdir()
-    words = [*benchmarks.BENCHMARKS, "orsi4199", "dis5k", "own/x.yaml", "folder", "a/b", "typo"]
-    script = f"source {ROOT}/tools/setup.sh; for w in {' '.join(words)}; do name_run $w; echo $w,$benchmark,$run; done"
+    (tmp_path / "a" / "folder").mkdir(parents=True)
+    words = [*benchmarks.BENCHMARKS, "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
+    script = (
+        f"source {ROOT}/tools/setup.sh; for w in {' '.join(words)}; do name_run $w .; echo $w,$benchmark,$run; done"
+    )
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = [f"{name},{name},runs/{name}" for name in benchmarks.BENCHMARKS]
     expected += ["orsi4199,orsi4199,runs/ORSI-4199", "dis5k,dis5k,runs/DIS5K", "own/x.yaml,own/x.yaml,runs/x"]
-    expected += ["folder,,runs/sam2unext", "a/b,,runs/sam2unext", "typo,typo,runs/typo"]
+    expected += ["a,,runs/sam2unext", "a/folder,,runs/sam2unext"]
     assert result.stdout.splitlines() == expected

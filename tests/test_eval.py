@@ -125,7 +125,7 @@ def test_maps_of_another_size_are_fitted_where_that_is_allowed(tmp_path, capsys)
     status, line = failure(script.main, arguments(folder), capsys)
     assert status == 2 and "set: 1 maps of another (height, width): y.png (49, 66) instead of (97, 131)" in line
     figures = run(folder, tmp_path / "scores.json", "--resize")
-    assert figures["images"] == 2 and "1 maps fitted" in capsys.readouterr().out
+    assert figures["images"] == 2 and "1 map fitted" in capsys.readouterr().out
     assert figures["MAE"] == pytest.approx(metrics.score(prediction, truth).MAE, abs=0.02)
 
 

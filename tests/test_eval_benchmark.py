@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_all_files_are_written_and_agree(results):
         assert int(rows[name, "this run"]["images"]) == figures["images"]
         for metric in metrics.METRICS:
             assert float(rows[name, "this run"][metric]) == figures[metric]
-        published = benchmarks.published(name)
+        published = benchmarks.published(benchmarks.load("DIS5K"), name)
         for metric in benchmarks.load("DIS5K").columns:
             assert float(rows[name, "SAM2-UNeXT, paper"][metric]) == published["SAM2-UNeXT"][metric]
             assert float(rows[name, "BiRefNet, paper"][metric]) == published["BiRefNet"][metric]
@@ -85,8 +86,8 @@ def test_the_page_shows_the_worst_and_the_best_pictures_and_needs_no_other_file(
     page = (results / "report.html").read_text()
     shown = re.findall(r'<div class="name">(.*?)</div>', page)
     pictures = sorted(read_csv(results / "per_image.csv"), key=lambda row: float(row["Smeasure"]))
-    assert shown[0] == pictures[0]["image"].removesuffix(".png")
-    assert shown[len(pictures) - 5] == pictures[-1]["image"].removesuffix(".png")
+    assert shown[0] == pictures[0]["image"]
+    assert shown[len(pictures) - 5] == pictures[-1]["image"]
     assert len(shown) == len(pictures) == 15  # 10 worst and 5 best
     assert page.count("<figcaption>") == 4 * 15
     assert all(url.startswith("data:image/") for url in re.findall(r'src="([^"]*)"', page)) and "http" not in page
@@ -126,6 +127,55 @@ def test_plain_folders_have_no_published_rows_and_pictures_where_they_are_named(
         assert [row["method"] for row in read_csv(tmp_path / "results.csv")] == ["this run"]
 
 
-def test_benchmark_and_folders_together_are_an_error(archive, capsys):
-    status, line = failure(script.main, arguments(archive, "--gt_path", archive), capsys)
-    assert status == 2 and "either --benchmark" in line
+def test_options_that_do_not_go_together_are_errors(archive, capsys):
+    plain = ["--dataset_name", "x", "--pred_path", str(archive), "--gt_path", str(archive)]
+    for args, message in (
+        (arguments(archive, "--gt_path", archive), "--benchmark knows names, ground truth and pictures"),
+        (arguments(archive, "--pred_path", archive, archive), "one folder that holds those of the test sets"),
+        (script.get_args_parser().parse_args([*plain, "--sets", "x"]), "--sets belongs to --benchmark"),
+        (script.get_args_parser().parse_args(plain[:4]), "give --benchmark, or --gt_path"),
+    ):
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and message in line
+
+
+def test_an_incomplete_archive_is_noted_in_what_is_written(results):
+    for name in ("results.md", "report.html", "results.tex"):
+        assert "DIS-VD: 1 pairs instead of 470" in (results / name).read_text()
+
+
+def test_an_empty_folder_of_maps_is_a_set_without_maps(archive, tmp_path):
+    shutil.copytree(archive / "download" / "maps" / "dis_te1", tmp_path / "maps" / "DIS-TE1")
+    (tmp_path / "maps" / "DIS-TE2").mkdir()
+    more = ("--pred_path", tmp_path / "maps", "--save_path", tmp_path, "--sets", "DIS-TE1", "DIS-TE2")
+    script.main(arguments(archive, *more, "--allow_missing"))
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["DIS-TE1"]
+
+
+def test_maps_are_found_by_the_exact_name_first_and_only_where_there_are_any(tmp_path):
+    for name in ("a/CAMO/CAMO", "b/easy", "b/EASY_"):
+        save_picture(tmp_path / name / "x.png", np.zeros((4, 4), np.uint8))
+    assert script.find_maps(tmp_path / "a", "Camo", alone=False) == tmp_path / "a/CAMO/CAMO"
+    assert script.find_maps(tmp_path / "b", "easy", alone=False) == tmp_path / "b/easy"
+    with pytest.raises(ValueError, match="Easy: several folders"):
+        script.find_maps(tmp_path / "b", "Easy", alone=False)
+    for name in ("легко", "трудно"):
+        save_picture(tmp_path / "c" / name.upper() / "x.png", np.zeros((4, 4), np.uint8))
+    assert script.find_maps(tmp_path / "c", "легко", alone=False).name == "ЛЕГКО"
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_of_the_page_and_nothing_is_lost(archive, tmp_path):
+    shutil.copytree(archive / "DIS5K/DIS-TE4/im", tmp_path / "im")
+    (tmp_path / "im" / "case0.jpg").write_bytes(b"\xff\xd8 no more")
+    words = [
+        "--dataset_name",
+        "mine",
+        "--pred_path",
+        archive / "download/maps/dis_te4",
+        "--save_path",
+        tmp_path / "out",
+    ]
+    words += ["--gt_path", archive / "DIS5K/DIS-TE4/gt", "--image_path", tmp_path / "im"]
+    script.main(script.get_args_parser().parse_args([str(word) for word in words]))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert (tmp_path / "out/report.html").read_text().count("<figcaption>") == 4 * 5 - 1

@@ -1,17 +1,21 @@
 """test.py: what it writes, from where, and how it goes on where it was stopped."""
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, failure, save_picture
+import recipe
+from conftest import ROOT, SMALL, failure, save_picture
 from PIL import Image
 from test_predict import arguments, read_maps, script
+
+import checkpoint
+from SAM2UNeXT import SAM2UNeXT
 
 FOUR = ("--save", "map,mask,overlay,cutout")
 
@@ -31,6 +35,11 @@ def test_every_kind_is_written_in_its_place(small_checkpoint, toy, tmp_path):
     assert np.array_equal(cutout[..., :3], picture) and np.array_equal(cutout[..., 3], grey)
     change = np.abs(overlay - picture).mean(axis=-1)  # JPEG changes the rest a little
     assert change[mask == 0].mean() < 8 < 25 < change[mask == 255].mean()
+    red, _, blue = (overlay - picture)[mask == 255].mean(axis=0)
+    assert red > 20 and red > blue  # towards pink
+    inner = cv2.erode(mask, np.ones((5, 5)))
+    edge, inside = (np.abs(overlay[part] - script.TINT).mean() for part in ((mask == 255) & (inner == 0), inner == 255))
+    assert edge < inside  # the outline is nothing but tint
 
 
 def test_overlay_and_cutout_have_the_pictures_size_whatever_the_ground_truths(small_checkpoint, toy, tmp_path):
@@ -125,18 +134,62 @@ def test_nothing_is_made_twice_unless_overwritten(small_checkpoint, toy, tmp_pat
     assert not times.items() & {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()
 
 
-def test_files_made_otherwise_are_neither_mixed_nor_lost(small_checkpoint, toy, tmp_path, capsys):
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path))
-    before = content(tmp_path)
-    status, line = failure(script.main, arguments(small_checkpoint, toy / "test/Image", tmp_path, "--flip"), capsys)
-    assert status == 2 and "flip False instead of True" in line and "--overwrite" in line
-    (tmp_path / "settings.json").unlink()
+@pytest.fixture(scope="module")
+def other_checkpoint(tmp_path_factory):
+    """Another training of the same network."""
+    path = tmp_path_factory.mktemp("other") / "SAM2-UNeXT-1.pth"
+    checkpoint.save_network(path, recipe.fill(SAM2UNeXT(**SMALL), 1), epoch=1)
+    return path
+
+
+def test_files_made_otherwise_are_neither_mixed_nor_lost(small_checkpoint, other_checkpoint, toy, tmp_path, capsys):
+    first, second = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg"
+    for name, pixels in (("same.jpg", (30, 40, 3)), ("truth/toy_0000.png", (33, 55))):
+        save_picture(tmp_path / name, np.zeros(pixels, np.uint8))
+    shutil.copy(tmp_path / "same.jpg", tmp_path / "toy_0000.jpg")
+    maps = tmp_path / "maps"
+    script.main(arguments(small_checkpoint, first, maps, "--save", "map,mask"))
+    before = content(maps)
+    for args, difference in (
+        (arguments(other_checkpoint, first, maps), "another checkpoint: toy_0000.png"),
+        (arguments(small_checkpoint, first, maps, "--flip"), "another flip"),
+        (arguments(small_checkpoint, first, maps, "--size", 96, "--no_stretch"), "another size and stretch"),
+        (arguments(small_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), "another threshold"),
+        (arguments(small_checkpoint, tmp_path / "toy_0000.jpg", maps), "another picture"),
+        (
+            arguments(small_checkpoint, first, maps, "--test_gt_path", tmp_path / "truth"),
+            "another ground truth: toy_0000.png",
+        ),
+    ):
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and difference in line and "--overwrite" in line
+    assert content(maps) == before
+    script.main(arguments(small_checkpoint, first, maps, "--threshold", 0.4))  # no map depends on it
+    assert content(maps) == before
+
+    script.main(arguments(other_checkpoint, second, maps))  # another picture's map is no reason to refuse
+    status, line = failure(
+        script.main, arguments(other_checkpoint, first, maps, "--test_image_path", first, second), capsys
+    )
+    assert status == 2 and "another checkpoint: toy_0000.png" in line
+    script.main(arguments(other_checkpoint, first, maps, "--overwrite"))
+    script.main(arguments(other_checkpoint, first, tmp_path / "fresh"))
+    assert content(maps)["toy_0000.png"] == content(tmp_path / "fresh")["toy_0000.png"] != before["toy_0000.png"]
+    status, line = failure(script.main, arguments(other_checkpoint, first, maps, "--save", "map,mask"), capsys)
+    assert status == 2 and "another checkpoint: toy_0000.png" in line  # the mask of the first
+
+
+def test_a_file_of_another_program_is_not_replaced_unless_told(small_checkpoint, toy, tmp_path, capsys):
+    save_picture(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
     status, line = failure(script.main, arguments(small_checkpoint, toy / "test/Image", tmp_path), capsys)
-    assert status == 2 and "checkpoint unknown instead of" in line
-    del before["settings.json"]
-    assert content(tmp_path) == before
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path, "--flip", "--overwrite"))
-    assert json.loads((tmp_path / "settings.json").read_text())["flip"] is True
+    assert status == 2 and "with another program: toy_0001.png" in line
+
+
+def test_every_file_says_what_it_was_made_from(small_checkpoint, toy, tmp_path):
+    script.main(arguments(small_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
+    for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png"):
+        text = script.read_note(tmp_path / name)
+        assert "size 64; stretch True; flip False" in text and ("threshold" in text) == (name[0] in "mo")
 
 
 def test_a_benchmark_has_a_folder_of_maps_a_set(small_checkpoint, toy, tmp_path, capsys):
@@ -161,6 +214,12 @@ def test_what_to_save_and_from_where_is_checked(small_checkpoint, toy, tmp_path,
         with pytest.raises(SystemExit) as stop:
             arguments(small_checkpoint, toy, tmp_path, *more)
         assert stop.value.code == 2 and message in capsys.readouterr().err
-    both = arguments(small_checkpoint, toy, tmp_path, "--benchmark", "COD", toy)
-    status, line = failure(script.main, both, capsys)
-    assert status == 2 and "either --test_image_path or --benchmark" in line
+    parse = script.get_args_parser().parse_args
+    benchmark = ["--checkpoint", "x", "--save_path", "x", "--benchmark", "COD", "x"]
+    for args, message in (
+        (arguments(small_checkpoint, toy, tmp_path, "--benchmark", "COD", toy), "either --test_image_path or"),
+        (arguments(small_checkpoint, toy, tmp_path, "--sets", "CAMO"), "--sets belongs to --benchmark"),
+        (parse([*benchmark, "--test_gt_path", "x"]), "leave out --test_gt_path"),
+    ):
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and message in line

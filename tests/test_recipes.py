@@ -93,10 +93,32 @@ def test_without_a_checkpoint_test_sh_says_what_to_do(tmp_path):
     assert result.returncode == 2 and "train first" in result.stderr and not result.stdout
 
 
-@pytest.mark.parametrize("script", ["test.sh", "eval.sh"])
-def test_a_word_that_is_neither_benchmark_nor_file_is_named(script, tmp_path):
-    result = bash(f"bash {ROOT}/{script} typo --flip", tmp_path)
-    assert result.returncode == 2 and f"{script}: typo is no folder" in result.stderr
+@pytest.mark.parametrize("script", ["train.sh", "test.sh", "eval.sh"])
+def test_words_that_are_neither_benchmark_nor_file_are_named(script, tmp_path):
+    for words, message in (
+        ("typo .", "no folder or file typo, and no benchmark of that name (DIS5K, COD,"),
+        ("no/folder .", "no folder or file no/folder"),
+        ("COD nowhere", "COD needs the folder of its archive after it; nowhere is no folder"),
+        ("COD --flip", "--flip is no folder"),
+    ):
+        result = bash(f"bash {ROOT}/{script} {words}", tmp_path)
+        assert result.returncode == 2 and result.stderr.startswith(f"{script}: ") and message in result.stderr
+
+
+def test_test_sh_names_a_missing_picture_before_it_looks_for_a_checkpoint(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    result = bash(f"bash {ROOT}/test.sh a.jpg typo.jpg --flip", tmp_path)
+    assert result.returncode == 2 and result.stderr == "test.sh: there is no folder or file typo.jpg\n"
+
+
+def test_train_sh_takes_the_weights_of_the_encoders_that_are_asked_for(tmp_path):
+    python = fake_python(tmp_path / "python", 'printf "%s\\n" "$3" "$5"')
+    for more, names in (
+        ("", ["sam2_hiera_large.pt", "vit_large_patch14_dinov2.safetensors"]),
+        ("--aux vit_small_patch14_dinov2 --sam2 tiny", ["sam2_hiera_tiny.pt", "vit_small_patch14_dinov2.safetensors"]),
+    ):
+        result = bash(f"bash {ROOT}/train.sh . . {more}", tmp_path, PYTHON=python)
+        assert [line.split("weights/")[1] for line in result.stdout.splitlines()] == names
 
 
 def test_test_sh_takes_the_newest_checkpoint_and_all_pictures_before_the_options(tmp_path):
@@ -104,7 +126,8 @@ def test_test_sh_takes_the_newest_checkpoint_and_all_pictures_before_the_options
     for age, name in ((9, "SAM2-UNeXT-20.pth"), (5, "SAM2-UNeXT-5.pth"), (7, "SAM2-UNeXT-10.pth")):
         (tmp_path / "runs" / "sam2unext" / name).touch()
         os.utime(tmp_path / "runs" / "sam2unext" / name, (1e9 - age, 1e9 - age))
-    (tmp_path / "a.jpg").touch()
+    for name in ("a.jpg", "b c.jpg"):
+        (tmp_path / name).touch()
     python = fake_python(tmp_path / "python", 'printf "%s\\n" "${@:2}"')
     result = bash(f"bash {ROOT}/test.sh a.jpg 'b c.jpg' --flip", tmp_path, PYTHON=python)
     assert result.stdout.splitlines() == [
