@@ -203,9 +203,7 @@ def test_a_benchmark_has_a_folder_of_maps_a_set(small_checkpoint, toy, tmp_path,
     assert status == 2 and "CHAMELEON: not found" in line and "TestDataset/NC4K/Imgs" in line
     script.main(parse([*map(str, words), "--sets", "NC4K", "CAMO"]))
     found = content(tmp_path / "maps")
-    assert sorted(found) == [f"{name}/toy_{i:04}.png" for name in ("CAMO", "NC4K") for i in range(4)] + [
-        "settings.json"
-    ]
+    assert sorted(found) == [f"{name}/toy_{i:04}.png" for name in ("CAMO", "NC4K") for i in range(4)]
     assert "CAMO: 4 of 250 pairs" in capsys.readouterr().out
 
 
