@@ -251,7 +251,11 @@ def read_network(source: str | Path) -> Trained:
     The arguments come from the header that `save_network` writes or, in a file that the original program saved, from
     the shapes of the tensors. Raises OSError or ValueError, with the mend, for any other file.
     """
-    content = read(source)
+    return as_network(read(source), source)
+
+
+def as_network(content: dict[str, Any], source: str | Path) -> Trained:
+    """`read_network` of what was read from `source` already."""
     state = tensors(content)
     if not is_network(state):
         raise ValueError(
