@@ -20,6 +20,7 @@ sys.path.insert(0, str(GOLDEN))
 import recipe  # noqa: E402
 
 import checkpoint  # noqa: E402
+import train  # noqa: E402
 from SAM2UNeXT import SAM2UNeXT  # noqa: E402
 from tools import toy_dataset  # noqa: E402
 
@@ -119,6 +120,19 @@ def encoders(tmp_path_factory) -> dict[str, Path]:
         "hiera_path": sam2_file(folder / "sam2_hiera_tiny.pt"),
         "dinov2_path": dinov2_file(folder / "aux.safetensors", TINY["aux"], TINY["aux_size"]),
     }
+
+
+@pytest.fixture(scope="session")
+def from_files(encoders) -> str:
+    """The network TINY as options of train.py, its encoders from files: its checkpoints are small."""
+    return " ".join(f"--{name} {value}" for name, value in (encoders | TINY).items())
+
+
+def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
+    """Arguments of train.py: `text` and what it cannot do without."""
+    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+    words = [*network.split(), *folders, "--save_path", str(save_path), "--workers", "0", *text.split()]
+    return train.get_args_parser().parse_args(words)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 import recipe
 import torch
 from conftest import NETWORK, SMALL, TINY, failure, golden
+from conftest import train_arguments as arguments
 
 import checkpoint
 import files
@@ -20,12 +21,6 @@ def one_step(model, optimizer, images, masks, **options) -> float:
     """A training step on one batch; its loss."""
     [figures] = train.train_one_epoch(model, [(images, masks, ["a"] * len(images))], optimizer, PLAIN, **options)
     return figures["bce"] + figures["wiou"]
-
-
-def arguments(text, toy, save_path, network=NETWORK):
-    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
-    words = [*network.split(), *folders, "--save_path", str(save_path), "--workers", "0", *text.split()]
-    return train.get_args_parser().parse_args(words)
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
