@@ -24,6 +24,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -200,6 +201,7 @@ def main(args: argparse.Namespace) -> None:
         for name, part in parts.items():
             part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
         progress = run.Progress(**content["progress"])
+        warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # of a run resumed at an epoch's end
         if progress.epoch > args.epoch:
             print(f"{path}: the run is finished")
             return

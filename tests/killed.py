@@ -32,6 +32,7 @@ def save_half(content, file):
     die()
 
 
+os.fsync = lambda descriptor: None  # no test has to outlast a power cut
 PLACES = {
     "optimizer": (torch.optim.AdamW, "step", die),
     "backward": (torch.Tensor, "backward", die),
