@@ -29,7 +29,14 @@ def start(number, folder, toy, network, more, *signal_at):
         "--save_path",
         str(folder),
     ]
-    command = [sys.executable, ROOT / "tests/processes.py", number, port, json.dumps(words), *signal_at]
+    command = [
+        sys.executable,
+        ROOT / "tests/processes.py",
+        number,
+        port,
+        json.dumps([*words, "--save_path", str(folder)]),
+        *signal_at,
+    ]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1]), result.stdout, result.stderr
 
