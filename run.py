@@ -68,7 +68,8 @@ class Progress:
         return {"loss": bce + wiou, "bce": bce, "wiou": wiou}
 
     def next_epoch(self) -> None:
-        self.__init__(epoch=self.epoch + 1, best=self.best)
+        """Forgets the steps of the epoch that ends."""
+        self.epoch, self.step, self.pictures, self.bce, self.wiou = self.epoch + 1, 0, 0, 0.0, 0.0
 
 
 def save_last(folder: Path, model: torch.nn.Module, parts: dict[str, Any], progress: Progress, recipe: dict) -> None:

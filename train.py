@@ -151,16 +151,13 @@ def build_model(args: argparse.Namespace) -> SAM2UNeXT:
     return model
 
 
-def load(dataset: SegmentationDataset, args: argparse.Namespace, progress: run.Progress, pin: bool) -> Iterator:
-    """The batches of this process to the end of the run, those that `progress` has behind it left out."""
-    rank, _, processes = cli.ranks()
-    epochs, skipped = range(progress.epoch, args.epoch + 1), progress.step * args.accumulate
-    order = [epoch_batches(len(dataset), args.batch_size, args.seed, epoch, rank, processes) for epoch in epochs]
+def load(dataset: SegmentationDataset, places: list[list[tuple[int, int]]], args: argparse.Namespace) -> Iterator:
+    """The batches of the items at `places`, one after the other, read in advance."""
     options = {}
     if args.workers:  # enough in advance for the next step while the batches of this one are used
         ahead = max(2, math.ceil(2 * args.accumulate / args.workers))
         options = {"prefetch_factor": ahead, "worker_init_fn": run.obey_parent_alone}
-    places = [batch for batches in order for batch in batches][skipped:]
+    pin = torch.cuda.is_available()
     return iter(DataLoader(dataset, batch_sampler=places, num_workers=args.workers, pin_memory=pin, **options))
 
 
@@ -184,13 +181,15 @@ def main(args: argparse.Namespace) -> None:
         model = build_model(args)
         recipe = {f"--{name}": getattr(args, name) for name in RECIPE}
         recipe |= {"the precision": str(dtype), "the number of pairs": len(pairs), "the number of processes": processes}
-        last = run.read_last(folder) if args.resume else run.start_anew(folder)
+        last = run.read_last(folder) if args.resume else None
         if last:
             path, content = last
             run.check_recipe(path, content["recipe"], recipe)
             model.load_trained(path, checkpoint.as_network(content, path))
         elif args.init:
             model.load_trained(args.init, checkpoint.read_network(args.init))
+        if not args.resume:
+            run.start_anew(folder)
         model.set_precision(dtype).to(device)
 
     optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch)
@@ -213,15 +212,7 @@ def main(args: argparse.Namespace) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     effective = processes * args.batch_size * args.accumulate
     print(f"{len(pairs):,} pairs; {trained:,} trainable parameters; training on {device} in {dtype}")
-    print(
-        f"{effective} pictures a step: {processes} process(es), batches of {args.batch_size}, {args.accumulate} of them"
-    )
-    batches_an_epoch = len(epoch_batches(len(pairs), args.batch_size, args.seed, 1, rank, processes))
-    log = None
-    if rank == 0:
-        more = {"precision": dtype, "processes": processes, "effective_batch": effective}
-        run.write_arguments(folder, args, more)
-        log = run.Log(folder, progress, args.log_every, math.ceil(batches_an_epoch / args.accumulate), args.epoch)
+    print(f"{effective} pictures a step: {processes} process(es) x batch {args.batch_size} x {args.accumulate}")
 
     def save() -> None:
         if rank == 0:
@@ -237,12 +228,20 @@ def main(args: argparse.Namespace) -> None:
             raise SystemExit(128 + number)
 
     with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY), run.noted_signals() as stop:
+        epochs = range(progress.epoch, args.epoch + 1)
+        order = [epoch_batches(len(pairs), args.batch_size, args.seed, epoch, rank, processes) for epoch in epochs]
+        log = None
+        if rank == 0:
+            more = {"precision": dtype, "processes": processes, "effective_batch": effective}
+            run.write_arguments(folder, args, more)
+            log = run.Log(folder, progress, args.log_every, math.ceil(len(order[0]) / args.accumulate), args.epoch)
+        order[0] = order[0][progress.step * args.accumulate :]  # what a resumed run has behind it
         dataset = SegmentationDataset(pairs, args.size, args.seed)
-        batches = load(dataset, args, progress, pin=device.startswith("cuda"))
+        batches = load(dataset, [batch for part in order for batch in part], args)
         options = {"accumulate": args.accumulate, "edge_weighted_bce": args.edge_weighted_bce}
         options["clip_grad"] = args.clip_grad or math.inf
-        for epoch in range(progress.epoch, args.epoch + 1):
-            left = islice(batches, batches_an_epoch - progress.step * args.accumulate)
+        for epoch, part in zip(epochs, order, strict=True):
+            left = islice(batches, len(part))
             bar = tqdm(total=len(pairs), initial=progress.pictures, unit="img", disable=rank > 0)
             bar.set_description(f"epoch {epoch}/{args.epoch}")
             with bar:
@@ -280,6 +279,8 @@ def main(args: argparse.Namespace) -> None:
 def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
     """The model wrapped for training by all processes that torchrun started."""
     gpu = device.startswith("cuda")
+    if gpu:
+        torch.cuda.set_device(device)  # where NCCL gathers objects
     dist.init_process_group("nccl" if gpu else "gloo")
     if sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
@@ -294,7 +295,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     network.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
     network.add_argument("--aux", default="vit_large_patch14_dinov2", help="auxiliary encoder: a timm model, or none")
     network.add_argument("--allow_sam2_1", action="store_true", help="take the trunk of a SAM 2.1 checkpoint too")
-
     network.add_argument("--init", metavar="FILE", help="start from these trained weights instead of random ones")
 
     data = parser.add_argument_group("data")

@@ -131,7 +131,17 @@ def from_files(encoders) -> str:
 def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
     """Arguments of train.py: `text` and what it cannot do without."""
     folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
-    words = [*network.split(), *folders, "--save_path", str(save_path), "--workers", "0", *text.split()]
+    words = [
+        *network.split(),
+        *folders,
+        "--save_path",
+        str(save_path),
+        "--workers",
+        "0",
+        "--precision",
+        "fp32",
+        *text.split(),
+    ]
     return train.get_args_parser().parse_args(words)
 
 

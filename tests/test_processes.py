@@ -20,23 +20,10 @@ def start(number, folder, toy, network, more, *signal_at):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = f"{network} --epoch 1 --lr 0.1 --precision fp32 --workers 0 --log_every 1 {more}".split()
-    words += ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
-    words += [
-        "--val_image_path",
-        f"{toy}/test/Image",
-        "--val_mask_path",
-        f"{toy}/test/Mask",
-        "--save_path",
-        str(folder),
-    ]
-    command = [
-        sys.executable,
-        ROOT / "tests/processes.py",
-        number,
-        port,
-        json.dumps([*words, "--save_path", str(folder)]),
-        *signal_at,
-    ]
+    folders = f"--train_image_path {toy}/train/Image --train_mask_path {toy}/train/Mask "
+    folders += f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask --save_path"
+    words = json.dumps([*words, *folders.split(), str(folder)])
+    command = [sys.executable, ROOT / "tests/processes.py", number, port, words, *signal_at]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1]), result.stdout, result.stderr
 
