@@ -40,8 +40,8 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
         ("two", 2, "--batch_size 2"),
         ("two accumulating", 2, "--batch_size 1 --accumulate 2"),
     ):
-        status, output, _ = start(number, tmp_path / name, toy, from_files, more)
-        assert status == [0] * number
+        status, output, errors = start(number, tmp_path / name, toy, from_files, more)
+        assert status == [0] * number, errors
         assert output.count("4 pictures a step") == 1  # only the first process speaks
         states[name] = torch.load(tmp_path / name / "SAM2-UNeXT-1.pth")["state_dict"]
     torch.manual_seed(0)
