@@ -28,6 +28,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import benchmarks
 import checkpoint
 import cli
 import files
@@ -48,6 +50,7 @@ from SAM2UNeXT import SAM2UNeXT
 
 MIN_LEARNING_RATE = 1e-7  # where the cosine ends
 KEPT_EVERY = 5  # epochs
+UNPAIRED_MEND = "add the missing files or leave these out with --skip_unpaired"
 LESS_MEMORY = (
     "--precision bf16, --grad_checkpointing, or a smaller --batch_size with --accumulate for the same step "
     "(a smaller --size too) need less"
@@ -161,6 +164,18 @@ def load(dataset: SegmentationDataset, places: list[list[tuple[int, int]]], args
     return iter(DataLoader(dataset, batch_sampler=places, num_workers=args.workers, pin_memory=pin, **options))
 
 
+def find_pairs(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """The (picture, mask) files that the arguments name. Raises ValueError or OSError with the mend."""
+    if bool(args.benchmark) == bool(args.train_image_path):
+        raise ValueError("give either --benchmark, or --train_image_path and --train_mask_path")
+    if args.benchmark:
+        name, root = args.benchmark
+        places = benchmarks.find_train(benchmarks.load(name), root)
+        print(*places, sep="\n")
+        return [pair for place in places for pair in place.pairs]
+    return files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, mend=UNPAIRED_MEND)
+
+
 def main(args: argparse.Namespace) -> None:
     rank, _, processes = cli.ranks()
     if rank:
@@ -168,9 +183,8 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
         device = cli.device(args.device)
         dtype = cli.precision(args.precision, device)
-        mend = "add the missing files or leave these out with --skip_unpaired"
-        pairs = files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, mend=mend)
-        val_pairs = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, mend=mend)
+        pairs = find_pairs(args)
+        val_pairs = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, mend=UNPAIRED_MEND)
         folder = files.output_folder(args.save_path)
         if args.sync_bn and not device.startswith("cuda"):
             raise ValueError("--sync_bn: torch does it on GPUs alone; leave it out")
@@ -298,8 +312,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     network.add_argument("--init", metavar="FILE", help="start from these trained weights instead of random ones")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--train_image_path", required=True, nargs="+", metavar="DIR", help="folder(s) of pictures")
-    data.add_argument("--train_mask_path", required=True, nargs="+", metavar="DIR", help="folder(s) of masks")
+    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
+    data.add_argument("--train_image_path", nargs="+", default=[], metavar="DIR", help="folder(s) of pictures")
+    data.add_argument("--train_mask_path", nargs="+", default=[], metavar="DIR", help="folder(s) of masks")
     data.add_argument("--val_image_path", nargs="+", default=[], metavar="DIR", help="pictures to score on each epoch")
     data.add_argument("--val_mask_path", nargs="+", default=[], metavar="DIR", help="their masks")
     data.add_argument("--skip_unpaired", action="store_true", help="leave out pictures and masks without a partner")

@@ -14,7 +14,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-SUIM8 = ROOT.parent / "shared" / "data" / "suim8"  # eight real pictures, not part of the repository
+SHARED = ROOT.parent / "shared"  # not part of the repository
+SUIM8 = SHARED / "data" / "suim8"  # eight real pictures
 sys.path.insert(0, str(GOLDEN))
 
 import recipe  # noqa: E402
@@ -163,6 +164,6 @@ def failure(main, args, capsys) -> tuple[int, str]:
     """Runs a command that must fail: its exit status and its one line on standard error, progress bars left out."""
     with pytest.raises(SystemExit) as stop:
         main(args)
-    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "img" not in line]
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "img/s" not in line]
     assert len(lines) == 1, lines
     return stop.value.code, lines[0]

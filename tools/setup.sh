@@ -40,3 +40,24 @@ find_python() {
         python=python3
     fi
 }
+
+# `name_run WORD [ROOT]`: where WORD is a benchmark's name or a YAML file, sets benchmark to WORD and run to $RUN or
+# runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or runs/sam2unext.
+name_run() {
+    benchmark=$1
+    case "${1^^}" in
+        DIS5K | COD | MAS3K | RMAS | EORSSD | ORSI-4199) run=${1^^} ;;
+        ORSI4199) run=ORSI-4199 ;;
+        *.YAML | *.YML) run=$(basename "${1%.*}") ;;
+        *) benchmark="" run=sam2unext ;;
+    esac
+    run=${RUN:-runs/$run}
+    if [ -n "$benchmark" ] && [ ! -d "${2:-}" ]; then
+        echo "$(basename "$0"): $1 needs the folder of its archive after it; ${2:-nothing} is no folder" >&2
+        return 2
+    elif [ -z "$benchmark" ] && [ ! -e "$1" ]; then
+        echo "$(basename "$0"): there is no folder or file $1, and no benchmark of that name (DIS5K, COD, MAS3K, RMAS," \
+            "EORSSD, ORSI-4199 or a YAML file)" >&2
+        return 2
+    fi
+}
