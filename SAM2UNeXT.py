@@ -119,20 +119,85 @@ class SAM2UNeXT(nn.Module):
         self.up4 = Up(WIDTH, WIDTH)
         self.head = nn.Conv2d(WIDTH, 1, 1)
 
+        self.precision = torch.float32
+        # Where the frozen weights lie, so that a checkpoint can do without them; empty where one encoder is random.
+        self.encoders: dict[str, dict[str, str]] = {}
+        sources = [checkpoint_path] if self.dino is None else [checkpoint_path, dinov2_path]
+        if None not in sources:
+            self.encoders = {
+                option: {"source": checkpoint.location(source), "fingerprint": fingerprint}
+                for (option, fingerprint), source in zip(self.fingerprints().items(), sources, strict=True)
+            }
+
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "SAM2UNeXT":
+    def from_checkpoint(
+        cls, path: str | Path, hiera_path: str | Path | None = None, dinov2_path: str | Path | None = None
+    ) -> "SAM2UNeXT":
         """The trained network of a `SAM2-UNeXT-<epoch>.pth`, of this program or the original, in eval mode.
 
-        Raises OSError or ValueError, with the mend, where the file is missing, damaged or another one.
+        A small checkpoint takes its encoders from the files that it was trained with, or from those given here. A whole
+        one needs none; where both are given, they must be its own. Raises OSError or ValueError, with the mend, where
+        a file is missing, damaged or another one.
         """
-        network, state = checkpoint.read_network(path)
+        trained = checkpoint.read_network(path)
+        sources = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
+        for option, record in trained.encoders.items():
+            sources[option] = sources[option] or record["source"]
         try:
-            model = cls(**network)
+            model = cls(*sources.values(), **trained.network, allow_sam2_1=True)  # the fingerprints decide
+        except OSError as error:
+            raise OSError(
+                f"{error}; {path} holds what was trained and needs its encoders too: "
+                "say with --hiera_path and --dinov2_path where they are"
+            ) from error
         except ValueError as error:
-            raise ValueError(f"{path}: its header describes no network that can be built: {error}") from error
-        checkpoint.check_keys(model.state_dict(), state, path)
-        model.load_state_dict(state)
+            problem = "its encoders make" if any(sources.values()) else "its header describes"
+            raise ValueError(f"{path}: {problem} no network that can be built: {error}") from error
+        model.load_trained(path, trained)
         return model.eval()
+
+    def load_trained(self, path: str | Path, trained: checkpoint.Trained) -> None:
+        """Takes over the weights of a checkpoint, `trained`, that was read from `path`.
+
+        Raises ValueError, with the mend, where it does not fit or was trained with other encoders than this network's.
+        """
+        small = bool(trained.encoders)
+        checkpoint.check_keys(self.trained_state() if small else self.state_dict(), trained.state, path)
+        found = self.fingerprints()
+        self.load_state_dict(trained.state, strict=not small)
+        if small:
+            expected = {option: record["fingerprint"] for option, record in trained.encoders.items()}
+        else:
+            expected = self.fingerprints() if self.encoders else found  # random encoders give way to those of the file
+        for option in found:
+            if found[option] != expected.get(option):
+                ours, theirs = (e[option]["source"] if option in e else None for e in (self.encoders, trained.encoders))
+                mend = f"give {theirs}" if theirs else "it holds its encoders itself; give random for both, or no path"
+                raise ValueError(f"{path}: was trained with another encoder than --{option} {ours or 'random'}; {mend}")
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells each encoder's weights from others, by the option that names its file."""
+        encoders = {"hiera_path": self.sam} | ({} if self.dino is None else {"dinov2_path": self.dino})
+        return {option: checkpoint.fingerprint(encoder) for option, encoder in encoders.items()}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that training changes: adapters, glue, decoder and its BatchNorm statistics."""
+        frozen = ("sam.", "dino.")
+        return {k: v for k, v in self.state_dict().items() if ".prompt_learn." in k or not k.startswith(frozen)}
+
+    def set_precision(self, dtype: torch.dtype) -> "SAM2UNeXT":
+        """Computes in `dtype` (float32, bfloat16, float16) from now on, by autocast; returns itself.
+
+        The frozen matrices are stored in `dtype` once and for all, which changes nothing else: autocast would cast them
+        anew at each use. What trains, norms, position embeddings and logits stay float32, as does the arithmetic of
+        BatchNorm inside its kernels.
+        """
+        self.precision = dtype
+        for encoder in filter(None, (self.sam, self.dino)):
+            for module in encoder.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
+                    module.to(dtype)
+        return self
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":
         """Sets the mode of what trains; the frozen encoders stay in eval mode."""
@@ -143,18 +208,20 @@ class SAM2UNeXT(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        aux_map = self.encode_aux(x)  # (B, C, A/P, A/P) or None
-        x1, x2, x3, x4 = self.sam(x)  # (B, C, H/4, W/4) to (B, C, H/32, W/32)
-        x1 = self.glue(x1, aux_map, "1")  # (B, 128, H/4, W/4)
-        x2 = self.glue(x2, aux_map, "2")
-        x3 = self.glue(x3, aux_map, "3")
-        x4 = self.glue(x4, aux_map, "4")  # (B, 128, H/32, W/32)
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
+            aux_map = self.encode_aux(x)  # (B, C, A/P, A/P) or None
+            x1, x2, x3, x4 = self.sam(x)  # (B, C, H/4, W/4) to (B, C, H/32, W/32)
+            x1 = self.glue(x1, aux_map, "1")  # (B, 128, H/4, W/4)
+            x2 = self.glue(x2, aux_map, "2")
+            x3 = self.glue(x3, aux_map, "3")
+            x4 = self.glue(x4, aux_map, "4")  # (B, 128, H/32, W/32)
 
-        x = self.up4(x4)  # (B, 128, H/16, W/16)
-        x = self.up3(x, x3)
-        x = self.up2(x, x2)
-        x = self.up1(x, x1)  # (B, 128, H/2, W/2)
-        return F.interpolate(self.head(x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = self.up4(x4)  # (B, 128, H/16, W/16)
+            x = self.up3(x, x3)
+            x = self.up2(x, x2)
+            x = self.up1(x, x1)  # (B, 128, H/2, W/2)
+            logits = self.head(x)
+        return F.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
     def encode_aux(self, x: Tensor) -> Tensor | None:
@@ -209,3 +276,9 @@ def probability_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Logits (1, H, W) resized bilinearly to `size` (height, width), through a sigmoid: float32 array in [0, 1]."""
     logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)
     return logits.sigmoid()[0, 0].float().cpu().numpy()
+
+
+def stretch(probability: np.ndarray) -> np.ndarray:
+    """A map in [0, 1] with its range stretched to all of 0 to 255: uint8, fractions cut off."""
+    low, high = probability.min(), probability.max()
+    return ((probability - low) / (high - low + 1e-8) * 255).astype(np.uint8)

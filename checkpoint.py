@@ -5,6 +5,7 @@ copying them, and names a file of the wrong kind for what it is. Writing goes to
 is renamed into it, so that a file under its final name is always whole.
 """
 
+import hashlib
 import http.client
 import logging
 import os
@@ -12,7 +13,7 @@ import pickle
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import safetensors
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import files
 
-FORMAT = 1  # version of the files that `save_network` writes
+FORMAT = 2  # version of the files that `save_network` writes; those of version 1 were always whole
 NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # arguments of SAM2UNeXT in their headers
 TRUNK = "image_encoder.trunk."  # where a SAM 2 checkpoint keeps the trunk
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # (width, blocks)
@@ -39,6 +40,15 @@ PUBLISHED = {  # where the encoders' weights come from
 }
 SAM2_1_KEY = "no_obj_embed_spatial"  # stands in SAM 2.1 checkpoints only
 DINOV2_PATCH = 14
+SAMPLED = 64  # values of each matrix that a fingerprint looks at, about
+
+
+class Trained(NamedTuple):
+    """A trained SAM2-UNeXT checkpoint as `read_network` finds it."""
+
+    network: dict[str, Any]  # the arguments that build it
+    state: dict[str, Tensor]  # its tensors: all of them or, in a small file, those that were trained
+    encoders: dict[str, dict[str, str]]  # of a small file: source and fingerprint by option; of a whole one: empty
 
 
 def fetch(source: str | Path) -> Path:
@@ -125,7 +135,7 @@ def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def is_network(state: dict[str, Tensor]) -> bool:
-    return "sam.patch_embed.proj.weight" in state
+    return "sam.blocks.0.prompt_learn.0.weight" in state
 
 
 def is_sam2(state: dict[str, Tensor]) -> bool:
@@ -239,26 +249,54 @@ def check_keys(own: dict[str, Tensor], state: dict[str, Tensor], source: str | P
         raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
 
 
-def read_network(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A trained SAM2-UNeXT checkpoint: the arguments that build its network, and its tensors.
+def fingerprint(encoder: nn.Module) -> str:
+    """Tells an encoder's weights from others: a hash of the shapes and of some values of its frozen matrices.
+
+    Position embeddings, which are resampled to the input's size, are not among them, and neither the file's container
+    nor what else it holds matters.
+    """
+    digest = hashlib.sha256()
+    for name, weight in encoder.named_parameters():
+        if name.endswith(".weight") and not weight.requires_grad:
+            values = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLED)]
+            digest.update(f"{name} {tuple(weight.shape)} ".encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def location(source: str | Path) -> str:
+    """A path or URL as a checkpoint records it: good from any folder."""
+    return str(source) if urlparse(str(source)).netloc else os.path.abspath(source)
+
+
+def read_network(source: str | Path) -> Trained:
+    """A trained SAM2-UNeXT checkpoint: the arguments that build its network, its tensors, its encoders' files.
 
     The arguments come from the header that `save_network` writes or, in a file that the original program saved, from
     the shapes of the tensors. Raises OSError or ValueError, with the mend, for any other file.
     """
-    content = read(source)
+    return as_network(read(source), source)
+
+
+def as_network(content: dict[str, Any], source: str | Path) -> Trained:
+    """`read_network` of what was read from `source` already."""
     state = tensors(content)
     if not is_network(state):
         raise ValueError(
             f"{source}: is {describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth of train.py)"
         )
     if "format" in content:
-        if content["format"] != FORMAT:
+        if content["format"] not in (1, FORMAT):
             raise ValueError(f"{source}: has format {content['format']}, this program reads {FORMAT}; update it")
-        network = content.get("network")
-        known = isinstance(network, dict) and network.keys() <= NETWORK.keys()
+        network, encoders = content.get("network"), content.get("encoders", {})
+        known = isinstance(network, dict) and network.keys() <= NETWORK.keys() and isinstance(encoders, dict)
         if not known or not all(isinstance(value, NETWORK[key]) for key, value in network.items()):
             raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
-        return network, state
+        records = [encoders[option] for option in encoders if option in ("hiera_path", "dinov2_path")]
+        if len(records) < len(encoders) or not all(
+            isinstance(record, dict) and record.keys() == {"source", "fingerprint"} for record in records
+        ):
+            raise ValueError(f"{source}: its header does not say which encoders it needs; the file is damaged")
+        return Trained(network, state, encoders)
     network: dict[str, Any] = {"sam2": trunk_size(state, "sam."), "aux": "none"}
     if any(key.startswith("dino.") for key in state):
         network["aux"] = dinov2_name(state, "dino.model.")
@@ -267,18 +305,34 @@ def read_network(source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
             network["aux_size"] = round(patches**0.5) * DINOV2_PATCH
     if None in network.values():
         raise ValueError(f"{source}: a SAM2-UNeXT checkpoint without a header, and its encoders are not known ones")
-    return network, state
+    return Trained(network, state, {})
+
+
+def network_content(model: nn.Module, whole: bool) -> dict[str, Any]:
+    """A SAM2UNeXT as files hold it: a header, and all tensors or only the trained ones with the encoders' sources."""
+    return {
+        "format": FORMAT,
+        "network": model.network,
+        "encoders": {} if whole else model.encoders,
+        "state_dict": model.state_dict() if whole else model.trained_state(),
+    }
 
 
 def save_network(path: str | Path, model: nn.Module, epoch: int) -> None:
-    """Writes a trained network, whole: `model.network` (the arguments that build it) as a header, and its tensors."""
-    save(path, {"format": FORMAT, "network": model.network, "epoch": epoch, "state_dict": model.state_dict()})
+    """Writes a trained SAM2UNeXT: small where its encoders came from files, else whole. Raises OSError."""
+    save(path, network_content(model, whole=not model.encoders) | {"epoch": epoch})
 
 
-def save(path: str | Path, content: dict[str, Any]) -> None:
-    """torch.save into a file that is under its final name only when it is whole. Raises OSError that names it."""
+def save(path: str | Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """torch.save into a file that is under its final name only when it is whole; the one before it goes to `previous`.
+
+    At every moment at least one of both is whole, once there was one. Raises OSError that names the file.
+    """
+    path = Path(path)
     try:
         with files.replacing(path) as file:
             torch.save(content, file)
+            if previous and path.exists():
+                os.replace(path, previous)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch's zip writer
         raise OSError(f"{path}: cannot be written: {reason(error)}") from error

@@ -12,7 +12,10 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,14 +23,26 @@ R = TypeVar("R")
 NOTHING_STARTED = 2  # the user's input needs mending
 NOT_COMPLETED = 1  # started, and not finished
 INTERRUPTED = 130  # 128 + SIGINT
+NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 BENCHMARK_HELP = "DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file, and the folder of its archive"
 
 
 @contextmanager
-def exit_on_error(status: int) -> Iterator[None]:
-    """Turns what the user can mend (ValueError, OSError) and Ctrl-C into one line on standard error and SystemExit."""
+def exit_on_error(status: int, memory_mend: str = "") -> Iterator[None]:
+    """Turns what the user can mend (ValueError, OSError) and Ctrl-C into one line on standard error and SystemExit.
+
+    So does memory that runs out, where `memory_mend` says what helps.
+    """
     try:
         yield
+    except (RuntimeError, MemoryError) as error:  # of torch, for GPUs and for the CPU, and of Python
+        words = (type(error).__name__, str(error))
+        if not memory_mend or not any(sign in word for sign in OUT_OF_MEMORY for word in words):
+            raise
+        print(f"{Path(sys.argv[0]).name}: out of memory: {memory_mend}", file=sys.stderr)
+        raise SystemExit(NOT_COMPLETED) from error
     except (ValueError, OSError) as error:
         # torch's data loader puts a worker's whole traceback into the message; its last line is the message proper.
         line = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
@@ -64,18 +79,64 @@ def number(kind: type = int, least: float = 1, most: float = 2**32, multiple: in
     return check
 
 
+def ranks() -> tuple[int, int, int]:
+    """This process among those that torchrun started: its rank, its rank on this machine, how many there are.
+
+    Without torchrun (0, 0, 1).
+    """
+    rank, local_rank, processes = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
+    return rank, local_rank, processes
+
+
 def device(name: str) -> str:
-    """`name`, or for "auto" the best device at hand. Raises ValueError where torch cannot compute there."""
+    """`name`, or for "auto" the best device at hand; of several GPUs the one of this process under torchrun.
+
+    Raises ValueError where torch cannot compute there.
+    """
     import torch  # here alone: eval.py shares this file and does without torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    _, local_rank, processes = ranks()
+    if name == "cuda" and processes > 1:
+        name = f"cuda:{local_rank}"
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name}: torch cannot compute there ({reason}); give cpu, cuda or auto") from error
     return name
+
+
+def precision(name: str, device: str) -> "torch.dtype":
+    """The type of `name`, fp32, bf16 or fp16; for "auto" bfloat16 where `device` computes in it natively, else float32.
+
+    That is so on GPUs from NVIDIA's Ampere on and on CPUs with AMX or AVX512-BF16. Raises ValueError where torch cannot
+    compute in the type.
+    """
+    import torch
+
+    if name == "auto":
+        if device.startswith("cuda"):
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            native = device == "cpu" and not NATIVE_BF16.isdisjoint(cpu_flags())
+        return torch.bfloat16 if native else torch.float32
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    try:
+        image = torch.ones(1, 1, 3, 3, dtype=dtype, device=device, requires_grad=True)
+        torch.nn.functional.conv2d(image, image).sum().backward()
+    except RuntimeError as error:
+        raise ValueError(f"--precision {name}: torch cannot compute in it on {device}; give auto or fp32") from error
+    return dtype
+
+
+def cpu_flags() -> set[str]:
+    """What the CPU can do, in Linux's words; empty elsewhere."""
+    information = Path("/proc/cpuinfo")
+    return set(information.read_text().split()) if information.exists() else set()
 
 
 def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

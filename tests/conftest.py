@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
@@ -18,7 +20,8 @@ sys.path.insert(0, str(GOLDEN))
 
 import recipe  # noqa: E402
 
-import cli  # noqa: E402, F401  (fails at once where the repository is not on the path)
+import checkpoint  # noqa: E402
+import train  # noqa: E402
 from SAM2UNeXT import SAM2UNeXT  # noqa: E402
 from tools import toy_dataset  # noqa: E402
 
@@ -89,11 +92,63 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
+def sam2_file(path, size="tiny", extra=None, prefix=""):
+    """A file with the keys of the published SAM 2 checkpoint; the trunk's tensors are the recipe's."""
+    shapes = golden(f"sam2_hiera_{size}.keys.json") | (extra or {})
+    state = {
+        prefix + key: parameter(key, shape)
+        if size == "tiny" and key.startswith(checkpoint.TRUNK)
+        else torch.zeros(()).expand(shape)  # one number on the disk
+        for key, shape in shapes.items()
+    }
+    torch.save({"model": state}, path)
+    return path
+
+
+def dinov2_file(path, name="vit_small_patch14_dinov2", image_size=518):
+    """A file as timm publishes DINOv2: at its native 518 px, with the last norm."""
+    state = timm.create_model(name, num_classes=0, img_size=image_size).state_dict()
+    state = {key: parameter(key, value.shape) for key, value in state.items()}
+    safetensors.torch.save_file(state, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory) -> dict[str, Path]:
+    """Files of the encoders of the network TINY, by option."""
+    folder = tmp_path_factory.mktemp("encoders")
+    return {
+        "hiera_path": sam2_file(folder / "sam2_hiera_tiny.pt"),
+        "dinov2_path": dinov2_file(folder / "aux.safetensors", TINY["aux"], TINY["aux_size"]),
+    }
+
+
+@pytest.fixture(scope="session")
+def from_files(encoders) -> str:
+    """The network TINY as options of train.py, its encoders from files: its checkpoints are small."""
+    return " ".join(f"--{name} {value}" for name, value in (encoders | TINY).items())
+
+
+def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
+    """Arguments of train.py: `text` and what it cannot do without."""
+    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+    words = [
+        *network.split(),
+        *folders,
+        "--save_path",
+        str(save_path),
+        "--workers",
+        "0",
+        "--precision",
+        "fp32",
+        *text.split(),
+    ]
+    return train.get_args_parser().parse_args(words)
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory, small_model) -> Path:
     """The small network as train.py saves it."""
-    import checkpoint
-
     path = tmp_path_factory.mktemp("checkpoint") / "SAM2-UNeXT-1.pth"
     checkpoint.save_network(path, small_model, epoch=1)
     return path

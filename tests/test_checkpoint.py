@@ -9,36 +9,13 @@ import pytest
 import recipe
 import safetensors.torch
 import torch
-from conftest import SMALL, golden, parameter, relative_error
+from conftest import SMALL, dinov2_file, golden, parameter, relative_error, sam2_file
 
 import checkpoint
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
 
 SAM2_1_KEYS = {"no_obj_embed_spatial": [1, 64], "obj_ptr_tpos_proj.weight": [64, 256], "obj_ptr_tpos_proj.bias": [64]}
-
-
-def sam2_file(path, size="tiny", extra=None, prefix=""):
-    """A file with the keys of the published SAM 2 checkpoint; the trunk's tensors are the recipe's."""
-    shapes = golden(f"sam2_hiera_{size}.keys.json") | (extra or {})
-    state = {
-        prefix + key: parameter(key, shape)
-        if size == "tiny" and key.startswith(checkpoint.TRUNK)
-        else torch.zeros(()).expand(shape)  # one number on the disk
-        for key, shape in shapes.items()
-    }
-    torch.save({"model": state}, path)
-    return path
-
-
-def dinov2_file(path, name="vit_small_patch14_dinov2", image_size=518):
-    """A file as timm publishes DINOv2: at its native 518 px, with the last norm."""
-    import timm
-
-    state = timm.create_model(name, num_classes=0, img_size=image_size).state_dict()
-    state = {key: parameter(key, value.shape) for key, value in state.items()}
-    safetensors.torch.save_file(state, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +170,8 @@ def test_a_truncated_checkpoint_is_named(kept, small_checkpoint, tmp_path):
         ({"format": 1, "network": SMALL | {"size": 65}}, "describes no network that can be built"),
         ({"format": 1, "network": SMALL | {"sam2": "huge"}}, "describes no network that can be built: .*huge"),
         ({"format": 1, "network": SMALL | {"aux": 5}}, "does not say which network"),
-        ({"format": 2, "network": SMALL}, "has format 2"),
+        ({"format": 3, "network": SMALL}, "has format 3"),
+        ({"format": 2, "network": SMALL, "encoders": {"hiera_path": "x.pt"}}, "does not say which encoders"),
     ],
 )
 def test_a_header_that_makes_no_sense_is_named(header, message, small_model, tmp_path):
@@ -237,7 +215,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(write, tmp_pat
 def test_a_file_of_the_original_tells_its_network_by_its_shapes(prefix, small_model, tmp_path):
     path = tmp_path / "SAM2-UNeXT-20.pth"
     torch.save({prefix + key: value for key, value in small_model.state_dict().items()}, path)
-    network, state = checkpoint.read_network(path)
+    network, state, _ = checkpoint.read_network(path)
     assert network == {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56}
     assert state.keys() == small_model.state_dict().keys()
 
@@ -245,7 +223,7 @@ def test_a_file_of_the_original_tells_its_network_by_its_shapes(prefix, small_mo
 def test_the_original_full_size_network_is_told_by_its_shapes(tmp_path):
     shapes = golden("sam2unext_large.keys.json")
     torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, tmp_path / "SAM2-UNeXT-20.pth")
-    network, _ = checkpoint.read_network(tmp_path / "SAM2-UNeXT-20.pth")
+    network, *_ = checkpoint.read_network(tmp_path / "SAM2-UNeXT-20.pth")
     assert network == {"sam2": "large", "aux": "vit_large_patch14_dinov2", "aux_size": 448}
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
+from torch.utils.checkpoint import checkpoint
 
 from sam2.modeling.backbones.utils import (
     MLP,
@@ -98,6 +99,7 @@ class Hiera(nn.Module):
         window_pos_embed_bkg_spatial_size: tuple[int, int],  # size of the background position embedding
     ):
         super().__init__()
+        self.grad_checkpointing = False  # compute blocks anew in the backward pass instead of keeping what they made
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
         self.patch_embed = PatchEmbed(embed_dim)
         self.pos_embed = Parameter(torch.zeros(1, embed_dim, *window_pos_embed_bkg_spatial_size))
@@ -126,7 +128,11 @@ class Hiera(nn.Module):
         x = x + absolute_position(self.pos_embed, self.pos_embed_window, x.shape[1], x.shape[2])
         maps = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                # Non-reentrant: the input of the first block needs no gradient, yet its adapter does. No dropout.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
             if i in self.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))
         return maps

@@ -1,0 +1,143 @@
+"""Precision and gradient checkpointing of the network, and how the precision is chosen."""
+
+import pytest
+import recipe
+import torch
+from conftest import TINY
+
+import cli
+from SAM2UNeXT import SAM2UNeXT
+
+IMAGES = recipe.image("precision", (2, 3, 64, 64))
+MASKS = recipe.mask("precision", (2, 1, 64, 64))
+
+
+def network(dtype=torch.float32) -> SAM2UNeXT:
+    return recipe.fill(SAM2UNeXT(**TINY), 0).eval().set_precision(dtype)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    ((model(IMAGES) - MASKS) ** 2).mean().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frozen_matrices_are_stored_in_the_compute_type_and_what_trains_is_not(dtype):
+    model = network(dtype)
+    types = {True: set(), False: set()}
+    stored = {torch.float32: 0, dtype: 0}
+    for parameter in model.parameters():
+        types[parameter.requires_grad].add(parameter.dtype)
+        stored[parameter.dtype] += 0 if parameter.requires_grad else parameter.numel()
+    assert types == {True: {torch.float32}, False: {torch.float32, dtype}}
+    assert stored[dtype] > 0.98 * sum(stored.values())  # the rest: norms and position embeddings
+    assert {b.dtype for n, b in model.named_buffers() if "running" in n} == {torch.float32}
+
+
+def test_storing_the_encoders_in_the_compute_type_changes_nothing():
+    model, plain = network(torch.bfloat16), network()
+    plain.precision = torch.bfloat16  # plain autocast over float32 weights
+    assert torch.equal(model(IMAGES), plain(IMAGES))
+    ours, theirs = gradients(model), gradients(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_bf16_gives_about_the_same_logits_and_gradients_in_float32():
+    model, exact, tolerance = network(torch.bfloat16), network(), 0.05
+    logits, expected = model(IMAGES), exact(IMAGES)
+    assert logits.dtype == torch.float32
+    assert (logits - expected).abs().max() < tolerance * expected.abs().max()
+    ours, theirs = gradients(model), gradients(exact)
+    assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
+    for name in ("head.weight", "sam.blocks.0.prompt_learn.0.weight"):
+        assert (ours[name] - theirs[name]).norm() < 4 * tolerance * theirs[name].norm(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype):
+    def kept(model):
+        """Bytes that the backward pass needs, and the gradients."""
+        storages = {}
+
+        def note(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = ((model(IMAGES) - MASKS) ** 2).mean()
+        loss.backward()
+        return sum(storages.values()), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    model, saving = network(dtype), network(dtype)
+    saving.sam.grad_checkpointing = True
+    (plenty, expected), (little, found) = kept(model), kept(saving)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found["sam.blocks.0.prompt_learn.0.weight"].any()
+    assert little < 0.7 * plenty
+
+
+def test_nothing_is_kept_for_the_auxiliary_encoder():
+    model = network()
+    output = []
+    model.dino.register_forward_hook(lambda _, __, maps: output.extend(maps))
+    model(IMAGES.requires_grad_())
+    assert output and not any(map_.requires_grad for map_ in output)
+
+
+@pytest.mark.parametrize("flags, dtype", [("fpu amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16),
+                                          ("fpu avx512f", torch.float32), ("", torch.float32)])  # fmt: skip
+def test_auto_on_a_cpu_is_bf16_where_it_has_it(flags, dtype, monkeypatch):
+    monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
+    assert cli.precision("auto", "cpu") == dtype
+
+
+@pytest.mark.parametrize(
+    "capability, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
+def test_auto_on_a_gpu_is_bf16_from_ampere_on(capability, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cli.precision("auto", "cuda:0") == dtype
+
+
+def test_a_precision_that_torch_cannot_compute_in_is_refused(monkeypatch):
+    assert cli.precision("bf16", "cpu") == torch.bfloat16 and cli.precision("fp32", "cpu") == torch.float32
+
+    def conv2d(*args):
+        raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    with pytest.raises(ValueError, match="--precision fp16: torch cannot compute in it on cpu; give auto or fp32"):
+        cli.precision("fp16", "cpu")
+
+
+def test_torchrun_says_which_process_this_is(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert cli.ranks() == (0, 0, 1)
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert cli.ranks() == (5, 1, 8)
+    assert cli.device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory: buy more"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory: buy more",
+        ),
+        (RuntimeError("not enough memory: you tried to allocate 2 bytes"), "out of memory: buy more"),
+        (MemoryError(), "out of memory: buy more"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(error, expected, capsys):
+    with pytest.raises(SystemExit) as stop, cli.exit_on_error(cli.NOT_COMPLETED, "buy more"):
+        raise error
+    assert stop.value.code == 1 and capsys.readouterr().err.endswith(f"{expected}\n")
+
+
+def test_other_errors_of_torch_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="shapes"), cli.exit_on_error(cli.NOT_COMPLETED, "buy more"):
+        raise RuntimeError("shapes do not match")
