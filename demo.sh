@@ -16,6 +16,7 @@ export RUN=demo/run
 echo "== 1/4 a toy data set"
 "$PYTHON" tools/toy_dataset.py "$data" --seed "$seed"
 echo "== 2/4 bash train.sh"
+rm -f "$RUN"/last*.pth
 bash train.sh "$data/train/Image" "$data/train/Mask" \
     --hiera_path random --sam2 tiny --dinov2_path random --aux vit_small_patch14_dinov2 \
     --size 128 --aux_size 112 --epoch 6 --batch_size 8 --lr 1e-3 --workers 1 --seed "$seed"

@@ -35,7 +35,7 @@ import benchmarks
 import cli
 import files
 from dataset import image_tensor
-from SAM2UNeXT import SAM2UNeXT, probability_map
+from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
@@ -46,6 +46,7 @@ class Settings(NamedTuple):
 
     kinds: tuple[str, ...]  # of KINDS
     checkpoint: str  # its fingerprint
+    precision: str  # in which the network computes
     size: int  # side of the network's input, pixels
     stretch: bool
     flip: bool
@@ -127,14 +128,6 @@ def read_note(path: Path) -> str:
     return comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
 
 
-def grey_levels(probability: np.ndarray, stretch: bool) -> np.ndarray:
-    """A map in [0, 1] as uint8, fractions cut off; stretched first so that its range becomes all of 0 to 255."""
-    if stretch:
-        low, high = probability.min(), probability.max()
-        probability = (probability - low) / (high - low + 1e-8)
-    return (probability * 255).astype(np.uint8)
-
-
 def render(kind: str, grey: np.ndarray, picture: Image.Image | None, threshold: float) -> bytes:
     """The content of one file: PNG or, for the overlay, JPEG, from the map (H, W) in grey levels."""
     if kind in ("overlay", "cutout"):
@@ -158,7 +151,7 @@ def render(kind: str, grey: np.ndarray, picture: Image.Image | None, threshold: 
 
 def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
     """Writes the files of one picture. Raises OSError that names the file."""
-    grey = grey_levels(probability, settings.stretch)
+    grey = stretch(probability) if settings.stretch else (probability * 255).astype(np.uint8)
     for kind, text in zip(settings.kinds, sample.notes, strict=True):
         path = sample.task.output(kind)
         try:
@@ -286,8 +279,12 @@ def still_to_do(tasks: list[Task], settings: Settings, overwrite: bool, batch_si
 
 
 def main(args: argparse.Namespace) -> None:
+    rank, _, processes = cli.ranks()
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (only the first process tells how it goes)
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
+        precision = cli.precision(args.precision, device)
         save_path = Path(args.save_path)
         if bool(args.benchmark) == bool(args.test_image_path):
             raise ValueError("give either --test_image_path or --benchmark")
@@ -300,15 +297,28 @@ def main(args: argparse.Namespace) -> None:
         else:
             tasks = find_tasks(args.test_image_path, args.test_gt_path, save_path)
         check_outputs(tasks, args.save)
+        total = len(tasks)
+        # Of several processes each takes every so many batches, and looks after their files alone.
+        tasks = [task for i, task in enumerate(tasks) if i // args.batch_size % processes == rank]
         files.output_folder(save_path)
-        model = SAM2UNeXT.from_checkpoint(args.checkpoint).to(device)
-        size, stretch = args.size or model.size, not args.no_stretch
-        settings = Settings(args.save, fingerprint(model), size, stretch, args.flip, args.threshold)
+        model = SAM2UNeXT.from_checkpoint(args.checkpoint, args.hiera_path, args.dinov2_path)
+        model.set_precision(precision).to(device)
+        settings = Settings(
+            kinds=args.save,
+            checkpoint=fingerprint(model),
+            precision=str(precision).removeprefix("torch."),
+            size=args.size or model.size,
+            stretch=not args.no_stretch,
+            flip=args.flip,
+            threshold=args.threshold,
+        )
         remaining = still_to_do(tasks, settings, args.overwrite, args.batch_size)
-    done = f"; {len(tasks) - len(remaining)} of {len(tasks)} pictures are done already" if remaining != tasks else ""
-    print(f"{args.checkpoint} on {device}{done}")
-    with cli.exit_on_error(cli.NOT_COMPLETED):
-        with tqdm(total=len(tasks), initial=len(tasks) - len(remaining), unit="img") as bar:
+    share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
+    before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
+    print(f"{args.checkpoint} on {device} in {settings.precision}; {files.count(total, 'picture')}{share}{before}")
+    with cli.exit_on_error(cli.NOT_COMPLETED, "--precision bf16, or a smaller --batch_size or --size, need less"):
+        done = len(tasks) - len(remaining)
+        with tqdm(total=len(tasks), initial=done, unit="img", disable=rank > 0) as bar:
             failed = predict(model, remaining, settings, args.batch_size, args.workers, bar)
         if failed:
             print(*failed, sep="\n", file=sys.stderr)
@@ -327,6 +337,8 @@ def kinds(text: str) -> tuple[str, ...]:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
+    parser.add_argument("--hiera_path", help="SAM 2's weights, where they are not where a small checkpoint says")
+    parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
 
     data = parser.add_argument_group("pictures")
     data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of pictures, or single pictures")
@@ -342,6 +354,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     output.add_argument("--overwrite", action="store_true", help="make again what is there already")
 
     run = parser.add_argument_group("run")
+    run.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 where native, else fp32")
     run.add_argument("--flip", action="store_true", help="mean with the mirrored picture; takes twice the time")
     run.add_argument(
         "--size", type=cli.number(multiple=32, least=32), help="side of the input, px; default: that of the training"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Writes the maps of the newest checkpoint of a run; whatever follows goes to test.py.
 #
-#     bash test.sh NAME ROOT [options]        a benchmark's test sets: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199, a YAML file
+#     bash test.sh NAME ROOT [options]        a benchmark's test sets: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199, or YAML
 #     bash test.sh PICTURES... [options]      folders of pictures, or single pictures
 #
 # The run is $RUN (runs/NAME; runs/sam2unext for pictures); the maps go to $RUN/predictions, a benchmark's to a folder a
-# test set in there. $PYTHON names the interpreter.
+# test set in there. GPUS=4 takes four; $PYTHON names the interpreter.
 set -euo pipefail
 here=$(dirname "$0")
 if [ $# -lt 1 ] || [[ $1 == -* ]]; then
@@ -14,6 +14,10 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
 fi
 source "$here/tools/setup.sh"
 find_python "$here"
+launch=("$python")
+if [ "${GPUS:-1}" != 1 ]; then
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
+fi
 name_run "$1" "${2:-}"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")
@@ -35,7 +39,7 @@ if [ -z "$checkpoint" ]; then
     exit 2
 fi
 
-exec "$python" "$here/test.py" \
+exec "${launch[@]}" "$here/test.py" \
     --checkpoint "$checkpoint" \
     "${data[@]}" \
     --save_path "$run/predictions" \

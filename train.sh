@@ -4,8 +4,8 @@
 #     bash train.sh NAME ROOT [options]       a benchmark: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file
 #     bash train.sh IMAGES MASKS [options]    a folder of pictures and one of masks
 #
-# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). $PYTHON names the interpreter (.venv/bin/python, else
-# python3). The encoders' weights are taken from weights/ and downloaded there first where they are missing.
+# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). GPUS=4 takes four. $PYTHON names the interpreter
+# (.venv/bin/python, else python3). The encoders' weights are taken from weights/, where they are downloaded to first.
 set -euo pipefail
 here=$(dirname "$0")
 if [ $# -lt 2 ] || [[ $1 == -* ]]; then
@@ -14,6 +14,10 @@ if [ $# -lt 2 ] || [[ $1 == -* ]]; then
 fi
 source "$here/tools/setup.sh"
 find_python "$here"
+launch=("$python")
+if [ "${GPUS:-1}" != 1 ]; then
+    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
+fi
 name_run "$1" "${2:-}"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")
@@ -30,7 +34,7 @@ for ((i = 1; i < $#; i++)); do
     esac
 done
 
-exec "$python" "$here/train.py" \
+exec "${launch[@]}" "$here/train.py" \
     --hiera_path "$here/weights/sam2_hiera_$sam2.pt" \
     --dinov2_path "$here/weights/$aux.safetensors" \
     "${data[@]}" \

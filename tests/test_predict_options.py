@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import recipe
-from conftest import ROOT, SMALL, failure, save_picture
+import torch
+from conftest import ROOT, SMALL, TINY, failure, save_picture
 from PIL import Image
 from test_predict import arguments, read_maps, script
 
 import checkpoint
-from SAM2UNeXT import SAM2UNeXT
+from SAM2UNeXT import SAM2UNeXT, stretch
 
 FOUR = ("--save", "map,mask,overlay,cutout")
 
@@ -94,7 +95,7 @@ def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(small
     ):
         script.main(arguments(small_checkpoint, tmp_path / "in", tmp_path / "maps" / folder, *more))
         grey = read_maps(tmp_path / "maps" / folder)["a.png"]
-        expected = script.grey_levels(small_model.predict(shown.copy()), stretch=True)
+        expected = script.stretch(small_model.predict(shown.copy()))
         assert grey.shape == expected.shape and np.abs(grey.astype(int) - expected).max() <= 1
 
 
@@ -128,7 +129,7 @@ def test_nothing_is_made_twice_unless_overwritten(small_checkpoint, toy, tmp_pat
     (tmp_path / "toy_0002.png").unlink()
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
     script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path))
-    assert "3 of 4 pictures are done already" in capsys.readouterr().out
+    assert "3 of 4 are done already" in capsys.readouterr().out
     assert times == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png") if path.name in times}
     script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path, "--overwrite"))
     assert not times.items() & {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()
@@ -189,7 +190,9 @@ def test_every_file_says_what_it_was_made_from(small_checkpoint, toy, tmp_path):
     script.main(arguments(small_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
     for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png"):
         text = script.read_note(tmp_path / name)
-        assert "size 64; stretch True; flip False" in text and ("threshold" in text) == (name[0] in "mo")
+        assert "precision float32; size 64; stretch True; flip False" in text and ("threshold" in text) == (
+            name[0] in "mo"
+        )
 
 
 def test_a_benchmark_has_a_folder_of_maps_a_set(small_checkpoint, toy, tmp_path, capsys):
@@ -205,6 +208,40 @@ def test_a_benchmark_has_a_folder_of_maps_a_set(small_checkpoint, toy, tmp_path,
     found = content(tmp_path / "maps")
     assert sorted(found) == [f"{name}/toy_{i:04}.png" for name in ("CAMO", "NC4K") for i in range(4)]
     assert "CAMO: 4 of 250 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_share_the_pictures_and_the_maps_are_those_of_one(small_checkpoint, toy, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "test.py"]
+    command += ["--checkpoint", small_checkpoint, "--test_image_path", toy / "train/Image", "--precision", "fp32"]
+    command += ["--save_path", tmp_path / "two", "--batch_size", "2", "--device", "cpu"]
+    result = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "6 pictures, of which this process takes 4" in result.stdout
+    script.main(arguments(small_checkpoint, toy / "train/Image", tmp_path / "one", "--batch_size", 2))
+    one, two = read_maps(tmp_path / "one"), read_maps(tmp_path / "two")  # a process of several computes with one thread
+    assert one.keys() == two.keys() and all(np.abs(one[name].astype(int) - two[name]).max() <= 1 for name in one)
+
+
+def test_a_small_checkpoint_takes_its_encoders_from_where_they_are(encoders, toy, tmp_path, capsys):
+    model = SAM2UNeXT(*encoders.values(), **TINY).eval()
+    checkpoint.save_network(tmp_path / "small.pth", model, epoch=1)
+    moved = {option: shutil.copy(path, tmp_path) for option, path in encoders.items()}
+    content = torch.load(tmp_path / "small.pth", weights_only=True)
+    for record in content["encoders"].values():
+        record["source"] = "/nowhere/" + record["source"].split("/")[-1]
+    torch.save(content, tmp_path / "small.pth")
+    picture = toy / "test/Image/toy_0000.jpg"
+    status, line = failure(script.main, arguments(tmp_path / "small.pth", picture, tmp_path / "maps"), capsys)
+    assert status == 2 and "/nowhere/" in line and "--hiera_path" in line
+    more = [word for option, path in moved.items() for word in (f"--{option}", path)]
+    script.main(arguments(tmp_path / "small.pth", picture, tmp_path / "maps", *more))
+    assert (
+        np.abs(
+            read_maps(tmp_path / "maps")["toy_0000.png"].astype(int) - stretch(model.predict(Image.open(picture)))
+        ).max()
+        <= 1
+    )
 
 
 def test_what_to_save_and_from_where_is_checked(small_checkpoint, toy, tmp_path, capsys):
