@@ -91,6 +91,7 @@ def note(task: Task, settings: Settings, kind: str) -> str:
     """
     made = {
         "checkpoint": settings.checkpoint,
+        "precision": settings.precision,
         "size": settings.size,
         "stretch": settings.stretch,
         "flip": settings.flip,
