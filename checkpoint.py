@@ -69,8 +69,12 @@ def fetch(source: str | Path) -> Path:
             if not path.exists():
                 print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
                 beside = path.with_name(f".{path.name}.download")
-                os.replace(download(PUBLISHED[path.name], beside), path)
-                shutil.rmtree(beside, ignore_errors=True)
+                try:
+                    os.replace(download(PUBLISHED[path.name], beside), path)
+                except OSError as error:
+                    raise OSError(f"{error} and save it as {path}") from error
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
     if not path.is_file():
         raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
     return path
