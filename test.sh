@@ -14,10 +14,6 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
 fi
 source "$here/tools/setup.sh"
 find_python "$here"
-launch=("$python")
-if [ "${GPUS:-1}" != 1 ]; then
-    launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
-fi
 name_run "$1" "${2:-}"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")

@@ -136,6 +136,16 @@ def test_test_sh_takes_the_newest_checkpoint_and_all_pictures_before_the_options
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("script, words", [("train.sh", ". ."), ("test.sh", ".")])
+def test_gpus_starts_as_many_processes(script, words, tmp_path):
+    (tmp_path / "runs" / "sam2unext").mkdir(parents=True)
+    (tmp_path / "runs" / "sam2unext" / "SAM2-UNeXT-1.pth").touch()
+    python = fake_python(tmp_path / "python", 'echo "$@"')
+    result = bash(f"bash {ROOT}/{script} {words}", tmp_path, PYTHON=python, GPUS="4")
+    launched = f"-m torch.distributed.run --standalone --nproc_per_node 4 {ROOT}/{script[:-3]}.py --"
+    assert result.stdout.startswith(launched), result.stderr
+
+
 def test_ending_with_an_error_shows_no_traceback(tmp_path):
     result = bash(f"bash {ROOT}/eval.sh {tmp_path}", tmp_path)
     assert result.returncode == 2

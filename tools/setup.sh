@@ -29,7 +29,7 @@ setup() {
 }
 
 # `find_python FOLDER`: sets python to $PYTHON or, where that is not set, to the environment in the repository's FOLDER,
-# else to python3.
+# else to python3; and launch to what starts a program on $GPUS GPUs.
 find_python() {
     python=${PYTHON:-$1/.venv/bin/python}
     if ! command -v "$python" >/dev/null; then
@@ -38,6 +38,10 @@ find_python() {
             return 2
         fi
         python=python3
+    fi
+    launch=("$python")
+    if [ "${GPUS:-1}" != 1 ]; then
+        launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
     fi
 }
 
