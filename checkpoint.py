@@ -10,6 +10,7 @@ import http.client
 import logging
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from urllib.parse import urlparse
 import safetensors
 import safetensors.torch
 import torch
-from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
+from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from torch import Tensor, nn
 
 import files
@@ -28,8 +29,16 @@ NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # arguments o
 TRUNK = "image_encoder.trunk."  # where a SAM 2 checkpoint keeps the trunk
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # (width, blocks)
 TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
-SAM2_1_KEY = "no_obj_embed_spatial"  # stands in SAM 2.1 checkpoints only
 DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
+PUBLISHED = {  # where the encoders' weights come from
+    name: f"https://dl.fbaipublicfiles.com/segment_anything_2/072824/{name}" for name in TRUNK_FILES.values()
+} | {
+    f"vit_{size}_patch14_dinov2.safetensors": (
+        f"https://huggingface.co/timm/vit_{size}_patch14_dinov2.lvd142m/resolve/main/model.safetensors"
+    )
+    for size in DINOV2_SIZES.values()
+}
+SAM2_1_KEY = "no_obj_embed_spatial"  # stands in SAM 2.1 checkpoints only
 DINOV2_PATCH = 14
 SAMPLED = 64  # values of each matrix that a fingerprint looks at, about
 
@@ -43,25 +52,43 @@ class Trained(NamedTuple):
 
 
 def fetch(source: str | Path) -> Path:
-    """The local path of `source`, a path or a URL; a URL is downloaded once, with a progress bar, and cached by iopath
-    (in the folder of its host below $FVCORE_CACHE, else ~/.torch/iopath_cache).
+    """The local path of `source`, a path or a URL.
 
-    Raises OSError where there is no such file or the download fails; a broken download leaves nothing behind.
+    A URL is downloaded once, with a progress bar, and cached by iopath (in the folder of its host below $FVCORE_CACHE,
+    else ~/.torch/iopath_cache). A missing file with a name in PUBLISHED is downloaded to its place, if its folder is
+    there or called weights. Raises OSError where there is no such file or the download fails; a broken download leaves
+    nothing behind.
     """
+    path = Path(source)
+    host = urlparse(str(source)).netloc.replace(":", "_")  # iopath itself tells URLs apart by their path alone
+    if host:
+        path = download(str(source), Path(get_cache_dir(), host))
+    elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(path)):  # of several processes one downloads
+            if not path.exists():
+                print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
+                beside = path.with_name(f".{path.name}.download")
+                try:
+                    os.replace(download(PUBLISHED[path.name], beside), path)
+                except OSError as error:
+                    raise OSError(f"{error} and save it as {path}") from error
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
+    if not path.is_file():
+        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
+    return path
+
+
+def download(url: str, folder: Path) -> Path:
+    """The file that `url` names, cached below `folder`. Raises OSError."""
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # its failures are raised as well; one line is enough
     try:
-        host = urlparse(str(source)).netloc.replace(":", "_")  # iopath itself tells URLs apart by their path alone
-        where = {"cache_dir": os.path.join(get_cache_dir(), host)} if host else {}
-        path = Path(manager.get_local_path(str(source), **where))
+        return Path(manager.get_local_path(url, cache_dir=str(folder)))
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(
-            f"{source}: cannot be downloaded: {reason(error)}; fetch it by other means and give its path"
-        ) from error
-    if not path.is_file():
-        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
-    return path
+        raise OSError(f"{url}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -260,7 +287,11 @@ def read_network(source: str | Path) -> Trained:
     The arguments come from the header that `save_network` writes or, in a file that the original program saved, from
     the shapes of the tensors. Raises OSError or ValueError, with the mend, for any other file.
     """
-    content = read(source)
+    return as_network(read(source), source)
+
+
+def as_network(content: dict[str, Any], source: str | Path) -> Trained:
+    """`read_network` of what was read from `source` already."""
     state = tensors(content)
     if not is_network(state):
         raise ValueError(

@@ -1,11 +1,15 @@
 """What the commands share: how errors end them, and checked arguments."""
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +26,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+BENCHMARK_HELP = "DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file, and the folder of its archive"
 
 
 @contextmanager
@@ -143,3 +148,43 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def counted(items: Iterable[T], update: Callable[[], object]) -> Iterator[T]:
+    """The items, `update` called as each arrives: a progress bar that need not be exhausted to be right."""
+    for item in items:
+        update()
+        yield item
+
+
+def in_processes(
+    function: Callable[[T], R], items: Sequence[T], workers: int, prepare: Callable[[], object]
+) -> Iterator[R]:
+    """`function` of each item, in order, computed by worker processes that call `prepare` when they start.
+
+    Functions are found by their names in the workers. Close the iterator to end the workers early. Raises what
+    `function` raises, OSError where a worker died.
+    """
+    workers = max(1, min(workers, len(items)))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(prepare,))
+    try:
+        yield from in_order(pool, function, items, ahead=4 * workers)
+    except BrokenProcessPool as error:
+        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():  # none is needed any more, whatever it is at
+            process.terminate()
+
+
+def _start_worker(prepare: Callable[[], object]) -> None:
+    """In each worker process: Ctrl-C left to the parent, and no life after it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    prepare()
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

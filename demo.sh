@@ -16,16 +16,19 @@ export RUN=demo/run
 echo "== 1/4 a toy data set"
 "$PYTHON" tools/toy_dataset.py "$data" --seed "$seed"
 echo "== 2/4 bash train.sh"
+rm -f "$RUN"/last*.pth
 bash train.sh "$data/train/Image" "$data/train/Mask" \
     --hiera_path random --sam2 tiny --dinov2_path random --aux vit_small_patch14_dinov2 \
     --size 128 --aux_size 112 --epoch 6 --batch_size 8 --lr 1e-3 --workers 1 --seed "$seed"
 echo "== 3/4 bash test.sh"
-bash test.sh "$data/test/Image" --test_gt_path "$data/test/Mask"
-echo "== 4/4 bash eval.sh (the second row: blobs in the middle, the best that can be had without looking)"
-bash eval.sh "$data/test/Mask" --json "$RUN/scores.json" \
-    --dataset_name toy centred_blob --pred_path "$RUN/predictions" "$data/test/Blob" \
-    --gt_path "$data/test/Mask" "$data/test/Mask"
+bash test.sh "$data/test/Image" --test_gt_path "$data/test/Mask" --overwrite
+echo "== 4/4 bash eval.sh"
+bash eval.sh "$data/test/Mask" --dataset_name toy --image_path "$data/test/Image"
+echo "For comparison blobs in the middle, the best that can be had without looking:"
+"$PYTHON" eval.py --dataset_name centred_blob --pred_path "$data/test/Blob" --gt_path "$data/test/Mask" \
+    --save_path "$RUN/results_blob"
 echo
 "$PYTHON" tools/contact_sheet.py --images "$data/test/Image" --masks "$data/test/Mask" --maps "$RUN/predictions" \
     --output "$RUN/sheet.png"
-echo "The maps are in $RUN/predictions, the scores in $RUN/scores.json; look at $RUN/sheet.png"
+echo "The maps are in $RUN/predictions, the scores in $RUN/results; look at $RUN/sheet.png and"
+echo "$RUN/results/report.html"

@@ -1,29 +1,29 @@
-"""Scores prediction maps against their ground truth with nine metrics, for one data set or several.
+"""Scores prediction maps against their ground truth with nine metrics, for data sets or a whole benchmark.
 
-    python eval.py --dataset_name DIS-VD DIS-TE1 --pred_path maps/DIS-VD maps/DIS-TE1 \\
-        --gt_path DIS-VD/gt DIS-TE1/gt --json scores.json
+    python eval.py --dataset_name DIS-VD DIS-TE1 --pred_path maps/DIS-VD maps/DIS-TE1 --gt_path DIS-VD/gt DIS-TE1/gt
+    python eval.py --benchmark COD /data/COD --pred_path runs/COD/predictions --save_path runs/COD/results
 
-Maps and masks are paired by name. The work is spread over all cores, without a GPU and without torch.
+Maps and masks are paired by name. A benchmark's maps lie in a folder for each test set and are shown beside the
+published figures. The work is spread over all cores, without a GPU and without torch. The folder --save_path gets
+results.json, .csv, .md and .tex, per_image.csv, curves.png and report.html, a page to look at.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
-import signal
-import threading
+import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+import benchmarks
 import cli
 import files
 import metrics
@@ -32,97 +32,211 @@ import report
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
 
 
-def score_files(pair: tuple[Path, Path], engine: str) -> metrics.PairScores:
+class Dataset(NamedTuple):
+    """What is scored under one name."""
+
+    name: str
+    maps: dict[str, Path]  # by stem
+    truths: dict[str, Path]
+    images: dict[str, Path]  # for the report; may lack some
+
+    def pairs(self) -> list[tuple[Path, Path]]:
+        """(prediction map, ground truth) of the stems that have both."""
+        return [(path, self.truths[stem]) for stem, path in self.maps.items() if stem in self.truths]
+
+
+def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> metrics.PairScores:
     """The scores of one (prediction map, ground truth). Raises OSError or ValueError that names the file."""
-    prediction, ground_truth = (np.array(files.read_mask(path)) for path in pair)
-    return ENGINES[engine](prediction, ground_truth)
+    prediction, truth = (files.read_mask(path) for path in pair)
+    if resize and prediction.size != truth.size:
+        prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
+    return ENGINES[engine](np.array(prediction), np.array(truth))
 
 
-def start_worker() -> None:
-    """In each worker process: one thread, Ctrl-C left to the parent, and no life after it."""
+def one_thread() -> None:
+    """In each worker process: as many threads as workers are enough."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=die_with_parent, daemon=True).start()
 
 
-def die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def score_all(pairs: Sequence[tuple[Path, Path]], engine: str, workers: int, bar: tqdm) -> Iterator[metrics.PairScores]:
-    """The scores of each pair, in order, computed by worker processes that read the files themselves.
-
-    Raises OSError or ValueError that names the file, or that says that a worker died.
-    """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
-    try:
-        for scores in cli.in_order(pool, partial(score_files, engine=engine), pairs, ahead=4 * workers):
-            bar.update()
-            yield scores
-    except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():  # none is needed any more, whatever it is at
-            process.terminate()
-
-
-def find_pairs(names: list[str], pred_paths: list[str], gt_paths: list[str]) -> dict[str, list[tuple[Path, Path]]]:
-    """The (prediction map, ground truth) pairs of each data set. Raises ValueError or OSError with the mend."""
-    if not len(names) == len(pred_paths) == len(gt_paths):
+def find_datasets(
+    names: Sequence[str], pred_paths: Sequence[str], gt_paths: Sequence[str], image_paths: Sequence[str]
+) -> list[Dataset]:
+    """The data sets of plain folders. Raises ValueError or OSError with the mend."""
+    if not len(names) == len(pred_paths) == len(gt_paths) or len(image_paths) not in (0, len(names)):
         raise ValueError(
-            f"{len(names)} --dataset_name, {len(pred_paths)} --pred_path and {len(gt_paths)} --gt_path: "
-            "give one of each for every data set, in the same order"
+            f"{len(names)} --dataset_name, {len(pred_paths)} --pred_path, {len(gt_paths)} --gt_path and "
+            f"{len(image_paths)} --image_path: give one of each for every data set, in the same order (no --image_path "
+            "is fine)"
         )
     if len(set(names)) < len(names):
         raise ValueError("--dataset_name: each name may occur only once")
-    pairs = {
-        name: files.pair([pred], [gt], names=("prediction map", "ground truth"))
-        for name, pred, gt in zip(names, pred_paths, gt_paths, strict=True)
-    }
-    for name in names:
-        sizes = ((pred, files.read_size(pred), files.read_size(gt)) for pred, gt in pairs[name])
-        wrong = [f"{pred.name} {has} instead of {wanted}" for pred, has, wanted in sizes if has != wanted]
-        if wrong:
-            raise ValueError(f"{name}: maps of another (height, width) than their ground truth: {files.listing(wrong)}")
-    return pairs
+    images = [files.find(path) for path in image_paths] or [{}] * len(names)
+    return [
+        Dataset(name, files.find(pred), files.find(truth), pictures)
+        for name, pred, truth, pictures in zip(names, pred_paths, gt_paths, images, strict=True)
+    ]
 
 
-def evaluate(datasets: dict[str, list[tuple[Path, Path]]], engine: str, workers: int) -> dict[str, metrics.PairScores]:
-    """The mean scores of each data set, under one progress bar."""
-    every = [pair for pairs in datasets.values() for pair in pairs]
+def find_benchmark_datasets(
+    found: dict[str, list[benchmarks.Found]], pred_path: Path, allow_missing: bool
+) -> list[Dataset]:
+    """A benchmark's test sets with the maps that lie below `pred_path`. Raises ValueError or OSError with the mend."""
+    datasets = []
+    for name, places in found.items():
+        folder = find_maps(pred_path, name, alone=len(found) == 1)
+        if folder is None and not allow_missing:
+            raise ValueError(
+                f"{name}: no folder of that name with maps below {pred_path}; write them with test.py, choose with "
+                "--sets, or score what is there with --allow_missing"
+            )
+        pairs = [pair for place in places for pair in place.pairs]
+        images, truths = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
+        maps = files.find(folder) if folder and files.pictures(folder) else {}
+        datasets.append(Dataset(name, maps, truths, images))
+    return datasets
+
+
+def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
+    """The folder with the maps of a test set: of its name or, where there is but one set, `pred_path` itself."""
+    if not pred_path.is_dir():
+        raise NotADirectoryError(f"{pred_path}: there is no such folder of prediction maps")
+    if (pred_path / name).is_dir():
+        return pred_path / name
+    hits = [folder for folder in benchmarks.tree(pred_path) if plain(folder.name) == plain(name)]
+    hits = [folder for folder in hits if files.pictures(folder)]
+    if len(hits) > 1:
+        raise ValueError(f"{name}: several folders could hold its maps: {files.listing(map(str, hits))}")
+    return hits[0] if hits else pred_path if alone else None
+
+
+def plain(text: str) -> str:
+    """A name without case and punctuation: DIS-TE1 and dis_te1 are the same."""
+    return re.sub(r"[\W_]", "", text.casefold())
+
+
+def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
+    """What is left out or fitted, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
+    problems, notes, mends = [], [], set()
+    for dataset, maps, truths, _ in datasets:
+        missing = [path.name for stem, path in truths.items() if stem not in maps]
+        extra = [path.name for stem, path in maps.items() if stem not in truths]
+        for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
+            if listed and allow_missing:
+                total = len(truths) if listed is missing else len(maps)
+                notes.append(f"{dataset}: {len(listed):,} of {total:,} {what}, left out")
+            elif listed:
+                problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
+                mends.add("--allow_missing scores the rest")
+        both = [
+            (maps[stem], files.read_size(maps[stem]), files.read_size(truths[stem])) for stem in maps.keys() & truths
+        ]
+        wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
+        if wrong and resize:
+            notes.append(f"{dataset}: {files.count(len(wrong), 'map')} fitted to the size of the ground truth")
+        elif wrong:
+            problems.append(f"{dataset}: {len(wrong):,} maps of another (height, width): {files.listing(wrong)}")
+            mends.add("--resize fits them")
+        if not both and allow_missing:
+            notes.append(f"{dataset}: not scored")
+    if problems:
+        raise ValueError("; ".join([*problems, *sorted(mends)]))
+    if len([note for note in notes if note.endswith("not scored")]) == len(datasets):
+        raise ValueError("no map has the name of a ground truth")
+    return notes
+
+
+def evaluate(
+    datasets: Sequence[Dataset], engine: str, resize: bool, workers: int
+) -> tuple[dict[str, metrics.PairScores], list[report.Scored]]:
+    """The mean scores of each data set, and the figures of each of its pictures, under one progress bar."""
+    every = [pair for dataset in datasets for pair in dataset.pairs()]
+    means, scored = {}, []
+    function = partial(score_files, engine=engine, resize=resize)
     with (
+        closing(cli.in_processes(function, every, workers, one_thread)) as results,
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
-        closing(score_all(every, engine, min(workers, len(every)), bar)) as scores,
     ):
-        return {name: metrics.mean(islice(scores, len(pairs))) for name, pairs in datasets.items()}
+        scores = cli.counted(results, bar.update)
+        for dataset in datasets:
+            if pairs := dataset.pairs():
+                means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored))
+    return means, scored
+
+
+def recorded(
+    dataset: Dataset, scores: Iterator[metrics.PairScores], scored: list[report.Scored]
+) -> Iterator[metrics.PairScores]:
+    """Passes the scores of a data set's pairs on and notes the figures of each."""
+    for (prediction, truth), one in zip(dataset.pairs(), scores, strict=True):
+        scored.append(report.Scored(dataset.name, dataset.images.get(truth.stem), truth, prediction, one.figures()))
+        yield one
 
 
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
-        datasets = find_pairs(args.dataset_name, args.pred_path, args.gt_path)
+        notes = []
+        if args.benchmark and (args.dataset_name or args.gt_path or args.image_path):
+            raise ValueError("--benchmark knows names, ground truth and pictures: leave out the options that name them")
+        if args.benchmark:
+            name, root = args.benchmark
+            benchmark = benchmarks.load(name)
+            if len(args.pred_path) > 1:
+                raise ValueError("--pred_path: with --benchmark, one folder that holds those of the test sets")
+            found = benchmarks.find_test(benchmark, root, args.sets)
+            for place in (place for places in found.values() for place in places):
+                print(place)
+                if place.is_incomplete():
+                    notes.append(f"{place.split}: {len(place.pairs):,} pairs instead of {place.count:,}")
+            datasets = find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing)
+        elif args.sets or not args.gt_path:
+            raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
+        else:
+            benchmark = benchmarks.Benchmark("", metrics.METRICS, (), {}, {}, from_paper=False)
+            datasets = find_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path)
+        notes += check(datasets, args.allow_missing, args.resize)
         if args.json and args.json.is_dir():
             raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
-        if args.json:
-            files.output_folder(args.json.parent)
+        for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
+            files.output_folder(folder)
     with cli.exit_on_error(cli.NOT_COMPLETED):
-        scores = evaluate(datasets, args.engine, args.workers)
-        results = {name: {"images": len(datasets[name])} | scores[name].figures() for name in datasets}
-        print(report.table(results, metrics.METRICS))
+        means, scored = evaluate(datasets, args.engine, args.resize, args.workers)
+        counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
+        for name, sets in benchmark.together.items():
+            if all(one in means for one in sets):
+                means[name] = metrics.mean_of_sets((means[one], counts[one]) for one in sets)
+                counts[name] = sum(counts[one] for one in sets)
+        results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
+        published = {name: benchmarks.published(benchmark, name) for name in results}
+        lines = report.rows(results, published)
+        print(report.text(lines, benchmark.columns), *notes, sep="\n")
+        title = benchmark.name or ", ".join(results)
+        notes.append(f"Maps: {', '.join(args.pred_path)}")
+        report.write(args.save_path, title, benchmark.columns, lines, results, means, scored, notes)
         if args.json:
             with files.replacing(args.json) as file:
-                file.write((json.dumps(results, indent=1) + "\n").encode())
+                file.write(report.to_json(results))
+    print(f"Tables, curves and {args.save_path / 'report.html'}, a page to look at, are in {args.save_path}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--dataset_name", required=True, nargs="+", metavar="NAME", help="names for the table")
-    parser.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
-    parser.add_argument("--gt_path", required=True, nargs="+", metavar="DIR", help="folders of ground truth")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the unrounded figures there too")
-    parser.add_argument("--engine", choices=list(ENGINES), default="fast", help="the same figures; the library is slow")
-    parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
+    data = parser.add_argument_group("data")
+    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
+    data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="of the benchmark, these test sets only")
+    data.add_argument("--dataset_name", nargs="+", default=[], metavar="NAME", help="names for the table")
+    data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
+    data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
+    data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of pictures, for the page")
+    data.add_argument("--allow_missing", action="store_true", help="leave out maps and ground truth without a partner")
+    data.add_argument("--resize", action="store_true", help="fit maps to the size of their ground truth")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--save_path", type=Path, default=Path("results"), metavar="DIR", help="where the results go")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the unrounded figures there too")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--engine", choices=list(ENGINES), default="fast", help="the same figures; the library is slow")
+    run.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
     return parser
 
 

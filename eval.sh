@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
-# Scores the maps of a run against their ground truth; whatever follows the folder goes to eval.py.
+# Scores the maps of a run against their ground truth; whatever follows goes to eval.py.
 #
-#     bash eval.sh MASKS [options]
+#     bash eval.sh NAME ROOT [options]        a benchmark's test sets, beside the published figures
+#     bash eval.sh MASKS [options]            a folder of masks
 #
-# The run is $RUN (runs/sam2unext); its maps are in $RUN/predictions. $PYTHON names the interpreter.
+# The run is $RUN (runs/NAME; runs/sam2unext for a folder); its maps are in $RUN/predictions, the results go to
+# $RUN/results: report.html is a page to look at. $PYTHON names the interpreter.
 set -euo pipefail
 here=$(dirname "$0")
-if [ $# -lt 1 ]; then
-    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+if [ $# -lt 1 ] || [[ $1 == -* ]]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-masks=$1
-shift
-
 source "$here/tools/setup.sh"
 find_python "$here"
-run=${RUN:-runs/sam2unext}
+name_run "$1" "${2:-}"
+if [ -n "$benchmark" ]; then
+    data=(--benchmark "$1" "$2")
+    shift 2
+else
+    data=(--dataset_name "$(basename "$run")" --gt_path "$1")
+    shift
+fi
 
 exec "$python" "$here/eval.py" \
-    --dataset_name "$(basename "$run")" \
+    "${data[@]}" \
     --pred_path "$run/predictions" \
-    --gt_path "$masks" \
+    --save_path "$run/results" \
     "$@"

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 LISTED = 10  # how many file names an error message lists before it only counts
 
@@ -19,20 +19,28 @@ def extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN)
 
 
-def find(folder: str | Path) -> dict[str, Path]:
-    """The pictures that lie directly in `folder`, by stem (file name without extension), in the order of the stems.
+def pictures(folder: str | Path) -> list[Path]:
+    """The pictures that lie directly in `folder`, sorted. Raises OSError where it cannot be listed.
 
-    Hidden files and files that Pillow does not read by their extension are passed over. Raises OSError where the
-    folder cannot be listed, ValueError where it holds no picture or two of one stem.
+    Hidden files and files that Pillow does not read by their extension are passed over.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+    return [
+        path for path in sorted(folder.iterdir())
+        if path.suffix.lower() in extensions() and not path.name.startswith(".") and path.is_file()
+    ]  # fmt: skip
+
+
+def find(folder: str | Path) -> dict[str, Path]:
+    """The `pictures` in `folder` by stem (file name without extension), in the order of the stems.
+
+    Raises OSError where the folder cannot be listed, ValueError where it holds no picture or two of one stem.
+    """
     found: dict[str, Path] = {}
     doubled = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in extensions() or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in pictures(folder):
         if path.stem in found:
             doubled.append(f"{found[path.stem].name} and {path.name}")
         found[path.stem] = path
@@ -41,6 +49,17 @@ def find(folder: str | Path) -> dict[str, Path]:
     if not found:
         raise ValueError(f"{folder}: holds no picture")
     return dict(sorted(found.items()))
+
+
+def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """The pictures in `paths`, folders and single files, by stem. Raises OSError or ValueError as `find` does."""
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        for stem, picture in ({path.stem: path} if path.is_file() else find(path)).items():
+            if stem in found:
+                raise ValueError(f"{found[stem]} and {picture}: have one name; write them to different folders")
+            found[stem] = picture
+    return found
 
 
 def pair(
@@ -65,25 +84,43 @@ def pair(
     pairs: list[tuple[Path, Path]] = []
     for one, other in zip(first, second, strict=True):
         left, right = find(one), find(other)
-        common = [stem for stem in left if stem in right]
-        if not common:
+        if not left.keys() & right.keys():
             raise ValueError(
                 f"no {names[0]} in {one} has the name of a {names[1]} in {other} "
                 f"(for example {next(iter(left.values())).name} and {next(iter(right.values())).name})"
             )
-        if not skip_unpaired:
-            problems = [
-                f"without their {wanted}: {listing(missing)}"
-                for missing, wanted in (
-                    ([path.name for stem, path in left.items() if stem not in right], names[1]),
-                    ([path.name for stem, path in right.items() if stem not in left], names[0]),
-                )
-                if missing
-            ]
-            if problems:
-                raise ValueError(f"{one} and {other} do not match; {'; '.join(problems)}; {mend}")
-        pairs += [(left[stem], right[stem]) for stem in common]
+        pairs += match(left, right, f"{one} and {other}", skip_unpaired, names, mend)
     return pairs
+
+
+def match(
+    left: dict[str, Path],
+    right: dict[str, Path],
+    where: str,
+    skip_unpaired: bool = False,
+    names: tuple[str, str] = ("image", "mask"),
+    mend: str = "add the missing files",
+) -> list[tuple[Path, Path]]:
+    """Pairs the files of two folders by stem; `where` is what a message calls the folders.
+
+    Raises ValueError where a file has no partner, unless `skip_unpaired`.
+    """
+    problems = [
+        f"without their {wanted}: {listing(path.name for path in alone)}"
+        for alone, wanted in (
+            ([path for stem, path in left.items() if stem not in right], names[1]),
+            ([path for stem, path in right.items() if stem not in left], names[0]),
+        )
+        if alone
+    ]
+    if problems and not skip_unpaired:
+        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {mend}")
+    return [(path, right[stem]) for stem, path in left.items() if stem in right]
+
+
+def count(number: int, noun: str) -> str:
+    """The number with its noun, "1 map" or "1,024 maps"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listing(names: Iterable[str]) -> str:
@@ -93,9 +130,12 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The picture as RGB, pixels in the order of the file. Raises OSError that names the file."""
-    return _read(path, "RGB")
+def read_image(path: str | Path, upright: bool = False) -> Image.Image:
+    """The picture as RGB, pixels in the order of the file or, if `upright`, turned as its EXIF tag says.
+
+    Raises OSError that names the file.
+    """
+    return _read(path, "RGB", upright)
 
 
 def read_mask(path: str | Path) -> Image.Image:
@@ -141,10 +181,10 @@ def output_folder(path: str | Path) -> Path:
         raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
 
 
-def _read(path: str | Path, mode: str) -> Image.Image:
+def _read(path: str | Path, mode: str, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path) as picture:
-            return picture.convert(mode)
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise unreadable(path, error) from error
 

@@ -76,6 +76,18 @@ def mean(scores: Iterable[PairScores]) -> PairScores:
     return PairScores(**{name: total / count for name, total in totals.items()})
 
 
+def mean_of_sets(sets: Iterable[tuple[PairScores, int]]) -> PairScores:
+    """The mean over all pairs of several data sets, each given by its own mean and its number of pairs."""
+    sets = list(sets)
+    pairs = sum(count for _, count in sets)
+    return PairScores(
+        **{
+            field.name: sum(getattr(scores, field.name) * count for scores, count in sets) / pairs
+            for field in fields(PairScores)
+        }
+    )
+
+
 def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
     """The scores of one pair by the library itself; arguments, result and errors as of `score`."""
     import py_sod_metrics as sod  # here alone: it takes a second and 100 MB

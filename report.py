@@ -1,14 +1,277 @@
-"""Turns scores into what people read."""
+"""Turns scores into what people read: tables for the terminal, Markdown, LaTeX and CSV, curves, and an HTML page."""
 
-from collections.abc import Iterable, Mapping
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+import files
+from benchmarks import OURS
+from metrics import METRICS, PairScores
+
+THIS_RUN, DIFFERENCE = "this run", "difference"
+LATEX = {
+    "mDice": "mDice",
+    "mIoU": "mIoU",
+    "Smeasure": "$S_\\alpha$",
+    "wFmeasure": "$F_\\beta^w$",
+    "adpFm": "$F_\\beta^{adp}$",
+    "meanFm": "$F_\\beta^{mean}$",
+    "maxFm": "$F_\\beta^{max}$",
+    "meanEm": "$E_\\phi$",
+    "MAE": "MAE",
+}
+LATEX_SPECIAL = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+)
+LOWER_IS_BETTER = ("MAE",)
+WORST, BEST = 12, 6  # pictures on the page
+THUMBNAIL = (320, 320)  # pixels at the most
 
 
-def table(rows: Mapping[str, Mapping[str, float]], columns: Iterable[str], first: str = "dataset") -> str:
-    """A plain text table: a line for each of `rows`, three decimals; `first` heads the column of names."""
-    columns = list(columns)
-    width = max(len(first), *(len(name) for name in rows))
-    lines = [f"{first:<{width}}" + "".join(f"  {column:>9}" for column in columns)]
-    lines.append("-" * len(lines[0]))
-    for name, figures in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"  {figures[column]:>9.3f}" for column in columns))
-    return "\n".join(lines)
+class Row(NamedTuple):
+    """A line of a table."""
+
+    dataset: str
+    method: str
+    images: int | None
+    figures: Mapping[str, float]  # by metric; those of a paper are not all there
+
+    def cell(self, column: str) -> str:
+        """The figure with three decimals, or nothing."""
+        if column not in self.figures:
+            return ""
+        return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.3f}"
+
+
+class Scored(NamedTuple):
+    """One picture, as `metrics.PairScores.figures` scores it."""
+
+    dataset: str
+    image: Path | None
+    truth: Path
+    map: Path
+    figures: dict[str, float]
+
+
+def strongest_peer(published: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The published method with the highest S-measure, this network's own left out; of equals the lower MAE."""
+    peers = [name for name in published if name != OURS]
+    return max(peers, key=lambda name: (published[name]["Smeasure"], -published[name]["MAE"]), default=None)
+
+
+def rows(
+    results: Mapping[str, Mapping[str, float]], published: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[Row]:
+    """For each data set this run and, where there are published figures, those, the difference, the strongest peer."""
+    lines = []
+    for dataset, figures in results.items():
+        lines.append(Row(dataset, THIS_RUN, figures["images"], figures))
+        methods = published[dataset]
+        if OURS in methods:
+            difference = {metric: figures[metric] - value for metric, value in methods[OURS].items()}
+            lines += [Row(dataset, f"{OURS}, paper", None, methods[OURS]), Row(dataset, DIFFERENCE, None, difference)]
+        if peer := strongest_peer(methods):
+            lines.append(Row(dataset, f"{peer}, paper", None, methods[peer]))
+    return lines
+
+
+def cells(lines: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
+    """The table as text, heading first; the name of a data set stands in its first line only."""
+    compared = any(row.method != THIS_RUN for row in lines)
+    table = [["dataset", *(["method"] if compared else []), "images", *columns]]
+    for row in lines:
+        name = row.dataset if row.method == THIS_RUN else ""
+        images = "" if row.images is None else f"{row.images:,}"
+        table.append([name, *([row.method] if compared else []), images, *(row.cell(column) for column in columns)])
+    return table
+
+
+def text(lines: Sequence[Row], columns: Sequence[str]) -> str:
+    """A plain table with aligned columns."""
+    table = cells(lines, columns)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    words = len(table[0]) - len(columns) - 1  # columns of words, aligned to the left
+    aligned = [
+        "  ".join(f"{cell:{'<' if i < words else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in table
+    ]
+    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
+
+
+def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
+    table = cells(lines, columns)
+    words = len(table[0]) - len(columns) - 1
+    rule = ["---"] * words + ["---:"] * (len(columns) + 1)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    body = "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+    return body + "\n" + "".join(f"\n{note}\n" for note in notes)
+
+
+def to_latex(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """A tabular to \\input into a document that uses booktabs; rules between the data sets."""
+    table = cells(lines, columns)
+    words = len(table[0]) - len(columns) - 1
+    arrows = [f"{LATEX[column]} $\\{'down' if column in LOWER_IS_BETTER else 'up'}arrow$" for column in columns]
+    heading = [*table[0][: words + 1], *arrows]
+    body = []
+    for row in table[1:]:
+        if row[0] and words > 1 and body:
+            body.append("\\midrule")
+        escaped = [cell.translate(LATEX_SPECIAL) for cell in row[: words + 1]]
+        body.append(" & ".join([*escaped, *(f"${cell}$" if cell else "" for cell in row[words + 1 :])]) + " \\\\")
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            *(f"% {note}" for note in notes),
+            f"\\begin{{tabular}}{{{'l' * words + 'r' * (len(columns) + 1)}}}",
+            "\\toprule",
+            " & ".join(heading) + " \\\\",
+            "\\midrule",
+            *body,
+            "\\bottomrule",
+            "\\end{tabular}\n",
+        ]
+    )
+
+
+def to_json(results: Mapping[str, Mapping[str, float]]) -> bytes:
+    """`{data set: {"images": n, metric: value, ...}}`, unrounded."""
+    return (json.dumps(results, indent=1) + "\n").encode()
+
+
+def to_csv(heading: Sequence[str], table: Iterable[Sequence[object]]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([heading, *table])
+    return buffer.getvalue().encode()
+
+
+def curves(means: Mapping[str, PairScores], panels: Sequence[str] = ("precision", "threshold")) -> bytes:
+    """A PNG with a line for each data set: precision against recall, and the F-measure against the threshold."""
+    from matplotlib.figure import Figure  # here alone: worker processes, which import this too, do without
+
+    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained", dpi=130)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, scores in means.items():
+            x, y = (scores.recall, scores.precision) if panel == "precision" else (np.arange(256), scores.Fm)
+            axes.plot(x, y, label=name, linewidth=1.6)
+        if panel == "precision":
+            axes.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(0, 1))
+        else:
+            axes.set(xlabel="threshold, grey levels", ylabel="F-measure", title="F-measure at each threshold")
+            axes.set_xlim(0, 255)
+        axes.set_ylim(0, 1.01)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="best", frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def error_picture(prediction: Image.Image, truth: Image.Image) -> Image.Image:
+    """The map against the ground truth, both greyscale and of one size: the object is light grey on white; red is
+    object that the map sees where none is, blue object that it misses, the deeper the surer it is."""
+    wrong = np.asarray(prediction, np.float32)[..., None] / 255
+    is_object = np.asarray(truth)[..., None] > 128
+    deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
+    ground = np.where(is_object, np.float32(205), np.float32(255))
+    wrong = np.where(is_object, 1 - wrong, wrong)
+    return Image.fromarray((ground * (1 - wrong) + deep * wrong).round().astype(np.uint8))
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """A picture, made small, to stand inside a page."""
+    picture.thumbnail(THUMBNAIL)
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=85)
+    return data_url("jpeg", buffer.getvalue())
+
+
+def data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def card(scored: Scored) -> dict[str, object]:
+    """What the page shows of one picture; without the picture itself where it cannot be read."""
+    truth = files.read_mask(scored.truth)
+    prediction = ImageOps.autocontrast(files.read_mask(scored.map))  # stretched, as it is scored
+    if prediction.size != truth.size:
+        prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
+    panels = [("ground truth", truth), ("map", prediction), ("error", error_picture(prediction, truth))]
+    if scored.image:
+        with suppress(OSError):
+            panels.insert(0, ("picture", files.read_image(scored.image)))
+    return {
+        "name": scored.truth.stem,
+        "dataset": scored.dataset,
+        "figures": {name: f"{scored.figures[name]:.3f}" for name in ("Smeasure", "wFmeasure", "MAE")},
+        "panels": [{"title": title, "url": thumbnail(picture)} for title, picture in panels],
+    }
+
+
+def page(
+    title: str,
+    table: list[list[str]],
+    means: Mapping[str, PairScores],
+    scored: Sequence[Scored],
+    notes: Sequence[str],
+) -> bytes:
+    """A self-contained HTML page: the table, the curves, the worst and the best pictures by S-measure."""
+    import jinja2  # here alone, as matplotlib
+
+    order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.truth.name))
+    best = order[::-1][: min(BEST, len(order) // 3)]
+    worst = order[: min(WORST, len(order) - len(best))]
+    template = Path(__file__).with_name("report_template.html").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return (
+        environment.from_string(template)
+        .render(
+            title=title,
+            heading=table[0],
+            body=table[1:],
+            words=table[0].index("images"),
+            difference=DIFFERENCE,
+            lower_is_better=LOWER_IS_BETTER,
+            notes=notes,
+            curves=[data_url("png", curves(means, [panel])) for panel in ("precision", "threshold")],
+            groups=[("Worst", [card(one) for one in worst]), ("Best", [card(one) for one in best])],
+            pictures=len(scored),
+            several=len({one.dataset for one in scored}) > 1,
+        )
+        .encode()
+    )
+
+
+def write(
+    folder: Path,
+    title: str,
+    columns: Sequence[str],
+    lines: Sequence[Row],
+    results: Mapping[str, Mapping[str, float]],
+    means: Mapping[str, PairScores],
+    scored: Sequence[Scored],
+    notes: Sequence[str],
+) -> None:
+    """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
+    all_figures = ([*row[:3], *(row.figures.get(metric, "") for metric in METRICS)] for row in lines)
+    per_image = ([one.dataset, one.truth.stem, *(one.figures[metric] for metric in METRICS)] for one in scored)
+    for name, content in {
+        "results.json": to_json(results),
+        "results.csv": to_csv(["dataset", "method", "images", *METRICS], all_figures),
+        "results.md": to_markdown(lines, columns, notes).encode(),
+        "results.tex": to_latex(lines, columns, notes).encode(),
+        "per_image.csv": to_csv(["dataset", "image", *METRICS], per_image),
+        "curves.png": curves(means),
+        "report.html": page(title, cells(lines, columns), means, scored, notes),
+    }.items():
+        with files.replacing(folder / name) as file:
+            file.write(content)

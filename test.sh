@@ -1,29 +1,42 @@
 #!/usr/bin/env bash
-# Writes the maps of the newest checkpoint of a run; whatever follows the folder goes to test.py.
+# Writes the maps of the newest checkpoint of a run; whatever follows goes to test.py.
 #
-#     bash test.sh IMAGES [options]
+#     bash test.sh NAME ROOT [options]        a benchmark's test sets: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199, or YAML
+#     bash test.sh PICTURES... [options]      folders of pictures, or single pictures
 #
-# The run is $RUN (runs/sam2unext); the maps go to $RUN/predictions. $PYTHON names the interpreter.
+# The run is $RUN (runs/NAME; runs/sam2unext for pictures); the maps go to $RUN/predictions, a benchmark's to a folder a
+# test set in there. GPUS=4 takes four; $PYTHON names the interpreter.
 set -euo pipefail
 here=$(dirname "$0")
-if [ $# -lt 1 ]; then
-    sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+if [ $# -lt 1 ] || [[ $1 == -* ]]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-images=$1
-shift
-
 source "$here/tools/setup.sh"
 find_python "$here"
-run=${RUN:-runs/sam2unext}
+name_run "$1" "${2:-}"
+if [ -n "$benchmark" ]; then
+    data=(--benchmark "$1" "$2")
+    shift 2
+else
+    data=(--test_image_path)
+    while [ $# -gt 0 ] && [[ $1 != -* ]]; do
+        if [ ! -e "$1" ]; then
+            echo "test.sh: there is no folder or file $1" >&2
+            exit 2
+        fi
+        data+=("$1")
+        shift
+    done
+fi
 checkpoint=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
 if [ -z "$checkpoint" ]; then
     echo "test.sh: no SAM2-UNeXT-*.pth in $run; train first, or name the run with RUN=..." >&2
     exit 2
 fi
 
-exec "$python" "$here/test.py" \
+exec "${launch[@]}" "$here/test.py" \
     --checkpoint "$checkpoint" \
-    --test_image_path "$images" \
+    "${data[@]}" \
     --save_path "$run/predictions" \
     "$@"

@@ -1,32 +1,40 @@
 #!/usr/bin/env bash
-# Trains with the recipe of the paper; whatever follows the two folders goes to train.py.
+# Trains with the recipe of the paper; whatever follows the first two words goes to train.py.
 #
-#     bash train.sh IMAGES MASKS [options]
+#     bash train.sh NAME ROOT [options]       a benchmark: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file
+#     bash train.sh IMAGES MASKS [options]    a folder of pictures and one of masks
 #
-# Checkpoints go to $RUN (runs/sam2unext). $PYTHON names the interpreter (.venv/bin/python, else python3). The
-# encoders' weights are taken from weights/ or, where they are not there, downloaded once and cached.
+# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). GPUS=4 takes four. $PYTHON names the interpreter
+# (.venv/bin/python, else python3). The encoders' weights are taken from weights/, where they are downloaded to first.
 set -euo pipefail
 here=$(dirname "$0")
-if [ $# -lt 2 ]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+if [ $# -lt 2 ] || [[ $1 == -* ]]; then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-images=$1 masks=$2
-shift 2
-
 source "$here/tools/setup.sh"
 find_python "$here"
-hiera=$here/weights/sam2_hiera_large.pt
-[ -e "$hiera" ] || hiera=https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_large.pt
-dinov2=$here/weights/vit_large_patch14_dinov2.safetensors
-[ -e "$dinov2" ] || dinov2=https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m/resolve/main/model.safetensors
+name_run "$1" "${2:-}"
+if [ -n "$benchmark" ]; then
+    data=(--benchmark "$1" "$2")
+else
+    data=(--train_image_path "$1" --train_mask_path "$2")
+fi
+shift 2
+sam2=large aux=vit_large_patch14_dinov2
+for ((i = 1; i < $#; i++)); do
+    next=$((i + 1))
+    case "${!i}" in
+        --sam2) sam2=${!next} ;;
+        --aux) aux=${!next} ;;
+    esac
+done
 
-exec "$python" "$here/train.py" \
-    --hiera_path "$hiera" \
-    --dinov2_path "$dinov2" \
-    --train_image_path "$images" \
-    --train_mask_path "$masks" \
-    --save_path "${RUN:-runs/sam2unext}" \
+exec "${launch[@]}" "$here/train.py" \
+    --hiera_path "$here/weights/sam2_hiera_$sam2.pt" \
+    --dinov2_path "$here/weights/$aux.safetensors" \
+    "${data[@]}" \
+    --save_path "$run" \
     --epoch 20 \
     --lr 2e-4 \
     --batch_size 1 \

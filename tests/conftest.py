@@ -14,12 +14,14 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-SUIM8 = ROOT.parent / "shared" / "data" / "suim8"  # eight real pictures, not part of the repository
+SHARED = ROOT.parent / "shared"  # not part of the repository
+SUIM8 = SHARED / "data" / "suim8"  # eight real pictures
 sys.path.insert(0, str(GOLDEN))
 
 import recipe  # noqa: E402
 
 import checkpoint  # noqa: E402
+import train  # noqa: E402
 from SAM2UNeXT import SAM2UNeXT  # noqa: E402
 from tools import toy_dataset  # noqa: E402
 
@@ -122,6 +124,29 @@ def encoders(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def from_files(encoders) -> str:
+    """The network TINY as options of train.py, its encoders from files: its checkpoints are small."""
+    return " ".join(f"--{name} {value}" for name, value in (encoders | TINY).items())
+
+
+def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
+    """Arguments of train.py: `text` and what it cannot do without."""
+    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+    words = [
+        *network.split(),
+        *folders,
+        "--save_path",
+        str(save_path),
+        "--workers",
+        "0",
+        "--precision",
+        "fp32",
+        *text.split(),
+    ]
+    return train.get_args_parser().parse_args(words)
+
+
+@pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory, small_model) -> Path:
     """The small network as train.py saves it."""
     path = tmp_path_factory.mktemp("checkpoint") / "SAM2-UNeXT-1.pth"
@@ -139,6 +164,6 @@ def failure(main, args, capsys) -> tuple[int, str]:
     """Runs a command that must fail: its exit status and its one line on standard error, progress bars left out."""
     with pytest.raises(SystemExit) as stop:
         main(args)
-    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "img" not in line]
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line and "img/s" not in line]
     assert len(lines) == 1, lines
     return stop.value.code, lines[0]

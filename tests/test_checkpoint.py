@@ -295,3 +295,22 @@ def test_a_broken_download_is_an_error_and_leaves_nothing(server, tmp_path):
     with pytest.raises(OSError, match="none.pt: cannot be downloaded: .*404"):
         checkpoint.read(f"{server.url}/none.pt")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_published_weights_that_are_missing_are_downloaded_to_their_place(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(checkpoint.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/whole.pt")
+    path = tmp_path / "weights" / "sam2_hiera_large.pt"
+    for _ in range(2):
+        assert torch.equal(checkpoint.read(path)["a"], torch.ones(5))
+    assert server.requests == ["/whole.pt"] and f"{path} is missing; downloading" in capsys.readouterr().out
+    assert [file.name for file in path.parent.iterdir() if file.suffix != ".lock"] == [path.name]
+
+
+def test_published_weights_that_cannot_be_downloaded_leave_nothing(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/half.pt")
+    with pytest.raises(OSError, match="half.pt: cannot be downloaded: .* and save it as .*weights/sam2_hiera_large.pt"):
+        checkpoint.read(tmp_path / "weights" / "sam2_hiera_large.pt")
+    assert not list((tmp_path / "weights").rglob("*.pt"))
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        checkpoint.read(tmp_path / "wieghts" / "sam2_hiera_large.pt")
+    assert not (tmp_path / "wieghts").exists()

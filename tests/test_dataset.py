@@ -8,7 +8,7 @@ import torch
 from conftest import golden, save_picture
 from PIL import Image
 
-from dataset import STD, SegmentationDataset, image_tensor, mask_tensor
+from dataset import STD, SegmentationDataset, epoch_batches, image_tensor, mask_tensor
 
 
 @pytest.mark.parametrize("name, height, width", [("a", 300, 451), ("b", 700, 512)])
@@ -17,8 +17,8 @@ def test_preprocessing_is_that_of_the_original_to_the_bit(name, height, width, t
     image_path = save_picture(tmp_path / "image.png", recipe.photo(name, height, width, 0))
     mask_path = save_picture(tmp_path / "mask.png", recipe.ground_truth(name, height, width, 0))
     dataset = SegmentationDataset([(image_path, mask_path)], 352)
-    dataset.flips = lambda index: (False, False)
-    image, mask = dataset[0]
+    dataset.flips = lambda epoch, index: (False, False)
+    image, mask, _ = dataset[1, 0]
     # The figures are Pillow 13's. Older ones resize tall pictures in another order, hence round a little differently.
     exact = int(PIL.__version__.split(".")[0]) >= 13
     image_tolerance, mask_tolerance = (0, 0) if exact else (1.001 / 255 / min(STD), 10 / 255)
@@ -44,8 +44,7 @@ def test_pictures_and_masks_are_flipped_alike(flips, axes):
 def test_flips_depend_on_seed_epoch_and_index_alone():
     def drawn(seed, epoch):
         dataset = SegmentationDataset([], 32, seed)
-        dataset.epoch = epoch
-        return [dataset.flips(i) for i in range(400)]
+        return [dataset.flips(epoch, i) for i in range(400)]
 
     assert drawn(0, 1) == drawn(0, 1)
     assert len({tuple(drawn(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
@@ -59,5 +58,30 @@ def test_items_are_flipped_as_drawn(toy):
     dataset = SegmentationDataset([(image, mask)] * 8, 64, seed=1)
     assert len(dataset) == 8
     for i in range(8):
-        assert torch.equal(dataset[i][0], image_tensor(Image.open(image), 64, dataset.flips(i)))
-        assert torch.equal(dataset[i][1], mask_tensor(Image.open(mask), 64, dataset.flips(i)))
+        flips = dataset.flips(2, i)
+        drawn_image, drawn_mask, name = dataset[2, i]
+        assert torch.equal(drawn_image, image_tensor(Image.open(image), 64, flips))
+        assert torch.equal(drawn_mask, mask_tensor(Image.open(mask), 64, flips))
+        assert name == str(image)
+
+
+def test_each_epoch_has_an_order_of_its_own_that_the_seed_decides():
+    def order(seed, epoch):
+        batches = epoch_batches(10, 4, seed, epoch)
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert {drawn for batch in batches for drawn, _ in batch} == {epoch}
+        return [index for batch in batches for _, index in batch]
+
+    assert order(0, 1) == order(0, 1) and sorted(order(0, 1)) == list(range(10))
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
+
+
+@pytest.mark.parametrize("count, processes", [(12, 2), (11, 2), (13, 4), (2, 5)])
+def test_processes_share_the_batches_of_one(count, processes):
+    whole = epoch_batches(count, 2 * processes, seed=3, epoch=5)
+    parts = [epoch_batches(count, 2, 3, 5, rank, processes) for rank in range(processes)]
+    assert len({tuple(len(batch) for batch in part) for part in parts}) == 1  # all take as many steps of equal size
+    for i, batch in enumerate(whole):
+        together = [place for part in parts for place in part[i]]
+        assert set(together) >= set(batch)
+        assert len(together) - len(batch) == (-count % processes if i == len(whole) - 1 else 0)

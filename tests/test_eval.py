@@ -31,6 +31,7 @@ def pairs(tmp_path_factory):
 
 def arguments(folder, *more):
     words = ["--dataset_name", "set", "--pred_path", folder / "maps", "--gt_path", folder / "masks", *more]
+    words += [] if "--save_path" in more else ["--save_path", folder / "results"]
     return script.get_args_parser().parse_args([str(word) for word in words])
 
 
@@ -67,8 +68,8 @@ def test_several_data_sets_make_one_table_and_one_file(pairs, tmp_path, capsys):
     expected = [metrics.score(*cases[name]).MAE for name in ("case0", "perfect")]
     assert results["two"]["MAE"] == pytest.approx(np.mean(expected), rel=1e-12)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["dataset", *metrics.METRICS]
-    assert [line.split("  ")[0].strip() for line in lines[2:]] == ["all twelve", "two"]
+    assert lines[0].split() == ["dataset", "images", *metrics.METRICS]
+    assert [line.split("  ")[0].strip() for line in lines[2:4]] == ["all twelve", "two"]
     assert f"{results['two']['Smeasure']:.3f}" in lines[3]
 
 
@@ -82,8 +83,8 @@ def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, caps
     twice = arguments(pairs)
     twice.dataset_name, twice.pred_path, twice.gt_path = ["set"] * 2, several.pred_path, [str(pairs / "masks")] * 2
     for args, message in (
-        (arguments(short), "without their prediction map: case1.png"),
-        (arguments(wrong), "x.png (97, 131) instead of (240, 320)"),
+        (arguments(short), "1 ground truths without a map: case1.png; --allow_missing scores the rest"),
+        (arguments(wrong), "x.png (97, 131) instead of (240, 320); --resize fits them"),
         (arguments(tmp_path / "none"), "none/maps: there is no such folder"),
         (arguments(pairs, "--json", tmp_path), "is a folder; name a file"),
         (arguments(pairs, "--json", "/proc/scores.json"), "/proc: nothing can be written there"),
@@ -103,6 +104,29 @@ def test_an_unreadable_map_is_named_and_the_status_is_1(tmp_path, capsys):
     assert stop.value.code == 1
     assert "case1.png: cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_what_has_no_partner_is_listed_and_left_out_where_that_is_allowed(tmp_path, capsys):
+    folder = write_pairs(tmp_path, recipe.metric_cases(0))
+    (folder / "maps" / "case1.png").unlink()
+    (folder / "masks" / "case2.png").unlink()
+    status, line = failure(script.main, arguments(folder), capsys)
+    assert status == 2 and "without a map: case1.png" in line and "without a ground truth: case2.png" in line
+    figures = run(folder, tmp_path / "scores.json", "--allow_missing")
+    assert figures["images"] == 10
+    printed = capsys.readouterr().out
+    assert "set: 1 of 11 ground truths without a map, left out" in printed
+    assert "set: 1 of 11 maps without a ground truth, left out" in printed
+
+
+def test_maps_of_another_size_are_fitted_where_that_is_allowed(tmp_path, capsys):
+    prediction, truth = recipe.metric_cases(0)["case0"]
+    folder = write_pairs(tmp_path, {"x": (prediction, truth), "y": (prediction[::2, ::2], truth)})
+    status, line = failure(script.main, arguments(folder), capsys)
+    assert status == 2 and "set: 1 maps of another (height, width): y.png (49, 66) instead of (97, 131)" in line
+    figures = run(folder, tmp_path / "scores.json", "--resize")
+    assert figures["images"] == 2 and "1 map fitted" in capsys.readouterr().out
+    assert figures["MAE"] == pytest.approx(metrics.score(prediction, truth).MAE, abs=0.02)
 
 
 def test_no_torch_in_it():

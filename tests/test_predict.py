@@ -19,12 +19,13 @@ specification.loader.exec_module(script)
 
 
 def arguments(checkpoint, images, save_path, *more):
-    words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path, *more]
+    words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path]
+    words += ["--precision", "fp32", *more]
     return script.get_args_parser().parse_args([str(word) for word in words])
 
 
 def read_maps(folder):
-    return {path.name: np.array(Image.open(path)) for path in sorted(folder.iterdir())}
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
 SUIM8_NAMES = ["d_r_47_", "w_r_147_"]
@@ -103,8 +104,8 @@ def test_the_size_is_that_of_the_training_unless_given(small_checkpoint, toy, tm
     seen = []
     forward = SAM2UNeXT.forward
     monkeypatch.setattr(SAM2UNeXT, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path))
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path, "--size", 96, "--batch_size", 3))
+    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / "one"))
+    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / "two", "--size", 96, "--batch_size", 3))
     assert seen == [(1, 3, 64, 64)] * 4 + [(3, 3, 96, 96), (1, 3, 96, 96)]
 
 
@@ -116,12 +117,16 @@ def test_fractions_of_a_grey_level_are_cut_off():
     assert script.stretch(np.array([[0, 0.5, 1]], np.float32)).tolist() == [[0, 127, 255]]
 
 
-def test_an_unreadable_picture_ends_it_with_its_name_and_status_1(small_checkpoint, toy, tmp_path, capsys):
+def test_it_goes_on_past_unreadable_pictures_and_lists_them_at_the_end(small_checkpoint, toy, tmp_path, capsys):
     shutil.copytree(toy / "test/Image", tmp_path / "images")
-    (tmp_path / "images" / "toy_0002.jpg").write_bytes(b"\xff\xd8 no more")
-    status, line = failure(script.main, arguments(small_checkpoint, tmp_path / "images", tmp_path / "maps"), capsys)
-    assert status == 1 and "toy_0002.jpg: cannot be read" in line
-    assert all(name.startswith("toy_") and image.any() for name, image in read_maps(tmp_path / "maps").items())
+    for name in ("toy_0000", "toy_0002"):
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments(small_checkpoint, tmp_path / "images", tmp_path / "maps"))
+    last = capsys.readouterr().err.splitlines()[-3:]
+    assert stop.value.code == 1 and "2 of 4 pictures could not be read" in last[2]
+    assert "toy_0000.jpg: cannot be read" in last[0] and "toy_0002.jpg: cannot be read" in last[1]
+    assert list(read_maps(tmp_path / "maps")) == ["toy_0001.png", "toy_0003.png"]
 
 
 def test_input_that_needs_mending_is_one_line_and_status_2(small_checkpoint, toy, tmp_path, capsys):
@@ -150,7 +155,14 @@ def test_maps_are_never_written_over_their_input(small_checkpoint, toy, tmp_path
 
 
 def test_a_map_that_cannot_be_written_whole_is_not_written(small_checkpoint, toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    replace = os.replace
+
+    def full_disk(source, target):
+        if str(target).endswith(".png"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
     status, line = failure(script.main, arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps"), capsys)
     assert status == 1 and "No space left on device" in line and ".png: cannot be written" in line
     assert not list((tmp_path / "maps").iterdir())

@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import NETWORK, ROOT
+from conftest import NETWORK, ROOT, SUIM8
 
 import cli
 
@@ -17,8 +18,51 @@ def bash(command, cwd, **environment):
     return subprocess.run(["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+def suim8_as_mas3k(toy, folder):
+    """The real pictures in MAS3K's layout, for training and test alike."""
+    for half in ("train", "test"):
+        shutil.copytree(SUIM8 / "images", folder / half / "Image")
+        shutil.copytree(SUIM8 / "masks", folder / half / "Mask")
+    return folder
+
+
 @pytest.mark.slow
-def test_train_test_eval_in_three_commands(toy, tmp_path):
+@pytest.mark.parametrize(
+    "archive",
+    [
+        lambda toy, folder: toy,
+        pytest.param(suim8_as_mas3k, marks=pytest.mark.skipif(not SUIM8.is_dir(), reason="the pictures are not here")),
+    ],
+)
+def test_a_benchmark_in_three_commands(archive, toy, tmp_path):
+    root = archive(toy, tmp_path / "archive")
+    expected = sorted(path.stem for path in (root / "test" / "Mask").iterdir())
+    for command in (
+        f"bash {ROOT}/train.sh mas3k {root} {NETWORK} --epoch 1 --batch_size 3 --workers 1",
+        f"bash {ROOT}/test.sh MAS3K {root} --batch_size 2",
+        f"bash {ROOT}/eval.sh MAS3K {root}",
+    ):
+        result = bash(command, tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"MAS3K{' training' if 'train.sh' in command else ''}: " in result.stdout
+    run = tmp_path / "runs" / "MAS3K"
+    assert (run / "SAM2-UNeXT-1.pth").is_file()
+    assert sorted(path.stem for path in (run / "predictions" / "MAS3K").iterdir()) == expected
+    names = ["curves.png", "per_image.csv", "report.html"] + [
+        f"results.{kind}" for kind in ("csv", "json", "md", "tex")
+    ]
+    assert sorted(path.name for path in (run / "results").iterdir()) == names
+    scores = json.loads((run / "results" / "results.json").read_text())["MAS3K"]
+    assert scores["images"] == len(expected)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    columns = ("mIoU", "Smeasure", "wFmeasure", "meanEm", "MAE")
+    assert ["MAS3K", "this", "run", str(len(expected)), *(f"{scores[column]:.3f}" for column in columns)] in lines
+    assert ["SAM2-UNeXT,", "paper", "0.853", "0.926", "0.900", "0.960", "0.014"] in lines
+    assert ["SAM2-UNet,", "paper", "0.799", "0.903", "0.848", "0.943", "0.021"] in lines
+
+
+@pytest.mark.slow
+def test_folders_in_three_commands(toy, tmp_path):
     (tmp_path / "a folder").mkdir()
     for command in (
         f"bash {ROOT}/train.sh {toy}/train/Image/ {toy}/train/Mask/ {NETWORK} --epoch 1 --batch_size 3 --workers 1",
@@ -29,13 +73,16 @@ def test_train_test_eval_in_three_commands(toy, tmp_path):
         assert result.returncode == 0, result.stderr
     run = tmp_path / "a folder" / "run"
     assert (run / "SAM2-UNeXT-1.pth").is_file()
-    assert sorted(path.name for path in (run / "predictions").iterdir()) == [f"toy_{i:04}.png" for i in range(4)]
+    assert sorted(path.name for path in run.glob("predictions/*.png")) == [f"toy_{i:04}.png" for i in range(4)]
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["run"]["images"] == 4
     assert "Smeasure" in result.stdout and f"{scores['run']['Smeasure']:.3f}" in result.stdout
+    assert (run / "results" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("script, usage", [("train.sh", "IMAGES MASKS"), ("test.sh", "IMAGES"), ("eval.sh", "MASKS")])
+@pytest.mark.parametrize(
+    "script, usage", [("train.sh", "IMAGES MASKS"), ("test.sh", "PICTURES..."), ("eval.sh", "NAME ROOT")]
+)
 def test_without_arguments_a_recipe_says_how_it_is_used(script, usage, tmp_path):
     result = bash(f"bash {ROOT}/{script}", tmp_path)
     assert result.returncode == 2 and f"bash {script} {usage} [options]" in result.stderr
@@ -44,6 +91,59 @@ def test_without_arguments_a_recipe_says_how_it_is_used(script, usage, tmp_path)
 def test_without_a_checkpoint_test_sh_says_what_to_do(tmp_path):
     result = bash(f"bash {ROOT}/test.sh .", tmp_path)
     assert result.returncode == 2 and "train first" in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize("script", ["train.sh", "test.sh", "eval.sh"])
+def test_words_that_are_neither_benchmark_nor_file_are_named(script, tmp_path):
+    for words, message in (
+        ("typo .", "no folder or file typo, and no benchmark of that name (DIS5K, COD,"),
+        ("no/folder .", "no folder or file no/folder"),
+        ("COD nowhere", "COD needs the folder of its archive after it; nowhere is no folder"),
+        ("COD --flip", "--flip is no folder"),
+    ):
+        result = bash(f"bash {ROOT}/{script} {words}", tmp_path)
+        assert result.returncode == 2 and result.stderr.startswith(f"{script}: ") and message in result.stderr
+
+
+def test_test_sh_names_a_missing_picture_before_it_looks_for_a_checkpoint(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    result = bash(f"bash {ROOT}/test.sh a.jpg typo.jpg --flip", tmp_path)
+    assert result.returncode == 2 and result.stderr == "test.sh: there is no folder or file typo.jpg\n"
+
+
+def test_train_sh_takes_the_weights_of_the_encoders_that_are_asked_for(tmp_path):
+    python = fake_python(tmp_path / "python", 'printf "%s\\n" "$3" "$5"')
+    for more, names in (
+        ("", ["sam2_hiera_large.pt", "vit_large_patch14_dinov2.safetensors"]),
+        ("--aux vit_small_patch14_dinov2 --sam2 tiny", ["sam2_hiera_tiny.pt", "vit_small_patch14_dinov2.safetensors"]),
+    ):
+        result = bash(f"bash {ROOT}/train.sh . . {more}", tmp_path, PYTHON=python)
+        assert [line.split("weights/")[1] for line in result.stdout.splitlines()] == names
+
+
+def test_test_sh_takes_the_newest_checkpoint_and_all_pictures_before_the_options(tmp_path):
+    (tmp_path / "runs" / "sam2unext").mkdir(parents=True)
+    for age, name in ((9, "SAM2-UNeXT-20.pth"), (5, "SAM2-UNeXT-5.pth"), (7, "SAM2-UNeXT-10.pth")):
+        (tmp_path / "runs" / "sam2unext" / name).touch()
+        os.utime(tmp_path / "runs" / "sam2unext" / name, (1e9 - age, 1e9 - age))
+    for name in ("a.jpg", "b c.jpg"):
+        (tmp_path / name).touch()
+    python = fake_python(tmp_path / "python", 'printf "%s\\n" "${@:2}"')
+    result = bash(f"bash {ROOT}/test.sh a.jpg 'b c.jpg' --flip", tmp_path, PYTHON=python)
+    assert result.stdout.splitlines() == [
+        "--checkpoint", "runs/sam2unext/SAM2-UNeXT-5.pth", "--test_image_path", "a.jpg", "b c.jpg",
+        "--save_path", "runs/sam2unext/predictions", "--flip",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("script, words", [("train.sh", ". ."), ("test.sh", ".")])
+def test_gpus_starts_as_many_processes(script, words, tmp_path):
+    (tmp_path / "runs" / "sam2unext").mkdir(parents=True)
+    (tmp_path / "runs" / "sam2unext" / "SAM2-UNeXT-1.pth").touch()
+    python = fake_python(tmp_path / "python", 'echo "$@"')
+    result = bash(f"bash {ROOT}/{script} {words}", tmp_path, PYTHON=python, GPUS="4")
+    launched = f"-m torch.distributed.run --standalone --nproc_per_node 4 {ROOT}/{script[:-3]}.py --"
+    assert result.stdout.startswith(launched), result.stderr
 
 
 def test_ending_with_an_error_shows_no_traceback(tmp_path):

@@ -1,14 +1,112 @@
 """Tables for people."""
 
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import metrics
 import report
 
+RESULTS = {
+    "CAMO": {"images": 250, "Smeasure": 0.9104, "MAE": 0.03449},
+    "a_b & c": {"images": 4121, "Smeasure": 1, "MAE": 0},
+}
+PUBLISHED = {
+    "CAMO": {
+        "weak": {"Smeasure": 0.7, "MAE": 0.01},
+        "strong": {"Smeasure": 0.9, "MAE": 0.05},
+        "stronger": {"Smeasure": 0.9, "MAE": 0.04},
+        "SAM2-UNeXT": {"Smeasure": 0.903, "MAE": 0.036},
+    },
+    "a_b & c": {},
+}
+COLUMNS = ("Smeasure", "MAE")
 
-def test_the_table_has_a_line_a_data_set_and_its_columns_are_aligned():
-    rows = {"DIS-VD": {"Smeasure": 0.9104, "MAE": 0.03449}, "a longer name": {"Smeasure": 1.0, "MAE": 0.0}}
-    lines = report.table(rows, ["Smeasure", "MAE"]).splitlines()
-    assert [line.split() for line in lines[2:]] == [
-        ["DIS-VD", "0.910", "0.034"],
-        ["a", "longer", "name", "1.000", "0.000"],
-    ]
-    assert lines[0].split() == ["dataset", "Smeasure", "MAE"]
+
+def test_plain_results_are_one_aligned_line_a_data_set():
+    lines = report.text(report.rows(RESULTS, dict.fromkeys(RESULTS, {})), COLUMNS).splitlines()
+    assert lines[0].split() == ["dataset", "images", "Smeasure", "MAE"]
+    assert lines[2].split() == ["CAMO", "250", "0.910", "0.034"]
+    assert lines[3].split() == ["a_b", "&", "c", "4,121", "1.000", "0.000"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_published_figures_the_difference_and_the_strongest_peer_stand_below():
+    rows = report.rows(RESULTS, PUBLISHED)
+    assert [(row.dataset, row.method) for row in rows] == [
+        ("CAMO", "this run"),
+        ("CAMO", "SAM2-UNeXT, paper"),
+        ("CAMO", "difference"),
+        ("CAMO", "stronger, paper"),
+        ("a_b & c", "this run"),
+    ]
+    assert [rows[2].cell(column) for column in COLUMNS] == ["+0.007", "-0.002"]
+    lines = report.text(rows, COLUMNS).splitlines()
+    assert lines[4].split() == ["difference", "+0.007", "-0.002"] and len({len(line) for line in lines}) == 1
+
+
+def test_markdown_has_a_cell_for_every_column():
+    lines = report.to_markdown(report.rows(RESULTS, PUBLISHED), COLUMNS, ["3 left out"]).splitlines()
+    assert {line.count("|") for line in lines[:7]} == {6}
+    assert lines[-1] == "3 left out"
+
+
+def test_latex_escapes_names_and_has_the_columns_it_declares():
+    tex = report.to_latex(report.rows(RESULTS, PUBLISHED), COLUMNS)
+    assert "\\begin{tabular}{llrrr}" in tex and "a\\_b \\& c" in tex and "$+0.007$" in tex
+    rows = [line for line in tex.splitlines() if line.endswith(" \\\\")]
+    assert {line.replace("\\&", "").count("&") for line in rows} == {4}
+    assert tex.count("\\midrule") == 2 and tex.count("rule") == 4
+
+
+def test_the_error_picture_is_red_where_the_map_sees_too_much_and_blue_where_it_misses():
+    truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
+    prediction = Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8))
+    found, missed, too_much, ground = np.array(report.error_picture(prediction, truth))[0].tolist()
+    assert found == [205, 205, 205] and ground == [255, 255, 255]
+    assert missed[2] > 200 > missed[0] and too_much[0] > 200 > too_much[2]
+
+
+def page_of(count):
+    scored = []
+    for i in range(count):
+        figures = dict.fromkeys(metrics.METRICS, 0.5) | {"Smeasure": i / count}
+        scored.append(report.Scored("set", None, Path(f"{i:02}.png"), Path(f"{i:02}.png"), figures))
+    return scored
+
+
+def test_twelve_worst_and_six_best_pictures_are_shown(monkeypatch):
+    monkeypatch.setattr(
+        report, "card", lambda one: {"name": one.truth.stem, "dataset": "", "figures": {}, "panels": []}
+    )
+    curve = np.linspace(0, 1, 256)
+    scores = metrics.PairScores(0.5, 0.5, 0.5, 0.5, curve, 1 - curve, curve, curve, curve, curve)
+    for count, worst, best in ((30, 12, 6), (9, 6, 3), (1, 1, 0)):
+        page = report.page("title", [["dataset", "images", "MAE"]], {"set": scores}, page_of(count), []).decode()
+        shown = re.findall(r'<div class="name">(\d+)</div>', page)
+        assert shown == [f"{i:02}" for i in (*range(worst), *range(count - 1, count - 1 - best, -1))]
+
+
+def test_arrows_and_colours_say_what_is_better():
+    table = report.cells(report.rows(RESULTS, PUBLISHED), COLUMNS)
+    curve = np.zeros(256)
+    scores = metrics.PairScores(0, 0, 0, 0, curve, curve, curve, curve, curve, curve)
+    page = report.page("title", table, {"CAMO": scores}, [], []).decode()
+    assert re.search(r"Smeasure\s*↑", page) and re.search(r"MAE\s*↓", page)
+    assert '<td class="good">+0.007</td>' in page and '<td class="good">-0.002</td>' in page
+    worse = {"CAMO": RESULTS["CAMO"] | {"Smeasure": 0.8, "MAE": 0.1}}
+    page = report.page("t", report.cells(report.rows(worse, PUBLISHED), COLUMNS), {"CAMO": scores}, [], []).decode()
+    assert '<td class="bad">-0.103</td>' in page and '<td class="bad">+0.064</td>' in page
+
+
+def test_the_curves_have_recall_across_and_precision_up():
+    """A map of high precision and low recall draws its line at the upper left."""
+    falling = np.linspace(0.3, 0, 256)
+    scores = metrics.PairScores(0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
+    pixels = np.array(Image.open(io.BytesIO(report.curves({"set": scores}, ["precision"]))).convert("RGB")).astype(int)
+    y, x = np.nonzero((pixels[..., 2] > 150) & (pixels[..., 0] < 60))  # the first colour of matplotlib's cycle, blue
+    long = y[np.argmax(np.bincount(y)[y])]
+    assert long < 0.3 * len(pixels) and x[y == long].max() < 0.45 * pixels.shape[1]

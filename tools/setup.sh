@@ -29,7 +29,7 @@ setup() {
 }
 
 # `find_python FOLDER`: sets python to $PYTHON or, where that is not set, to the environment in the repository's FOLDER,
-# else to python3.
+# else to python3; and launch to what starts a program on $GPUS GPUs.
 find_python() {
     python=${PYTHON:-$1/.venv/bin/python}
     if ! command -v "$python" >/dev/null; then
@@ -38,5 +38,30 @@ find_python() {
             return 2
         fi
         python=python3
+    fi
+    launch=("$python")
+    if [ "${GPUS:-1}" != 1 ]; then
+        launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
+    fi
+}
+
+# `name_run WORD [ROOT]`: where WORD is a benchmark's name or a YAML file, sets benchmark to WORD and run to $RUN or
+# runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or runs/sam2unext.
+name_run() {
+    benchmark=$1
+    case "${1^^}" in
+        DIS5K | COD | MAS3K | RMAS | EORSSD | ORSI-4199) run=${1^^} ;;
+        ORSI4199) run=ORSI-4199 ;;
+        *.YAML | *.YML) run=$(basename "${1%.*}") ;;
+        *) benchmark="" run=sam2unext ;;
+    esac
+    run=${RUN:-runs/$run}
+    if [ -n "$benchmark" ] && [ ! -d "${2:-}" ]; then
+        echo "$(basename "$0"): $1 needs the folder of its archive after it; ${2:-nothing} is no folder" >&2
+        return 2
+    elif [ -z "$benchmark" ] && [ ! -e "$1" ]; then
+        echo "$(basename "$0"): there is no folder or file $1, and no benchmark of that name (DIS5K, COD, MAS3K, RMAS," \
+            "EORSSD, ORSI-4199 or a YAML file)" >&2
+        return 2
     fi
 }

@@ -1,0 +1,291 @@
+"""benchmarks.py: the archives of the benchmarks, found in every layout."""
+
+import itertools
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED, save_picture
+
+import benchmarks
+import metrics
+
+PIXELS = np.zeros((4, 6), np.uint8)
+
+
+def fill(folder, stems, extension="png"):
+    for stem in stems:
+        save_picture(folder / f"{stem}.{extension}", PIXELS)
+
+
+def archive(root, folders, count=3):
+    """Pictures and masks of `count` names in each (pictures, masks) folder."""
+    for images, masks in folders:
+        fill(root / images, [f"{i}#x" for i in range(count)], "jpg")
+        fill(root / masks, [f"{i}#x" for i in range(count)])
+
+
+def sides(*pairs):
+    """train and test, each with the folders of `pairs`, where {} stands for the half."""
+    return [(images.format(half), masks.format(half)) for half in ("train", "test") for images, masks in pairs]
+
+
+COD_TESTS = [f"TestDataset/{name}" for name in ("CHAMELEON", "CAMO", "COD10K", "NC4K")]
+
+LAYOUTS = {
+    "DIS5K": [[(f"DIS-{part}/im", f"DIS-{part}/gt") for part in ("TR", "VD", "TE1", "TE2", "TE3", "TE4")]],
+    "COD": [
+        [(f"{folder}/{im}", f"{folder}/{gt}") for folder in (train, *COD_TESTS)]
+        for train, (im, gt) in itertools.product(
+            ("TrainDataset", "TrainValDataset"), (("Imgs", "GT"), ("Image", "Mask"), ("im", "gt"))
+        )
+    ],
+    "MAS3K": [sides(("{}/Image", "{}/Mask"))],
+    "RMAS": [sides(("{}/img", "{}/label"))],
+    "EORSSD": [sides(("{}-images", "{}-labels")), sides(("{}/image", "{}/GT"))],
+    "ORSI-4199": [
+        sides(("{}set/images", "{}set/masks")),
+        sides(("{}/Image", "{}/GT")),
+        sides(("{}-images", "{}-labels")),
+        sides(("{}_Image", "{}_GT")),
+    ],
+}  # fmt: skip
+CASES = [(name, i) for name, several in LAYOUTS.items() for i in range(len(several))]
+
+
+@pytest.mark.parametrize("above", ["", "archive", "a/b"])
+@pytest.mark.parametrize("name, layout", CASES)
+def test_every_layout_is_recognised_also_further_down_and_in_another_case(name, layout, above, tmp_path):
+    folders = [(im.upper(), gt.lower()) if above else (im, gt) for im, gt in LAYOUTS[name][layout]]
+    if above:  # both folders of a pair lie in one, whose case is that of the pictures
+        folders = [(im, os.path.join(os.path.dirname(im), os.path.basename(gt))) for im, gt in folders]
+    archive(tmp_path / above, folders)
+    benchmark = benchmarks.load(name.lower())
+    train = benchmarks.find_train(benchmark, tmp_path)
+    test = benchmarks.find_test(benchmark, tmp_path)
+    assert [len(place.pairs) for place in train] == [3]
+    assert {key: [len(place.pairs) for place in places] for key, places in test.items()} == {
+        key: [3] for key in benchmark.test
+    }
+    found = {str(place.images.relative_to(tmp_path / above)) for place in [*train, *itertools.chain(*test.values())]}
+    assert found == {images for images, _ in folders}
+    for image, mask in train[0].pairs:
+        assert (image.stem, image.suffix, mask.suffix) == (mask.stem, ".jpg", ".png")
+
+
+def test_the_raw_camouflage_archives_are_joined_and_what_does_not_count_is_left_out(tmp_path):
+    camouflaged = ["COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-CAM-2-Terrestrial-23-Cat-1506"]
+    others = ["COD10K-NonCAM-1-x", "COD10K-NonCAM-2-y", "COD10K-NonCAM-3-z"]
+    for half in ("Train", "Test"):
+        fill(tmp_path / "COD10K-v3" / half / "Image", camouflaged + others)
+        fill(tmp_path / "COD10K-v3" / half / "GT_Object", camouflaged + others[:1])
+        fill(tmp_path / "COD10K-v3" / half / "GT_Edge", camouflaged)
+    fill(tmp_path / "CAMO-V.1.0" / "Images" / "Train", ["camourflage_1", "camourflage_2"])
+    fill(tmp_path / "CAMO-V.1.0" / "Images" / "Test", ["camourflage_3"])
+    fill(tmp_path / "CAMO-V.1.0" / "GT", [f"camourflage_{i}" for i in range(1, 6)])
+    benchmark = benchmarks.load("COD")
+    first, second = benchmarks.find_train(benchmark, tmp_path)
+    assert [image.stem for image, _ in first.pairs] == camouflaged
+    assert [image.stem for image, _ in second.pairs] == ["camourflage_1", "camourflage_2"]
+    assert "COD training: 2 of 3,040 pairs" in str(first) and "3 pictures named COD10K-[!C]*" in str(first)
+    assert "2 of 1,000 pairs" in str(second) and "3 masks without a picture" in str(second)
+    test = benchmarks.find_test(benchmark, tmp_path, ["COD10K", "CAMO"])
+    assert [len(test[name][0].pairs) for name in ("COD10K", "CAMO")] == [2, 1]
+
+
+def test_the_joined_training_set_leaves_out_the_same(tmp_path):
+    stems = ["COD10K-CAM-1", "camourflage_1"]
+    fill(tmp_path / "TrainDataset/Imgs", [*stems, "COD10K-NonCAM-1"])
+    fill(tmp_path / "TrainDataset/GT", [*stems, "COD10K-NonCAM-1", "camourflage_9"])
+    (place,) = benchmarks.find_train(benchmarks.load("COD"), tmp_path)
+    assert [image.stem for image, _ in place.pairs] == stems
+    assert "left out: 1 picture named" in str(place) and "1 mask without a picture" in str(place)
+
+
+def test_other_benchmarks_do_not_forgive_a_surplus_mask(tmp_path):
+    archive(tmp_path, LAYOUTS["MAS3K"][0])
+    fill(tmp_path / "train/Mask", ["surplus"])
+    with pytest.raises(ValueError, match=r"train/Mask do not match; without their image: surplus\.png"):
+        benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
+
+
+def test_another_number_than_the_published_one_is_a_warning(tmp_path):
+    archive(tmp_path, LAYOUTS["RMAS"][0])
+    (place,) = benchmarks.find_train(benchmarks.load("RMAS"), tmp_path)
+    assert str(place).startswith("RMAS training: 3 of 2,514 pairs in") and "WARNING" in str(place)
+    assert "WARNING" not in str(place._replace(count=3)) and "3 of 3 pairs" in str(place._replace(count=3))
+
+
+def test_a_wrong_root_says_what_was_looked_for_and_what_is_there(tmp_path):
+    archive(tmp_path, [("photos/train", "photos/masks_of_train")])
+    with pytest.raises(ValueError) as error:
+        benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
+    for part in ("MAS3K training: not found in", "train/Image with train/Mask; train-Image with train-Mask",
+                 "Image may be im, ims, img", "There: photos, photos/masks_of_train, photos/train"):  # fmt: skip
+        assert part in str(error.value)
+    with pytest.raises(OSError, match="nowhere: there is no such folder"):
+        benchmarks.find_test(benchmarks.load("MAS3K"), tmp_path / "nowhere")
+
+
+def test_a_split_in_two_places_is_an_error_that_names_them_and_the_nearest_wins(tmp_path):
+    for name in ("first", "second"):
+        archive(tmp_path / name, LAYOUTS["MAS3K"][0])
+    with pytest.raises(ValueError, match=r"may be in several places; .*first/train/Image.*; .*second/train/Image"):
+        benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
+    archive(tmp_path, LAYOUTS["MAS3K"][0])
+    assert benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)[0].images == tmp_path / "train/Image"
+
+
+def test_the_parts_of_a_layout_may_lie_at_different_depths(tmp_path):
+    fill(tmp_path / "a/b/COD10K-v3/Train/Image", ["COD10K-CAM-1"])
+    fill(tmp_path / "a/b/COD10K-v3/Train/GT_Object", ["COD10K-CAM-1"])
+    fill(tmp_path / "CAMO-V.1.0/Images/Train", ["camourflage_1"])
+    fill(tmp_path / "CAMO-V.1.0/GT", ["camourflage_1"])
+    assert [len(place.pairs) for place in benchmarks.find_train(benchmarks.load("COD"), tmp_path)] == [1, 1]
+
+
+@pytest.mark.parametrize("parent", ["TrainDataset", "TrainValDataset"])
+def test_the_training_sets_of_cod_may_lie_in_a_folder_each(parent, tmp_path):
+    archive(tmp_path, [(f"{parent}/{name}/Imgs", f"{parent}/{name}/GT") for name in ("COD10K", "CAMO")])
+    assert [place.count for place in benchmarks.find_train(benchmarks.load("COD"), tmp_path)] == [3040, 1000]
+
+
+def test_the_test_sets_of_cod_may_lie_alone(tmp_path):
+    folders = ("CHAMELEON_TestingDataset", "CAMO", "COD10K", "NC4K")
+    archive(tmp_path, [(f"{name}/Imgs", f"{name}/GT") for name in folders])
+    assert len(benchmarks.find_test(benchmarks.load("COD"), tmp_path)) == 4
+
+
+COUNTS = {
+    "DIS5K": ({3000}, {"DIS-VD": 470, "DIS-TE1": 500, "DIS-TE2": 500, "DIS-TE3": 500, "DIS-TE4": 500}),
+    "COD": ({4040}, {"CHAMELEON": 76, "CAMO": 250, "COD10K": 2026, "NC4K": 4121}),
+    "MAS3K": ({1769}, {"MAS3K": 1141}),
+    "RMAS": ({2514}, {"RMAS": 500}),
+    "EORSSD": ({1400}, {"EORSSD": 600}),
+    "ORSI-4199": ({2000}, {"ORSI-4199": 2199}),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_layout_expects_the_published_counts(name):
+    benchmark = benchmarks.load(name)
+    train, test = COUNTS[name]
+    assert {sum(place.count for place in layout) for layout in benchmark.train} == train
+    assert {key: {layout[0].count for layout in either} for key, either in benchmark.test.items()} == {
+        key: {count} for key, count in test.items()
+    }
+
+
+def test_joined_folders_must_not_hold_pictures_of_one_name(tmp_path):
+    (tmp_path / "x.yaml").write_text("test: {hard: [{folder: a}, {folder: b}]}")
+    archive(tmp_path, [("a/im", "a/gt"), ("b/im", "b/gt")])
+    with pytest.raises(ValueError, match="hard: several of its folders have pictures named 0#x, 1#x"):
+        benchmarks.find_test(benchmarks.load(str(tmp_path / "x.yaml")), tmp_path)
+
+
+def test_a_set_of_ones_own_has_no_published_figures_whatever_its_name(tmp_path):
+    (tmp_path / "COD.yaml").write_text("test: {CAMO: {}}")
+    assert benchmarks.published(benchmarks.load(str(tmp_path / "COD.yaml")), "CAMO") == {}
+    assert benchmarks.published(benchmarks.load("COD"), "CAMO")
+
+
+def test_sets_are_chosen_in_any_case(tmp_path):
+    archive(tmp_path, LAYOUTS["DIS5K"][0])
+    assert list(benchmarks.find_test(benchmarks.load("DIS5K"), tmp_path, ["dis-te2"])) == ["DIS-TE2"]
+
+
+def test_folders_that_macos_puts_into_archives_do_not_count(tmp_path):
+    archive(tmp_path, LAYOUTS["EORSSD"][0])
+    archive(tmp_path / "__MACOSX", LAYOUTS["EORSSD"][0])
+    archive(tmp_path / ".hidden", LAYOUTS["EORSSD"][1])
+    assert benchmarks.find_test(benchmarks.load("EORSSD"), tmp_path)["EORSSD"][0].images == tmp_path / "test-images"
+
+
+EXAMPLE = """
+columns: [Smeasure, MAE]
+train: [{folder: summer/train, images: photos, masks: drawings}, {folder: winter}]
+test:
+  easy: {folder: test/easy, images: photos|pictures, masks: drawings, count: 3}
+together:
+  all: [easy]
+"""
+
+
+def test_a_benchmark_of_ones_own_is_a_yaml_file(tmp_path):
+    (tmp_path / "Leaves.yaml").write_text(EXAMPLE)
+    folders = [("summer/train/photos", "summer/train/drawings"), ("winter/im", "winter/gt")]
+    archive(tmp_path, [*folders, ("test/easy/pictures", "test/easy/drawings")])
+    benchmark = benchmarks.load(str(tmp_path / "Leaves.yaml"))
+    assert (benchmark.name, benchmark.columns, benchmark.together) == (
+        "Leaves",
+        ("Smeasure", "MAE"),
+        {"all": ("easy",)},
+    )
+    assert [len(place.pairs) for place in benchmarks.find_train(benchmark, tmp_path)] == [3, 3]
+    assert "easy: 3 of 3 pairs" in str(benchmarks.find_test(benchmark, tmp_path)["easy"][0])
+    assert benchmarks.published(benchmark, "easy") == {}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("columns: [Fmeasure]", "columns: .'Fmeasure'. is no list of some of mDice"),
+        ("columns: MAE\ntest: {a: {}}", "columns: MAE is no list"),
+        ("columns: []\ntest: {a: {}}", "is no list of some"),
+        ("test: {a: []}", "a split is a place"),
+        ("test: {a: }", "a split is a place"),
+        ("test: {a/b: {}}", "a/b cannot be the name of a folder"),
+        ("test: {a: {}}\ntogether: {a: [a]}", "a must have a name of its own"),
+        ("test: {a: {}}\ntogether: {b: []}", "b must have a name of its own and a list"),
+        ("tests: {a: {}}", "tests, and only columns"),
+        ("- a list", "describes no benchmark"),
+        ("test: {a: {folders: x}}", "folders"),
+        ("test: {a: {folder: 3}}", "folder: 3 is no"),
+        ("test: {a: {}}\ntogether: {b: [c]}", "b must have a name of its own and a list of test sets"),
+        ("test: {a: [", "describes no benchmark"),
+    ],
+)
+def test_a_yaml_file_that_describes_none_says_why(text, message, tmp_path):
+    (tmp_path / "x.yml").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        benchmarks.load(str(tmp_path / "x.yml"))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="called MAS3: give DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML"):
+        benchmarks.load("MAS3")
+    with pytest.raises(OSError, match=r"none\.yaml: cannot be read: No such file"):
+        benchmarks.load("none.yaml")
+    with pytest.raises(ValueError, match="DIS5K has no test set vd; there are DIS-VD"):
+        benchmarks.find_test(benchmarks.load("DIS5K"), ".", ["VD"])
+
+
+def test_every_test_set_has_published_figures_in_its_columns():
+    for name in benchmarks.BENCHMARKS:
+        benchmark = benchmarks.load(name)
+        assert set(benchmark.columns) <= set(metrics.METRICS)
+        for row in (*benchmark.test, *benchmark.together):
+            for figures in benchmarks.published(benchmark, row).values():
+                assert tuple(figures) == benchmark.columns, row
+            assert benchmarks.OURS in benchmarks.published(benchmark, row)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's figures are not here")
+def test_the_published_figures_are_those_of_the_paper():
+    assert json.loads((ROOT / "published.json").read_text()) == json.loads((SHARED / "paper/results.json").read_text())
+
+
+def test_the_recipes_know_the_same_names(tmp_path):
+    (tmp_path / "a" / "folder").mkdir(parents=True)
+    words = [*benchmarks.BENCHMARKS, "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
+    script = (
+        f"source {ROOT}/tools/setup.sh; for w in {' '.join(words)}; do name_run $w .; echo $w,$benchmark,$run; done"
+    )
+    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = [f"{name},{name},runs/{name}" for name in benchmarks.BENCHMARKS]
+    expected += ["orsi4199,orsi4199,runs/ORSI-4199", "dis5k,dis5k,runs/DIS5K", "own/x.yaml,own/x.yaml,runs/x"]
+    expected += ["a,,runs/sam2unext", "a/folder,,runs/sam2unext"]
+    assert result.stdout.splitlines() == expected

@@ -1,0 +1,315 @@
+"""The doctor for data: what it finds in a miniature archive with planted faults, and nothing elsewhere."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SUIM8, failure, save_picture
+from PIL import Image
+
+import benchmarks
+import cli
+from tools import check_dataset
+
+RNG = np.random.default_rng(0)
+TURN = Image.Exif()
+TURN[0x0112] = 6  # a quarter turn
+TRAIN, CHAMELEON, COD10K = "COD training", "CHAMELEON", "COD10K"
+TWICE = ("COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-CAM-2-Terrestrial-23-Cat-1506")
+
+
+def picture(channels=3, mode=None):
+    noise = Image.fromarray(RNG.integers(0, 256, (24, 32, channels), dtype=np.uint8))
+    return noise.convert(mode) if mode else noise
+
+
+def mask(white=255, size=(24, 32)):
+    pixels = np.zeros(size, np.uint8)
+    pixels[4:12, 6:16] = white
+    return Image.fromarray(pixels)
+
+
+def save(folder, stem, image=None, truth=None, extension="jpg", truth_extension="png", **options):
+    """A pair in `folder`; returns its picture's path."""
+    for name in ("Imgs", "GT"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (image or picture()).save(folder / "Imgs" / f"{stem}.{extension}", **options)
+    (truth or mask()).save(folder / "GT" / f"{stem}.{truth_extension}")
+    return folder / "Imgs" / f"{stem}.{extension}"
+
+
+def plant(root):
+    """COD in the layout of the camouflage papers, with every fault and without the test set NC4K."""
+    train, chameleon, cod10k = (root / name for name in ("TrainDataset", "TestDataset/CHAMELEON", "TestDataset/COD10K"))
+    save(train, "camourflage_1")
+    save(train, "one", truth=mask(1))
+    save(train, "dark", truth=mask(100))
+    save(train, "empty", truth=mask(0))
+    save(train, "full", truth=Image.new("L", (32, 24), 255))
+    save(train, "turned", exif=TURN)
+    save(train, "turned_mask", truth=mask(size=(32, 24)), exif=TURN)
+    save(train, "cmyk", picture(mode="CMYK"))
+    save(train, "deep", Image.fromarray(np.full((24, 32), 3000, np.uint16)), extension="png")
+    save(train, "float", Image.fromarray(np.full((24, 32), 0.5, np.float32)), extension="tif")
+    shutil.copy(save(train, "same"), train / "Imgs" / "again.jpg")
+    mask().save(train / "GT" / "again.png")
+    shutil.copy(save(train, "two"), train / "Imgs" / "two.png")
+    for i, name in enumerate(TWICE):
+        shown = picture()
+        save(train, name, shown, extension="png")
+        save(cod10k, f"renamed{i}", shown, extension="bmp")
+    (train / "Imgs" / "COD10K-NonCAM-5.jpg").write_bytes(b"left out, hence not looked at")
+    (train / "Imgs" / "Thumbs.db").write_bytes(b"")
+    (train / "Imgs" / ".hidden.jpg").write_bytes(b"")
+    (train / "GT" / "gone.png").symlink_to("nowhere.png")
+
+    for i in range(77):
+        save(chameleon, f"small{i}", truth=mask(size=(12, 16)))
+    cut = save(chameleon, "cut")
+    cut.write_bytes(cut.read_bytes()[:-200])
+    save(chameleon, "text").write_text("no picture")
+    save(chameleon, "nothing").write_bytes(b"")
+    save(chameleon, "Case")
+    (chameleon / "GT" / "Case.png").rename(chameleon / "GT" / "case.png")
+    save(chameleon, "grey", truth=picture(mode="L"))
+    save(chameleon, "soft", truth=Image.fromarray(np.hstack([np.array(mask()), np.full((24, 1), 90, np.uint8)])))
+    Image.new("RGB", (33, 24), "red").save(chameleon / "Imgs" / "soft.jpg")
+    save(chameleon, "colour", truth=Image.merge("RGB", (mask(), mask(0), mask(0))))
+    save(chameleon, "rgba", picture(4), extension="png")
+    save(chameleon, "opaque", picture(mode="RGBA"), extension="png")
+    palette = picture(mode="P")
+    save(chameleon, "palette", palette, extension="png", transparency=palette.getpixel((0, 0)))
+    save(chameleon, "moving", extension="gif", save_all=True, append_images=[picture(), picture()])
+    save(chameleon, "jpeg", truth=mask().resize((33, 25)).crop((0, 0, 32, 24)), truth_extension="jpg")
+    save(chameleon, "line\nbreak")
+    return root
+
+
+def run(*words):
+    """What the tool prints, and its exit status."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            check_dataset.main(check_dataset.get_args_parser().parse_args([str(word) for word in words]))
+        except SystemExit as stop:
+            return printed.getvalue(), stop.code
+    return printed.getvalue(), 0
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """(the printed text, exit status, JSON) of the archive with faults."""
+    root = plant(tmp_path_factory.mktemp("planted") / "archive")
+    text, status = run("cod", root, "--json", root.parent / "out" / "found.json", "--workers", "2")
+    return text, status, json.loads((root.parent / "out" / "found.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "kind, split, names",
+    [
+        ("split not found, or in several places", "NC4K", ["archive"]),
+        ("picture without mask", CHAMELEON, ["Case.jpg"]),
+        ("mask without picture", CHAMELEON, ["case.png"]),
+        ("two files of one name", TRAIN, ["two.png"]),
+        ("unreadable", CHAMELEON, ["nothing.jpg", "text.jpg"]),
+        ("unreadable", TRAIN, []),
+        ("truncated or damaged", CHAMELEON, ["cut.jpg"]),
+        ("mask of another size", CHAMELEON, sorted(f"small{i}.png" for i in range(77))),
+        ("mask of another size", TRAIN, ["turned_mask.png"]),
+        ("0/1 mask", TRAIN, ["one.png"]),
+        ("mask too dark", TRAIN, ["dark.png"]),
+        ("mask too dark", CHAMELEON, ["colour.png"]),  # pure red is 76 in greyscale
+        ("picture of 16 bits or floats", TRAIN, ["deep.png", "float.tif"]),
+        ("test picture in training", COD10K, ["renamed0.bmp", "renamed1.bmp"]),
+        ("picture twice in a split", TRAIN, ["same.jpg", "two.png"]),
+        ("another number than published", COD10K, ["Imgs"]),
+        ("mask not binary", CHAMELEON, ["grey.png"]),
+        ("mask in colour", CHAMELEON, ["colour.png"]),
+        ("empty mask", TRAIN, ["empty.png"]),
+        ("full mask", TRAIN, ["full.png"]),
+        ("turned by EXIF", TRAIN, ["turned.jpg", "turned_mask.jpg"]),
+        ("transparent pixels", CHAMELEON, ["palette.png", "rgba.png"]),
+        ("animated or several pages", CHAMELEON, ["moving.gif"]),
+        ("unusual colour mode", TRAIN, ["cmyk.jpg"]),
+        ("unusual colour mode", CHAMELEON, ["opaque.png"]),
+        ("mask with soft edges", CHAMELEON, ["jpeg.jpg", "soft.png"]),
+        ("no picture by its extension", TRAIN, ["Thumbs.db", "gone.png"]),
+    ],
+)
+def test_each_fault_is_found_and_named(kind, split, names, planted):
+    entries = [one for one in planted[2]["findings"] if (one["finding"], one["split"]) == (kind, split)]
+    assert sorted(Path(file["file"]).name for one in entries for file in one["files"]) == names
+
+
+def test_every_kind_of_finding_has_its_test(planted):
+    assert check_dataset.KINDS.keys() - {one["finding"] for one in planted[2]["findings"]} == {"no pair"}
+
+
+def test_details_say_what_is_wrong(planted):
+    files = [file for one in planted[2]["findings"] for file in one["files"]]
+    details = {(Path(file["file"]).name, file["detail"]) for file in files}
+    assert ("turned_mask.png", "32 x 24, picture 24 x 32, as if turned by EXIF") in details
+    assert ("Case.jpg", "case.png differs in case") in details
+    assert ("renamed0.bmp", f"as {TWICE[0]}.png") in details
+    assert ("nothing.jpg", "an empty file") in details
+    assert ("gone.png", "a link to nothing") in details
+
+
+def test_errors_make_the_status_and_the_verdict(planted):
+    text, status, found = planted
+    assert status == 1
+    assert text.splitlines()[-1].endswith(": mend the errors")
+    assert f"{found['errors']} errors, {found['warnings']} warnings, {found['notes']} notes" in text
+
+
+def test_the_json_agrees_with_the_table(planted):
+    text, _, found = planted
+    table = text[text.index("the first of them") :]
+    for severity in check_dataset.SEVERITIES:
+        entries = [one for one in found["findings"] if one["severity"] == severity]
+        assert found[f"{severity}s"] == sum(one["count"] for one in entries)
+        for one in entries:
+            assert one["count"] == len(one["files"])
+            block = table[table.index(f"{severity:<9}{one['finding']}: ") :]
+            row = next(line for line in block.splitlines() if line.startswith(f"{'':9}{one['split']} "))
+            assert f" {one['count']}  " in row
+    assert found["pairs"] == sum(place["pairs"] for place in found["places"])
+
+
+def test_the_table_is_no_wider_than_said_and_shows_names_in_one_line(planted):
+    table = planted[0][planted[0].index("the first of them") :]
+    assert max(len(line) for line in table.splitlines()) <= check_dataset.WIDTH
+    assert "small0.png (12 x 16, picture 24 x 32), ..." in table
+    finding = check_dataset.Finding("split", "empty mask", Path("GT/line\nbreak \udcff ü.png"))
+    assert str(finding) == "GT/line\\nbreak \\udcff ü.png"
+
+
+def test_a_long_name_keeps_its_end():
+    found = [check_dataset.Finding("split", "empty mask", Path("GT", "x" * 90 + f"{i}.png")) for i in range(2)]
+    assert check_dataset.examples(found, 40) == "..." + "x" * 27 + "0.png, ..."
+    assert check_dataset.examples(found[:1], 40) == "..." + "x" * 32 + "0.png"
+
+
+def test_a_sound_set_passes(toy, capsys, tmp_path):
+    text, status = run(toy / "train/Image", f"{toy}/train/Mask/", "--json", tmp_path / "found.json")
+    assert (status, text.splitlines()[-1]) == (0, "6 pairs, 0 errors, 0 warnings, 0 notes: sound")
+    assert json.loads((tmp_path / "found.json").read_text())["findings"] == []
+    assert "checking" in capsys.readouterr().err
+
+
+def test_a_benchmark_of_ones_own_with_warnings_alone_passes(toy, tmp_path):
+    places = "{folder: train, count: 7}, test: {mine: {folder: test}}"
+    (tmp_path / "own.yaml").write_text(f"{{train: {places}}}")
+    text, status = run(tmp_path / "own.yaml", toy)
+    assert "own training       1  train/Image (6 of 7 pairs)" in text
+    assert (status, text.splitlines()[-1]) == (
+        0,
+        "10 pairs, 0 errors, 1 warning, 0 notes: usable, but see the warnings",
+    )
+
+
+@pytest.mark.skipif(not SUIM8.exists(), reason="needs the eight real pictures")
+def test_real_pictures_pass():
+    assert run(SUIM8 / "images", SUIM8 / "masks")[1] == 0
+
+
+def test_folders_of_other_names_are_no_pair(toy, tmp_path):
+    save_picture(tmp_path / "masks" / "other.png", np.array(mask()))
+    text, status = run(toy / "test/Image", tmp_path / "masks")
+    assert status == 1 and "for example toy_0000.jpg and other.png" in text
+
+
+@pytest.mark.parametrize(
+    "first, second, told",
+    [
+        ("COD", "nowhere", "nowhere: there is no such folder"),
+        ("test/Image", "nowhere", "nowhere: there is no such folder"),
+        ("pictures", "test/Mask", "no benchmark (and no folder) is called pictures"),
+        ("none.yaml", "test", "none.yaml: cannot be read"),
+        ("empty", "empty", "hold no picture"),
+    ],
+)
+def test_nothing_to_check_is_one_line_and_status_2(first, second, told, toy, tmp_path, monkeypatch, capsys):
+    shutil.copytree(toy / "test", tmp_path / "test")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    status, line = failure(check_dataset.main, check_dataset.get_args_parser().parse_args([first, second]), capsys)
+    assert status == 2 and told in line
+
+
+def test_a_root_without_any_split_is_told_with_what_was_looked_for(toy, capsys):
+    _, status = run("COD", toy)
+    assert status == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "COD: no split of it is there; COD training: not found in" in line and "Looked for" in line
+
+
+def test_a_json_path_that_cannot_be_written_is_found_out_first(toy, tmp_path, capsys):
+    words = [f"{toy}/test/Image", f"{toy}/test/Mask", "--json", str(tmp_path)]
+    status, line = failure(check_dataset.main, check_dataset.get_args_parser().parse_args(words), capsys)
+    assert status == 2 and "is a folder; name a file" in line
+
+
+class Deadly:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang():
+    jobs = [check_dataset.Job("split", Deadly(), None)] * 3
+    with pytest.raises(OSError, match="a worker process died"):
+        list(cli.in_processes(check_dataset.examine, jobs, 2, check_dataset.no_warnings))
+
+
+@pytest.mark.parametrize("extension", ["png", "bmp", "tif", "webp"])
+def test_a_fingerprint_is_of_the_pixels_and_not_of_the_file(extension, tmp_path):
+    shown = picture()
+    shown.save(tmp_path / f"copy.{extension}", lossless=True)
+    with Image.open(tmp_path / f"copy.{extension}") as copy:
+        assert check_dataset.fingerprint(copy) == check_dataset.fingerprint(shown)
+    other = shown.copy()
+    other.putpixel((3, 3), (1, 2, 3))
+    prints = {check_dataset.fingerprint(one) for one in (shown, other, shown.resize((16, 48)), shown.rotate(180))}
+    assert len(prints) == 4
+
+
+def test_a_bilevel_or_grey_palette_mask_is_sound(tmp_path):
+    for mode in ("1", "RGB", "P"):
+        mask().convert(mode).save(tmp_path / f"{mode}.png")
+        assert check_dataset.inspect(tmp_path / f"{mode}.png", is_mask=True).kinds == {}
+
+
+def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+    save_picture(tmp_path / "large.png", np.array(mask()))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "bomb" in check_dataset.inspect(tmp_path / "large.png", is_mask=True).kinds["unreadable"]
+
+
+def test_a_benchmark_is_told_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("images", "COD", "folder.d"):
+        (tmp_path / name).mkdir()
+    for text in ("COD", "orsi4199", "mine.yaml", "MINE.YML", "missing"):
+        assert benchmarks.is_benchmark(text)
+    for text in ("images", "images/", "./COD", "COD/", "folder.d", str(tmp_path)):
+        assert not benchmarks.is_benchmark(text)
+
+
+def test_the_tool_explains_itself(capsys):
+    with pytest.raises(SystemExit) as stop:
+        check_dataset.get_args_parser().parse_args(["--help"])
+    assert stop.value.code == 0 and "python tools/" in capsys.readouterr().out
+
+
+def test_no_torch_in_it():
+    code = "from tools import check_dataset; import sys; assert not {'torch', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

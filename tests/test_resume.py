@@ -1,0 +1,200 @@
+"""train.py --resume: a run that was killed, stopped or damaged ends as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import NETWORK, ROOT, failure
+from conftest import train_arguments as arguments
+
+import run
+import train
+
+RECIPE = "--epoch 2 --batch_size 2 --lr 1e-3 --save_every 1 --log_every 1 --precision fp32 --resume"
+
+
+def tensors(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def equal(one, other) -> bool:
+    one, other = tensors(one), tensors(other)
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def places(folder) -> list[tuple]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(line["epoch"], line.get("step")) for line in lines]
+
+
+EACH_ONCE = [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, None)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy, from_files, tmp_path_factory):
+    """The folders of runs that nothing happened to, by what is added to the recipe."""
+    folders = {}
+
+    def run_once(more=""):
+        if more not in folders:
+            folders[more] = tmp_path_factory.mktemp("undisturbed")
+            train.main(arguments(f"{RECIPE} {more}", toy, folders[more], from_files))
+        return folders[more]
+
+    return run_once
+
+
+def killed(moments, toy, folder, network, more=""):
+    """Runs the recipe, killed at each of the moments and resumed after each; how each run ended."""
+    words = f"{network} {RECIPE} {more} --train_image_path {toy}/train/Image --train_mask_path {toy}/train/Mask"
+    words = [*words.split(), "--save_path", str(folder), *([] if "--workers" in more else ["--workers", "0"])]
+    command = [sys.executable, str(ROOT / "tests/killed.py"), json.dumps(words), *moments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert not result.stderr.count("Error"), result.stderr
+    return [int(line) for line in result.stdout.splitlines() if line.lstrip("-").isdigit()]
+
+
+def test_killed_in_a_step_and_in_the_midst_of_writing_it_ends_bit_equal(undisturbed, toy, from_files, tmp_path):
+    ended = killed(["optimizer 3", "write 2"], toy, tmp_path, from_files)
+    assert ended == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
+    assert equal(tmp_path / "last.pth", undisturbed() / "last.pth")
+    assert places(tmp_path) == EACH_ONCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ["backward 1", "write 1", "fsync 3", "rename 5", "rename 4"],  # at first, and between last.pth's two renames
+        ["backward 4", "fsync 4", "write 3", "optimizer 1", "rename 6"],  # and at the end of the last epoch
+    ],
+)
+def test_killed_at_any_moment_it_ends_bit_equal(moments, undisturbed, toy, from_files, tmp_path):
+    ended = killed(moments, toy, tmp_path, from_files)
+    assert ended == [-signal.SIGKILL] * len(moments) + [0]
+    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
+    assert places(tmp_path) == EACH_ONCE
+
+
+@pytest.mark.slow
+def test_accumulating_and_with_workers_it_ends_bit_equal_too(undisturbed, toy, from_files, tmp_path):
+    more = "--accumulate 2 --workers 1"
+    # The third file is written at the end of the first epoch; what is resumed has all of its steps behind it.
+    assert killed(["write 3", "optimizer 2"], toy, tmp_path, from_files, more) == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed(more) / "SAM2-UNeXT-2.pth")
+    assert places(tmp_path) == [(epoch, step) for epoch in (1, 2) for step in (1, 2, None)]
+
+
+@pytest.mark.slow
+def test_random_encoders_come_back_too(toy, tmp_path):
+    train.main(arguments(RECIPE, toy, tmp_path / "plain"))
+    assert killed(["optimizer 4", "write 2"], toy, tmp_path / "killed", NETWORK)[-1] == 0
+    assert equal(tmp_path / "killed/SAM2-UNeXT-2.pth", tmp_path / "plain/SAM2-UNeXT-2.pth")
+
+
+@pytest.mark.parametrize("number, at", [(signal.SIGTERM, 2), (signal.SIGINT, 3)])
+def test_a_signal_ends_the_step_and_saves(number, at, undisturbed, toy, from_files, tmp_path, monkeypatch, capsys):
+    steps = []
+    step = torch.optim.AdamW.step
+
+    def step_and_signal(self, *args, **options):
+        steps.append(1)
+        if len(steps) == at:
+            signal.raise_signal(number)
+        return step(self, *args, **options)
+
+    args = arguments(f"{RECIPE} --save_every 0", toy, tmp_path, from_files)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step_and_signal)
+        status, line = failure(train.main, args, capsys)
+    assert status == 128 + number and len(steps) == at
+    assert f"ended by {number.name} after epoch 1, step {at}; --resume goes on from {tmp_path}" in line
+    assert run.read_last(tmp_path)[1]["progress"]["step"] == at
+    train.main(args)
+    assert f"last.pth: going on after epoch 1, step {at}" in capsys.readouterr().out
+    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
+
+
+@pytest.fixture
+def half_way(undisturbed, toy, from_files, tmp_path, monkeypatch):
+    """A folder in which a run stands after step 2, last.previous.pth after step 1."""
+    save_last, saved = run.save_last, []
+
+    def save_two(*args):
+        save_last(*args)
+        saved.append(1)
+        if len(saved) == 2:
+            raise SystemExit(9)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run, "save_last", save_two)
+        train.main(arguments(RECIPE, toy, tmp_path, from_files))
+    return tmp_path
+
+
+def test_a_damaged_file_gives_way_to_the_one_before(half_way, undisturbed, toy, from_files, capsys):
+    last = half_way / "last.pth"
+    last.write_bytes(last.read_bytes()[:-5000])
+    train.main(arguments(RECIPE, toy, half_way, from_files))
+    output = capsys.readouterr().out
+    assert f"{last} is damaged: going on from {half_way}/last.previous.pth" in output
+    assert "going on after epoch 1, step 1" in output
+    assert equal(half_way / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
+
+
+def test_where_none_is_whole_it_does_not_start_anew_in_silence(half_way, toy, from_files, capsys):
+    for name in ("last.pth", "last.previous.pth"):
+        (half_way / name).write_bytes(b"PK no more")
+    status, line = failure(train.main, arguments(RECIPE, toy, half_way, from_files), capsys)
+    assert status == 2 and "last.pth and " in line and "delete to start anew" in line
+
+
+def test_an_unfinished_run_is_not_overwritten(half_way, toy, from_files, capsys):
+    before = (half_way / "last.pth").read_bytes()
+    args = arguments(RECIPE.replace("--resume", ""), toy, half_way, from_files)
+    status, line = failure(train.main, args, capsys)
+    assert status == 2 and "an unfinished run lies there (epoch 1 of 2): --resume goes on with it" in line
+    assert (half_way / "last.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--batch_size 3", "--batch_size was 2, now it is 3"),
+        ("--seed 5 --epoch 3", "--epoch was 2, now it is 3; --seed was 0, now it is 5"),
+        ("--precision bf16", "the precision was torch.float32, now it is torch.bfloat16"),
+        (
+            "--train_image_path {toy}/test/Image --train_mask_path {toy}/test/Mask",
+            "the number of pairs was 6, now it is 4",
+        ),
+    ],
+)
+def test_a_run_goes_on_as_it_began(change, message, half_way, toy, from_files, capsys):
+    args = arguments(f"{RECIPE} {change.format(toy=toy)}", toy, half_way, from_files)
+    status, line = failure(train.main, args, capsys)
+    assert status == 2 and message in line and f"--init {half_way}/last.pth and a new --save_path" in line
+
+
+def test_another_number_of_processes_is_an_error_that_says_what_to_do(half_way, toy, from_files, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, line = failure(train.main, arguments(RECIPE, toy, half_way, from_files), capsys)
+    assert status == 2 and "the number of processes was 1, now it is 2: give what it began with" in line
+
+
+def test_resume_starts_where_there_is_nothing_and_leaves_a_finished_run(toy, from_files, tmp_path, capsys):
+    args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)
+    train.main(args)
+    assert f"{tmp_path}: nothing to go on from, starting anew" in capsys.readouterr().out
+    written = os.stat(tmp_path / "last.pth").st_mtime_ns
+    train.main(args)
+    assert "last.pth: the run is finished" in capsys.readouterr().out
+    assert os.stat(tmp_path / "last.pth").st_mtime_ns == written
+    args.resume = False
+    train.main(args)
+    assert f"{tmp_path}: replacing the finished run there" in capsys.readouterr().out
+    assert places(tmp_path) == [(1, None)]

@@ -1,0 +1,160 @@
+"""The optimiser step of train.py: accumulation, clipping, what it tells, and what stops it."""
+
+import math
+
+import pytest
+import recipe
+import torch
+from conftest import TINY, failure
+from conftest import train_arguments as arguments
+from torch.amp import GradScaler
+
+import run
+import train
+from SAM2UNeXT import SAM2UNeXT
+
+IMAGES, MASKS = recipe.image("steps", (6, 3, 64, 64)), recipe.mask("steps", (6, 1, 64, 64))
+
+
+class Still(SAM2UNeXT):
+    """With BatchNorm in eval mode, so that a batch's pictures do not see each other."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+@pytest.fixture
+def model():
+    return recipe.fill(Still(**TINY), 0)
+
+
+def batches(*sizes):
+    start = 0
+    for size in sizes:
+        part = slice(start, start + size)
+        yield IMAGES[part], MASKS[part], [f"{i}.png" for i in range(6)][part]
+        start += size
+
+
+def steps(model, optimizer, sizes, scaler=None, **options):
+    return list(
+        train.train_one_epoch(model, batches(*sizes), optimizer, scaler or GradScaler("cpu", enabled=False), **options)
+    )
+
+
+class Gradients(torch.optim.SGD):
+    """Takes no step, and keeps the gradients that each would have followed."""
+
+    def __init__(self, model):
+        super().__init__([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        self.seen = []
+
+    def step(self, closure=None):
+        gradients = [p.grad.double().flatten() for p in self.param_groups[0]["params"] if p.grad is not None]
+        self.seen.append(torch.cat(gradients))
+
+
+def test_accumulating_gives_the_mean_gradient_over_the_pictures_also_of_what_is_left_at_the_end(model):
+    whole, parts = Gradients(model), Gradients(model)
+    expected = steps(model, whole, [4, 2])
+    found = steps(model, parts, [2, 2, 1, 1], accumulate=2)
+    for ours, theirs in zip(parts.seen, whole.seen, strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    uneven = Gradients(model)
+    [last] = steps(model, uneven, [3, 1], accumulate=3)  # a group cut short, its last batch smaller
+    assert (uneven.seen[0] - whole.seen[0]).norm() < 1e-5 * whole.seen[0].norm() and last["pictures"] == 4
+
+
+def test_a_step_tells_both_terms_of_the_loss_the_norm_and_the_rate(model):
+    [figures] = steps(model, gradients := Gradients(model), [6])
+    loss = train.structure_loss(model(IMAGES), MASKS)
+    assert figures["bce"] + figures["wiou"] == pytest.approx(loss.item(), rel=1e-6)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(model(IMAGES), MASKS)
+    assert figures["bce"] == pytest.approx(bce.item(), rel=1e-6)
+    assert figures["grad_norm"] == pytest.approx(gradients.seen[0].norm().item(), rel=1e-5)
+    assert (figures["pictures"], figures["lr"]) == (6, 0)
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(model):
+    steps(model, free := Gradients(model), [2])
+    steps(model, clipped := Gradients(model), [2], clip_grad=0.01)
+    assert free.seen[0].norm() > 0.02
+    assert clipped.seen[0].norm() == pytest.approx(0.01, rel=1e-3)
+    assert torch.allclose(clipped.seen[0] / clipped.seen[0].norm(), free.seen[0] / free.seen[0].norm(), rtol=1e-4)
+
+
+def test_the_optimizer_holds_what_trains_and_nothing_else(model):
+    optimizer, _ = train.make_optimizer(model, 1e-3, 0, 1)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures_of_its_batch_and_changes_nothing(model):
+    optimizer, _ = train.make_optimizer(model, 1e-3, 0, 1)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    poisoned = [(i.clone(), m, names) for i, m, names in batches(2, 2, 2)]
+    poisoned[1][0][0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="is not finite with 2.png, 3.png; .*last.pth is as it was"):
+        list(train.train_one_epoch(model, poisoned, optimizer, GradScaler("cpu", enabled=False), accumulate=3))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_a_gradient_that_is_not_finite_names_all_pictures_of_the_step(model):
+    model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ValueError, match=r"norm (inf|nan)\) is not finite with 0.png, 1.png, 2.png, 3.png;"):
+        steps(model, Gradients(model), [2, 2], accumulate=2)
+
+
+def test_with_a_loss_scale_a_gradient_may_overflow_until_the_scale_has_fallen_to_1(model):
+    overflows = [True, False]
+    model.head.weight.register_hook(lambda gradient: gradient * (math.inf if overflows.pop(0) else 1))
+    scaler = GradScaler("cpu", init_scale=4.0)
+    assert len(steps(model, seen := Gradients(model), [1, 1], scaler)) == 2
+    assert len(seen.seen) == 1 and scaler.get_scale() == 2  # the first step was left out
+    overflows += [True, True]
+    with pytest.raises(ValueError, match="is not finite with 1.png"):
+        steps(model, Gradients(model), [1, 1], scaler)
+
+
+def test_the_scaled_step_is_that_without_scale(model):
+    steps(model, plain := Gradients(model), [2, 1], accumulate=2)
+    steps(model, scaled := Gradients(model), [2, 1], GradScaler("cpu", init_scale=1024.0), accumulate=2)
+    assert (scaled.seen[0] - plain.seen[0]).norm() < 1e-5 * plain.seen[0].norm()
+
+
+def test_a_run_that_turns_nan_stops_with_last_pth_intact(toy, from_files, tmp_path, monkeypatch, capsys):
+    args = arguments("--epoch 1 --batch_size 2 --save_every 1", toy, tmp_path, from_files)
+    terms, calls = train.loss_terms, []
+
+    def third_is_nan(*args):
+        calls.append(1)
+        bce, wiou = terms(*args)
+        return (bce * math.nan if len(calls) == 3 else bce), wiou
+
+    monkeypatch.setattr(train, "loss_terms", third_is_nan)
+    status, line = failure(train.main, args, capsys)
+    assert status == 1 and "the loss or the gradient" in line and f"{toy}/train/Image/toy_000" in line
+    _, last = run.read_last(tmp_path)
+    assert last["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+def test_memory_that_runs_out_ends_with_what_helps(toy, from_files, tmp_path, monkeypatch, capsys):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(SAM2UNeXT, "forward", forward)
+    status, line = failure(train.main, arguments("", toy, tmp_path, from_files), capsys)
+    assert status == 1 and "out of memory: " in line
+    for option in ("--precision bf16", "--grad_checkpointing", "--batch_size with --accumulate"):
+        assert option in line
+
+
+def test_deterministic_is_what_torch_is_asked_for(toy, from_files, tmp_path):
+    try:
+        train.main(arguments("--epoch 1 --batch_size 6 --deterministic", toy, tmp_path, from_files))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

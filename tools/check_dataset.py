@@ -1,0 +1,364 @@
+"""A doctor for data: decodes every picture and mask and says what would break or spoil training and scoring.
+
+    python tools/check_dataset.py COD data/COD              all splits of a benchmark, training and test
+    python tools/check_dataset.py mine.yaml data/mine       the same for a benchmark of one's own
+    python tools/check_dataset.py data/images data/masks    two folders
+
+An error is what stops a run or silently spoils it, a warning what is worth a look, a note what is good to know. The
+table names the first files of each finding and the mend; --json writes all names. Exit status: 0 there are no errors,
+1 there are, 2 nothing could be checked.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import textwrap
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageChops, UnidentifiedImageError
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import benchmarks  # noqa: E402
+import cli  # noqa: E402
+import files  # noqa: E402
+
+ERRORS_FOUND = 1  # exit status
+WIDTH = 112  # of the table, in characters
+TOLERANCE = 16  # grey levels off black or white that are none: what JPEG leaves on flat ground
+SOFT = 0.05  # share of grey pixels up to which they are soft edges
+OBJECT = 128  # scores take what is above for the object
+LOSSY = ("JPEG", "MPO", "WEBP")
+DEEP = ("I", "F")  # beginnings of the modes with more than 8 bits a channel
+PLAIN = ("1", "L", "P", "RGB")  # modes that need no thought
+
+SEVERITIES = ("error", "warning", "note")
+TURNED = "turned by EXIF"
+NOT_FOUND = "split not found, or in several places"
+KINDS = {  # finding -> (severity, the mend), in the order of the table
+    NOT_FOUND: ("error", "name the archive's folder, or describe it in a YAML file"),
+    "no pair": ("error", "a mask must have its picture's name, whatever the extensions"),
+    "picture without mask": ("error", "add the mask or take the picture away"),
+    "mask without picture": ("error", "add the picture or take the mask away"),
+    "two files of one name": ("error", "they differ in the extension alone, and which is meant? Keep one"),
+    "unreadable": ("error", "get the file again, or take the pair away"),
+    "truncated or damaged": ("error", "get the file again, or take the pair away"),
+    "mask of another size": ("error", "get a newer archive, or fit masks to their pictures (height x width)"),
+    "0/1 mask": ("error", "reads as all black; multiply it by 255"),
+    "mask too dark": ("error", f"nothing is above {OBJECT}, so scores see no object; make the object 255"),
+    "picture of 16 bits or floats": ("error", "values above 255 are cut off on reading; convert it to 8 bits"),
+    "test picture in training": ("warning", "its score flatters; take it out of training (the published COD has two)"),
+    "picture twice in a split": ("warning", "it counts twice; keep one"),
+    "another number than published": ("warning", "figures do not compare with published ones; get the whole archive"),
+    "mask not binary": ("warning", f"training takes grey as it is, scores cut at {OBJECT}; is this a mask?"),
+    "mask in colour": ("warning", "is read as greyscale; make the object white, the rest black"),
+    "empty mask": ("warning", "all black; is there no object?"),
+    "full mask": ("warning", "all white; is everything the object?"),
+    TURNED: ("warning", "is taken as stored, not as viewers show it; the mask must lie on the stored pixels"),
+    "transparent pixels": ("warning", "are read as opaque, hidden colours and all; flatten the picture"),
+    "animated or several pages": ("warning", "the first is read, the rest is not"),
+    "unusual colour mode": ("warning", "is converted on reading; compare the colours, or save it as RGB or greyscale"),
+    "mask with soft edges": ("note", f"training takes grey as it is, scores cut at {OBJECT}"),
+    "no picture by its extension": ("note", "is passed over"),
+}
+
+
+class Job(NamedTuple):
+    """A pair, or a file that has no partner."""
+
+    split: str
+    image: Path | None
+    mask: Path | None
+
+
+class Finding(NamedTuple):
+    split: str
+    kind: str  # of KINDS
+    path: Path
+    detail: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.path.parent.name}/{self.path.name}" + (f" ({self.detail})" if self.detail else "")
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Inspected(NamedTuple):
+    """What a file holds, where it can be read."""
+
+    size: tuple[int, int] | None = None  # (width, height)
+    kinds: dict[str, str] = {}  # finding -> detail
+    digest: bytes | None = None  # of a picture's pixels
+
+
+class Survey(NamedTuple):
+    """What there is to check, and what the names of the files alone tell."""
+
+    found: list[benchmarks.Found]
+    jobs: list[Job]
+    findings: list[Finding]
+
+
+def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
+    """All splits of a benchmark, and what its training split is called.
+
+    Raises OSError or ValueError where the benchmark is unknown or none of its splits is there.
+    """
+    benchmark = benchmarks.load(name)
+    training = f"{benchmark.name} training"
+    splits = ({training: benchmark.train} if benchmark.train else {}) | benchmark.test
+    everything = Survey([], [], [])
+    for split, alternatives in splits.items():
+        try:
+            for place, images, masks in benchmarks.locate(split, alternatives, root):
+                survey(everything, split, place, images, masks)
+        except (ValueError, PermissionError) as error:
+            everything.findings.append(Finding(split, NOT_FOUND, Path(root), str(error).removeprefix(f"{split}: ")))
+    if not everything.found:
+        reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings]
+        raise ValueError(f"{name}: no split of it is there; {reasons[0]}" if reasons else f"{name}: has no splits")
+    return everything, training
+
+
+def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
+    """Adds the files of a place. Raises OSError where a folder cannot be listed."""
+
+    def add(kind: str, path: Path, detail: str = "") -> None:
+        everything.findings.append(Finding(split, kind, path, detail))
+
+    listed = [files.pictures(folder) for folder in (images, masks)]
+    sides: tuple[dict[str, Path], dict[str, Path]] = {}, {}
+    for folder, pictures, side in zip((images, masks), listed, sides, strict=True):
+        for path in pictures:
+            side.setdefault(path.stem, path)
+        for path in sorted(set(folder.iterdir()) - set(pictures)):
+            if not path.is_dir() and not path.name.startswith("."):
+                add("no picture by its extension", path, "" if path.exists() else "a link to nothing")
+    left, right, left_out = benchmarks.belonging(place, *sides)
+    pairs = files.match(left, right, str(images), skip_unpaired=True)
+    everything.found.append(benchmarks.Found(split, images, masks, pairs, place.count, left_out))
+    everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
+    for kind, pictures, here, there in (
+        ("picture without mask", listed[0], left, right),
+        ("mask without picture", listed[1], right, left),
+    ):
+        folded = {stem.casefold(): path.name for stem, path in there.items()}
+        for path in (path for path in pictures if path.stem in here):  # the others do not belong to the split
+            if path != here[path.stem]:
+                add("two files of one name", path, f"beside {here[path.stem].name}")
+            elif path.stem not in there:
+                near = folded.get(path.stem.casefold())
+                add(kind, path, f"{near} differs in case" if near else "")
+            else:
+                continue
+            everything.jobs.append(Job(split, path, None) if here is left else Job(split, None, path))
+    if not pairs:
+        first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (left, right))
+        add("no pair", images, f"with {masks}: for example {first}")
+    elif place.count not in (None, len(pairs)):
+        add("another number than published", images, f"{len(pairs):,} of {place.count:,} pairs")
+
+
+def examine(job: Job) -> tuple[list[Finding], bytes | None]:
+    """Decodes the files of a job: what is wrong with them, and a digest of the picture's pixels."""
+    image = inspect(job.image, is_mask=False) if job.image else Inspected()
+    mask = inspect(job.mask, is_mask=True) if job.mask else Inspected()
+    if image.size and mask.size and image.size != mask.size:
+        detail = f"{mask.size[1]} x {mask.size[0]}, picture {image.size[1]} x {image.size[0]}"
+        if TURNED in image.kinds and image.size == mask.size[::-1]:
+            detail += ", as if turned by EXIF"
+        mask.kinds["mask of another size"] = detail
+    found = [(path, one.kinds) for path, one in ((job.image, image), (job.mask, mask)) if path]
+    return [Finding(job.split, kind, path, kinds[kind]) for path, kinds in found for kind in kinds], image.digest
+
+
+def inspect(path: Path, is_mask: bool) -> Inspected:
+    """Decodes a file as training does, and says what is odd about it."""
+    stage = "unreadable"
+    try:
+        with Image.open(path) as picture:
+            stage = "truncated or damaged"
+            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)  # MPO: a preview is second
+            picture.load()
+            stage = "unreadable"
+            kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
+            if (orientation := picture.getexif().get(0x0112)) in range(2, 9):
+                kinds[TURNED] = f"orientation {orientation}"
+            if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                kinds["transparent pixels"] = f"mode {picture.mode}"
+            elif picture.mode.startswith(DEEP) and not is_mask:  # what matters in a mask shows in its values
+                kinds["picture of 16 bits or floats"] = f"mode {picture.mode}"
+            elif picture.mode not in PLAIN:
+                kinds["unusual colour mode"] = f"mode {picture.mode}"
+            if is_mask:
+                return Inspected(picture.size, kinds | mask_kinds(picture))
+            return Inspected(picture.size, kinds, fingerprint(picture))
+    except UnidentifiedImageError:
+        return Inspected(kinds={stage: "in no format that Pillow knows" if path.stat().st_size else "an empty file"})
+    except Exception as error:  # Pillow's readers raise nearly anything at a broken file
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Inspected(kinds={stage: reason or type(error).__name__})
+
+
+def mask_kinds(mask: Image.Image) -> dict[str, str]:
+    """What is wrong with the values of a mask, which are read as greyscale: finding -> detail."""
+    kinds = {}
+    if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(DEEP):
+        red, green, blue = mask.convert("RGB").split()
+        if max(ImageChops.difference(red, other).getextrema()[1] for other in (green, blue)) > TOLERANCE:
+            kinds["mask in colour"] = f"mode {mask.mode}"
+    counts = mask.convert("L").histogram()
+    levels = [level for level, count in enumerate(counts) if count]
+    grey = sum(counts[TOLERANCE + 1 : 255 - TOLERANCE]) / sum(counts)
+    if levels[-1] <= (TOLERANCE if mask.format in LOSSY else 0):
+        return kinds | {"empty mask": ""}
+    if levels[-1] == 1:
+        return kinds | {"0/1 mask": ""}
+    if levels[-1] <= OBJECT:
+        return kinds | {"mask too dark": f"brightest pixel {levels[-1]}"}
+    if levels[0] > OBJECT:
+        kinds["full mask"] = ""
+    if grey:
+        kinds["mask not binary" if grey > SOFT else "mask with soft edges"] = f"{grey:.1%} grey"
+    return kinds
+
+
+def fingerprint(picture: Image.Image) -> bytes:
+    """A digest of the pixels, the same for whatever format they are stored in without loss."""
+    pixels = picture if picture.mode.startswith(DEEP) else picture.convert("RGB")
+    digest = hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode(), digest_size=16)
+    digest.update(pixels.tobytes())
+    return digest.digest()
+
+
+def no_warnings() -> None:
+    """In each worker process: Pillow's warnings do not stand amid the bar."""
+    warnings.simplefilter("ignore")
+
+
+def duplicates(pictures: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
+    """The pictures that are twice in a split, and the test pictures that are in training too."""
+    first: dict[tuple[str, bytes], Path] = {}
+    for job, digest in pictures:  # all of them, before test is compared with training
+        earlier = first.setdefault((job.split, digest), job.image)
+        if earlier != job.image:
+            yield Finding(job.split, "picture twice in a split", job.image, f"as {earlier.name}")
+    for (split, digest), path in first.items():
+        if split != training and (training, digest) in first:
+            yield Finding(split, "test picture in training", path, f"as {first[training, digest].name}")
+
+
+def group(findings: Sequence[Finding]) -> dict[str, dict[str, list[Finding]]]:
+    """Findings by kind, in the order of KINDS, and split."""
+    grouped: dict[str, dict[str, list[Finding]]] = {kind: defaultdict(list) for kind in KINDS}
+    for finding in findings:
+        grouped[finding.kind][finding.split].append(finding)
+    return {kind: splits for kind, splits in grouped.items() if splits}
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """For people: each kind of finding with its mend, and how many and which files it is in each split."""
+    width = max(len(finding.split) for finding in findings)
+    lines = [f"{'':9}{'split':<{width}}  {'files':>6}  the first of them", "-" * WIDTH]
+    for kind, splits in group(findings).items():
+        severity, mend = KINDS[kind]
+        lines += textwrap.wrap(f"{severity:<9}{kind}: {mend}", WIDTH, subsequent_indent=" " * 9)
+        for split, found in splits.items():
+            start = f"{'':9}{split:<{width}}  {len(found):>6,}  "
+            if kind == NOT_FOUND:
+                lines += textwrap.wrap(start + found[0].detail, WIDTH, subsequent_indent=" " * len(start))
+            else:
+                lines.append(start + examples(found, WIDTH - len(start)))
+    return "\n".join(lines)
+
+
+def examples(found: Sequence[Finding], room: int) -> str:
+    """As many as fit into `room` characters; of one that does not, its end, which differs from the others'."""
+    texts = [str(finding) for finding in found[:room]]
+    for shown in range(len(texts), 0, -1):
+        more = ", ..." if shown < len(found) else ""
+        line = ", ".join(texts[:shown])
+        if len(line + more) <= room:
+            return line + more
+    return "..." + line[len(line + more) + 3 - room :] + more
+
+
+def main(args: argparse.Namespace) -> None:
+    with cli.exit_on_error(cli.NOTHING_STARTED):
+        if benchmarks.is_benchmark(args.first):
+            everything, training = survey_benchmark(args.first, args.second)
+        else:
+            everything, training = Survey([], [], []), ""
+            survey(everything, Path(args.first).resolve().name, benchmarks.Place(), Path(args.first), Path(args.second))
+        if not everything.jobs:
+            raise ValueError(f"{args.first}, {args.second}: hold no picture")
+        if args.json and args.json.is_dir():
+            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
+        if args.json:
+            files.output_folder(args.json.parent)
+    with cli.exit_on_error(cli.NOT_COMPLETED):
+        print(*everything.found, sep="\n", flush=True)
+        findings = list(everything.findings)
+        pictures = []
+        with closing(cli.in_processes(examine, everything.jobs, args.workers, no_warnings)) as results:
+            bar = tqdm(results, total=len(everything.jobs), desc="checking", unit="img")
+            for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
+                findings += wrong
+                if digest:
+                    pictures.append((job, digest))
+        findings += duplicates(pictures, training)
+        report(everything.found, findings, args.json)
+    if any(KINDS[finding.kind][0] == "error" for finding in findings):
+        raise SystemExit(ERRORS_FOUND)
+
+
+def report(places: Sequence[benchmarks.Found], findings: Sequence[Finding], path: Path | None) -> None:
+    """Prints the table and the verdict, and writes all of it as JSON."""
+    totals = {one: sum(KINDS[finding.kind][0] == one for finding in findings) for one in SEVERITIES}
+    pairs = sum(len(place.pairs) for place in places)
+    verdict = "mend the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
+    if findings:
+        print(f"\n{table(findings)}")
+    counted = ", ".join(f"{count:,} {one}{'' if count == 1 else 's'}" for one, count in totals.items())
+    print(f"\n{pairs:,} pairs, {counted}: {verdict}")
+    if path:
+        content = {
+            "pairs": pairs,
+            **{f"{one}s": count for one, count in totals.items()},
+            "places": [
+                {"split": one.split, "images": str(one.images), "masks": str(one.masks), "pairs": len(one.pairs)}
+                for one in places
+            ],
+            "findings": [
+                {
+                    "finding": kind,
+                    "severity": KINDS[kind][0],
+                    "split": split,
+                    "count": len(found),
+                    "files": [{"file": str(finding.path), "detail": finding.detail} for finding in found],
+                }
+                for kind, splits in group(findings).items()
+                for split, found in splits.items()
+            ],
+        }
+        with files.replacing(path) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("first", metavar="NAME|IMAGES", help="a benchmark's name or YAML file, or a folder of pictures")
+    parser.add_argument("second", metavar="ROOT|MASKS", help="the benchmark's folder, or the folder of masks")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there, with every file's name")
+    parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
+    return parser
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())
