@@ -8,13 +8,8 @@
 # $RUN/results: report.html is a page to look at. $PYTHON names the interpreter.
 set -euo pipefail
 here=$(dirname "$0")
-if [ $# -lt 1 ] || [[ $1 == -* ]]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-fi
 source "$here/tools/setup.sh"
-find_python "$here"
-name_run "$1" "${2:-}"
+read_words 1 "$@"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")
     shift 2

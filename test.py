@@ -67,7 +67,7 @@ class Sample(NamedTuple):
     task: Task
     image: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
-    notes: list[str]  # of the files to write, by kind
+    notes: dict[str, str]  # of the files to write, by kind
     picture: Image.Image | None  # where a kind shows it
 
 
@@ -80,12 +80,11 @@ def read(task: Task, settings: Settings) -> Sample | OSError:
     except OSError as error:
         return error
     shown = picture if {"overlay", "cutout"} & {*settings.kinds} else None
-    notes = [note(task, settings, kind) for kind in settings.kinds]
-    return Sample(task, image_tensor(picture, settings.size), map_size, notes, shown)
+    return Sample(task, image_tensor(picture, settings.size), map_size, notes(task, settings), shown)
 
 
-def note(task: Task, settings: Settings, kind: str) -> str:
-    """What a file is made from, to be written into it: a run that goes on keeps what has its own note, all else not.
+def notes(task: Task, settings: Settings) -> dict[str, str]:
+    """What the file of each kind is made from, to be written into it: a run that goes on keeps what has its own note.
 
     Raises OSError that names the file that cannot be read.
     """
@@ -96,8 +95,6 @@ def note(task: Task, settings: Settings, kind: str) -> str:
         "stretch": settings.stretch,
         "flip": settings.flip,
     }
-    if kind in ("mask", "overlay"):
-        made["threshold"] = settings.threshold
     try:
         with open(task.image, "rb") as file:
             made["picture"] = f"{zlib.crc32(file.read(2**16)):08x}-{os.fstat(file.fileno()).st_size}"
@@ -105,7 +102,9 @@ def note(task: Task, settings: Settings, kind: str) -> str:
         raise files.unreadable(task.image, error) from error
     truth = files.read_size(task.ground_truth) if task.ground_truth else ()
     made["ground truth"] = "x".join(map(str, truth)) or "none"
-    return "; ".join(f"{name} {value}" for name, value in made.items())
+    text = "; ".join(f"{name} {value}" for name, value in made.items())
+    cut = f"{text}; threshold {settings.threshold}"
+    return {kind: cut if kind in ("mask", "overlay") else text for kind in settings.kinds}
 
 
 def with_note(content: bytes, text: str) -> bytes:
@@ -153,7 +152,7 @@ def render(kind: str, grey: np.ndarray, picture: Image.Image | None, threshold: 
 def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
     """Writes the files of one picture. Raises OSError that names the file."""
     grey = stretch(probability) if settings.stretch else (probability * 255).astype(np.uint8)
-    for kind, text in zip(settings.kinds, sample.notes, strict=True):
+    for kind, text in sample.notes.items():
         path = sample.task.output(kind)
         try:
             with files.replacing(path) as file:
@@ -253,14 +252,16 @@ def still_to_do(tasks: list[Task], settings: Settings, overwrite: bool, batch_si
     They come in whole batches: what a picture shares its batch with decides the last bits of its map. Raises ValueError
     where files are there that were made otherwise, OSError where nothing can be written.
     """
-    outputs = [(task, kind, path) for task in tasks for kind in settings.kinds if (path := task.output(kind)).exists()]
     done = set()
     other: dict[str, list[str]] = {}  # what differs, and the files
-    for task, kind, path in outputs if not overwrite else ():
-        found, wanted = read_note(path).split("; "), note(task, settings, kind).split("; ")
-        if found == wanted:
-            done.add(path)
-        else:
+    for task in [] if overwrite else tasks:
+        there = {kind: path for kind in settings.kinds if (path := task.output(kind)).exists()}
+        texts = notes(task, settings) if there else {}
+        for kind, path in there.items():
+            found, wanted = read_note(path).split("; "), texts[kind].split("; ")
+            if found == wanted:
+                done.add(path)
+                continue
             fields = {part.rsplit(" ", 1)[0] for part in set(wanted) - set(found)} if len(found) > 1 else {"program"}
             other.setdefault(" and ".join(sorted(fields)), []).append(path.name)
     if other:

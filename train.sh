@@ -8,13 +8,8 @@
 # (.venv/bin/python, else python3). The encoders' weights are taken from weights/, where they are downloaded to first.
 set -euo pipefail
 here=$(dirname "$0")
-if [ $# -lt 2 ] || [[ $1 == -* ]]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-fi
 source "$here/tools/setup.sh"
-find_python "$here"
-name_run "$1" "${2:-}"
+read_words 2 "$@"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")
 else

@@ -39,9 +39,9 @@ def test_loss_and_gradient_are_those_of_the_original(seed, variant):
 @pytest.mark.slow
 def test_four_training_steps_are_those_of_the_original(full_model):
     model, expected = full_model(3), golden("training.json")
-    # The figures are torch 2.15's with two threads. Older ones, and other numbers of threads, add up in another order,
-    # and AdamW's second step, which divides by the size of gradients near 0, makes more of it.
-    exact = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15) and torch.get_num_threads() == 2
+    # The figures are torch 2.15's with its threads on two cores. Older ones add up in another order, and AdamW's second
+    # step, which divides by the size of gradients near 0, makes more of it.
+    exact = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
     tolerance = {0: 1e-5, 1: 1e-5, 2: 1e-5 if exact else 1e-3, 3: 1e-5 if exact else 1e-3}
     relative = 1e-4 if exact else 1e-2
     optimizer, scheduler = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=2)

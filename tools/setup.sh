@@ -45,6 +45,19 @@ find_python() {
     fi
 }
 
+# `read_words LEAST WORD...`, in a recipe beside tools/: finds Python and names the run; where there are fewer words than
+# LEAST, or options first, shows how the recipe is used.
+read_words() {
+    local least=$1
+    shift
+    if [ $# -lt "$least" ] || [[ $1 == -* ]]; then
+        sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+        return 2
+    fi
+    find_python "$(dirname "$0")"
+    name_run "$1" "${2:-}"
+}
+
 # `name_run WORD [ROOT]`: where WORD is a benchmark's name or a YAML file, sets benchmark to WORD and run to $RUN or
 # runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or runs/sam2unext.
 name_run() {
