@@ -23,6 +23,7 @@ from sam2.modeling.backbones.utils import sums_as_published
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
+COMPILE = {"fullgraph": True, "dynamic": False}  # for compile() of a network: one graph for each shape of the input
 
 
 class Adapter(nn.Module):

@@ -35,7 +35,7 @@ import benchmarks
 import cli
 import files
 from dataset import image_tensor
-from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
+from SAM2UNeXT import COMPILE, SAM2UNeXT, probability_map, stretch
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
@@ -315,6 +315,8 @@ def main(args: argparse.Namespace) -> None:
             threshold=args.threshold,
         )
         remaining = still_to_do(tasks, settings, args.overwrite, args.batch_size)
+        if args.compile:
+            model.compile(**COMPILE)
     share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
     before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
     print(f"{args.checkpoint} on {device} in {settings.precision}; {files.count(total, 'picture')}{share}{before}")
@@ -358,6 +360,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 where native, else fp32")
     run.add_argument("--flip", action="store_true", help="mean with the mirrored picture; takes twice the time")
+    run.add_argument("--compile", action="store_true", help="by torch: minutes at the start, faster from then on")
     run.add_argument(
         "--size", type=cli.number(multiple=32, least=32), help="side of the input, px; default: that of the training"
     )

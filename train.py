@@ -46,7 +46,7 @@ import files
 import run
 from dataset import SegmentationDataset, epoch_batches
 from sam2.build_sam import CONFIGS
-from SAM2UNeXT import SAM2UNeXT
+from SAM2UNeXT import COMPILE, SAM2UNeXT
 
 MIN_LEARNING_RATE = 1e-7  # where the cosine ends
 KEPT_EVERY = 5  # epochs
@@ -205,6 +205,8 @@ def main(args: argparse.Namespace) -> None:
         if not args.resume:
             run.start_anew(folder)
         model.set_precision(dtype).to(device)
+        if args.compile:
+            model.compile(**COMPILE)
 
     optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch)
     scaler = GradScaler(torch.device(device).type, enabled=dtype == torch.float16)
@@ -343,6 +345,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     way.add_argument("--log_every", type=cli.number(), default=50, help="steps between lines of log.jsonl")
     way.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 where native, else fp32")
     way.add_argument("--grad_checkpointing", action="store_true", help="less memory, a third more time")
+    way.add_argument("--compile", action="store_true", help="by torch: minutes at the start, faster from then on")
     way.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     way.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
     way.add_argument(

@@ -1,31 +1,55 @@
 """Times what this project does against the plain way, interleaved in one run.
 
+    python tools/benchmark.py infer                 a batch through the network: plain, fp32, bf16; seconds, memory
+    python tools/benchmark.py infer --device cuda --batch_size 8 --compile
+    python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
+    python tools/benchmark.py start                 from files of weights to a network that is ready
+    python tools/benchmark.py predict --pictures 50 test.py over pictures of 2200 x 3000: how long the network waits
     python tools/benchmark.py eval                  pysodmetrics against metrics.score, in memory, one thread each
     python tools/benchmark.py eval --files 60       also eval.py over that many files of 2200 x 3000: workers, memory
 
-Prints medians and ratios; `--json FILE` writes them too.
+The plain way is the published program's arithmetic (tools/plain.py): fp32, eager, without TF32. Weights are random.
+Prints medians and ratios; `--json FILE` writes them too. Peak memory is that of a process that does nothing else: all
+that it held on a CPU, what torch had allocated on a GPU.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import checkpoint  # noqa: E402
 import cli  # noqa: E402
 import metrics  # noqa: E402
+import test  # noqa: E402
+import train  # noqa: E402
+from sam2.build_sam import CONFIGS  # noqa: E402
+from SAM2UNeXT import COMPILE, SAM2UNeXT  # noqa: E402
+from tools.plain import PlainNetwork  # noqa: E402
+
+Figures = dict[str, dict[str, float]]  # by what was done, then by name
 
 SIZES = ((1024, 1024), (2200, 3000))  # height, width
+TRAINED = "trained.pt"
 DISTINCT = 6  # pairs that the files of one run repeat
 
 
@@ -53,7 +77,7 @@ def generate_pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.nd
     return np.clip(soft + rng.integers(-15, 16, truth.shape), 0, 255).astype(np.uint8), truth
 
 
-def benchmark_scores(repeats: int) -> dict[str, dict[str, float]]:
+def benchmark_scores(repeats: int) -> Figures:
     """The library against `metrics.score` on one pair of each size, one thread each."""
     cv2.setNumThreads(1)
     results = {}
@@ -83,7 +107,7 @@ def peak_memory(command: list[str]) -> float:
     return int(output) / 1024
 
 
-def benchmark_files(files: int, repeats: int) -> dict[str, dict[str, float]]:
+def benchmark_files(files: int, repeats: int) -> Figures:
     """eval.py, the whole command, over files of the largest size: one worker against two, and peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -113,10 +137,197 @@ def benchmark_files(files: int, repeats: int) -> dict[str, dict[str, float]]:
     }
 
 
+@contextmanager
+def weight_files(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Files of random weights while the context lasts: SAM 2's and the auxiliary encoder's in the shape of the
+    published ones, and beside them trained.pt with all else.
+    """
+    model = SAM2UNeXT(**options(args))
+    trunk = {
+        checkpoint.TRUNK + re.sub(r"[.]block[.]", ".", key): value for key, value in model.sam.state_dict().items()
+    }
+    contents = {"sam2.pt": {"model": {key: value for key, value in trunk.items() if ".prompt_learn." not in key}}}
+    if model.dino is not None:
+        contents["aux.pt"] = model.dino.model.state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (contents | {TRAINED: model.trained_state()}).items():
+            torch.save(content, Path(folder, name))
+        yield [str(Path(folder, name)) for name in contents]
+
+
+def options(args: argparse.Namespace) -> dict[str, str | int]:
+    return {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
+
+
+def build(way: str, paths: list[str], args: argparse.Namespace) -> nn.Module:
+    """The network of one way: "plain", or a precision, perhaps with "checkpointed" or "compiled" behind it."""
+    precision, *more = way.split()
+    model = plain_start(paths, args) if precision == "plain" else SAM2UNeXT(*paths, **options(args))
+    model.load_state_dict(torch.load(Path(paths[0]).with_name(TRAINED), weights_only=True), strict=False)
+    if precision == "plain":
+        return PlainNetwork(model.to(args.device))
+    model.set_precision(cli.precision(precision, args.device)).to(args.device)
+    model.sam.grad_checkpointing = "checkpointed" in more
+    if "compiled" in more:
+        model.compile(**COMPILE)
+    return model
+
+
+def plain_start(paths: list[str], args: argparse.Namespace) -> SAM2UNeXT:
+    """A network made the simple way: all of it filled with random values, files read into memory and copied from."""
+    model = SAM2UNeXT(**options(args))
+    trunk = torch.load(paths[0], weights_only=True)["model"]
+    for i, adapter in enumerate(model.sam.blocks):
+        prefix = f"{checkpoint.TRUNK}blocks.{i}."
+        adapter.block.load_state_dict(
+            {key.removeprefix(prefix): trunk.pop(key) for key in [*trunk] if key.startswith(prefix)}
+        )
+    model.sam.load_state_dict({key.removeprefix(checkpoint.TRUNK): value for key, value in trunk.items()}, strict=False)
+    for path in paths[1:]:
+        model.dino.model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) -> Callable[[], Tensor]:
+    """What does the work of `infer` or `train` once, in one way; it gives the logits (B, 1, S, S), or the loss (1)."""
+    torch.backends.cudnn.allow_tf32 = False  # matrices have none unless asked
+    network = build(way, paths, args)
+    torch.manual_seed(0)
+    images = torch.randn(args.batch_size, 3, args.size, args.size).to(args.device)
+    masks = (images[:, :1] > 0).float()
+
+    @torch.inference_mode()
+    def infer() -> Tensor:
+        return network(images).cpu()
+
+    def step() -> Tensor:
+        (figures,) = train.train_one_epoch(network, [(images, masks, ["random"])], optimizer, scaler)
+        return torch.tensor([figures["bce"] + figures["wiou"]])
+
+    if command == "infer":
+        network.eval()
+        return infer
+    optimizer, _ = train.make_optimizer(network, lr=2e-4, weight_decay=5e-4, epochs=1)
+    scaler = GradScaler(torch.device(args.device).type, enabled=way.startswith("fp16"))
+    return step
+
+
+def measure_memory(command: str, way: str, paths: list[str], args: argparse.Namespace) -> float:
+    """Megabytes at the peak of this process, or of its GPU, when it has done the work twice."""
+    work = prepare(command, way, paths, args)
+    for _ in range(2):
+        work()
+    if args.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(args.device) / 2**20
+    status = Path("/proc/self/status").read_text()  # not getrusage's figure, which starts with the parent's
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def benchmark_network(args: argparse.Namespace) -> Figures:
+    """Inference or a training step in all ways: seconds, memory, and how far results are from the plain ones."""
+    fast = [args.precision] if args.precision != "fp32" else []
+    ways = ["plain", "fp32", *fast]
+    if args.command == "train":
+        ways.append(f"{args.precision} checkpointed")
+    if args.compile:
+        ways.append(f"{args.precision} compiled")
+    memory = {}
+    with weight_files(args) as paths:
+        for way in ways:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                memory[way] = process.submit(measure_memory, args.command, way, paths, args).result()
+        works = {way: prepare(args.command, way, paths, args) for way in ways}
+    results = {way: work() for way, work in works.items()}
+    seconds = interleaved(args.repeats, **works)
+    greatest = results["plain"].abs().max()
+    return {
+        way: {
+            "s": seconds[way],
+            "times as fast": seconds["plain"] / seconds[way],
+            "peak MB": memory[way],
+            "of the plain peak": memory[way] / memory["plain"],
+            "largest difference": ((results[way] - results["plain"]).abs().max() / greatest).item(),
+        }
+        for way in ways
+    }
+
+
+def benchmark_start(args: argparse.Namespace) -> Figures:
+    """From local files of weights to a network that is ready, imports excluded."""
+    with weight_files(args) as paths:
+        plain, fast = plain_start(paths, args).state_dict(), SAM2UNeXT(*paths, **options(args)).state_dict()
+        frozen = [key for key in fast if key.startswith(("sam.", "dino.")) and ".prompt_learn." not in key]
+        difference = max((plain[key] - fast[key]).abs().max().item() for key in frozen)
+        seconds = interleaved(
+            args.repeats, plain=lambda: plain_start(paths, args), fast=lambda: SAM2UNeXT(*paths, **options(args))
+        )
+    ratio = {"times as fast": seconds["plain"] / seconds["fast"], "largest difference": difference}
+    return {"plain": {"s": seconds["plain"]}, "fast": {"s": seconds["fast"]} | ratio}
+
+
+class Clock:
+    """A network that notes how long it computes."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.seconds = 0.0
+        self.start: float | None = None  # of the first call
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.network, name)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        start = time.perf_counter()
+        self.start = self.start or start
+        if not images.is_cuda:
+            logits = self.network(images)
+            self.seconds += time.perf_counter() - start
+            return logits
+        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        events[0].record()
+        logits = self.network(images)
+        events[1].record()
+        self.events.append(events)
+        return logits
+
+    def busy(self) -> float:
+        """Seconds of all calls together."""
+        return self.seconds + sum(start.elapsed_time(end) / 1000 for start, end in self.events)
+
+
+def benchmark_predict(args: argparse.Namespace) -> Figures:
+    """test.py over large JPEG files: pictures a second, and the share of the time in which the network waits."""
+    with tempfile.TemporaryDirectory() as folder:
+        (images := Path(folder, "images")).mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(args.pictures):
+            if i < DISTINCT:
+                small = rng.integers(0, 256, (SIZES[-1][0] // 8, SIZES[-1][1] // 8, 3), np.uint8)
+                cv2.imwrite(str(images / f"{i}.jpg"), cv2.resize(small, SIZES[-1][::-1]))
+            else:
+                os.link(images / f"{i % DISTINCT}.jpg", images / f"{i}.jpg")
+        checkpoint.save_network(Path(folder, "random.pth"), SAM2UNeXT(**options(args)), epoch=1)
+        clock = Clock(SAM2UNeXT.from_checkpoint(f"{folder}/random.pth"))
+        words = ["--checkpoint", f"{folder}/random.pth", "--test_image_path", images, "--save_path", f"{folder}/maps"]
+        words += ["--batch_size", args.batch_size, "--precision", args.precision, "--device", args.device]
+        words += ["--compile"] if args.compile else []
+        commands = test.get_args_parser().parse_args([str(word) for word in words])
+        with mock.patch.object(test.SAM2UNeXT, "from_checkpoint", lambda *paths: clock):
+            test.main(commands)
+        seconds = time.perf_counter() - clock.start
+    share = clock.busy() / seconds
+    return {"test.py": {"pictures a second": args.pictures / seconds, "share of the time in the network": share}}
+
+
 def main(args: argparse.Namespace) -> None:
-    results = benchmark_scores(args.repeats)
-    if args.files:
-        results |= benchmark_files(args.files, args.repeats)
+    with cli.exit_on_error(cli.NOTHING_STARTED):
+        if args.command == "eval":
+            results = benchmark_scores(args.repeats) | (benchmark_files(args.files, args.repeats) if args.files else {})
+        else:
+            args.device = cli.device(args.device)
+            benchmark = {"start": benchmark_start, "predict": benchmark_predict}.get(args.command, benchmark_network)
+            results = benchmark(args)
     for name, figures in results.items():
         print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
     if args.json:
@@ -126,10 +337,33 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    scores = commands.add_parser("eval", help="the nine metrics")
-    scores.add_argument("--files", type=cli.number(least=0), default=0, help="files for eval.py; 0: leave that out")
-    scores.add_argument("--repeats", type=cli.number(), default=5, help="timed turns; the median counts")
-    scores.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    helps = {
+        "infer": "a batch through the network",
+        "train": "an optimiser step",
+        "start": "from files of weights to a network",
+        "predict": "test.py over large pictures",
+        "eval": "the nine metrics",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, formatter_class=parser.formatter_class)
+        command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns; the median counts")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+        if name == "eval":
+            command.add_argument("--files", type=cli.number(least=0), default=0, help="for eval.py; 0: leave that out")
+            continue
+        command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
+        command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
+        command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
+        command.add_argument(
+            "--size", type=cli.number(multiple=32, least=32), default=1024, help="side of the input, px"
+        )
+        command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+        if name == "predict":
+            command.add_argument("--pictures", type=cli.number(), default=200, help="how many")
+        if name != "start":
+            command.add_argument("--batch_size", type=cli.number(), default=1, help="pictures at a time")
+            command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
+            command.add_argument("--compile", action="store_true", help="compiled by torch as well")
     return parser
 
 

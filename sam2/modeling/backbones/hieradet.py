@@ -15,6 +15,7 @@ from sam2.modeling.backbones.utils import (
     MLP,
     PatchEmbed,
     absolute_position,
+    in_portions,
     max_pool_2x2,
     sums_as_published,
     window_partition,
@@ -60,7 +61,8 @@ class MultiScaleBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = MultiScaleAttention(dim, dim_out, num_heads, q_pool=self.new_stage)
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
-        self.mlp = MLP(dim_out, int(dim_out * mlp_ratio))
+        self.hidden_dim = int(dim_out * mlp_ratio)
+        self.mlp = MLP(dim_out, self.hidden_dim)
         if self.new_stage:
             self.proj = nn.Linear(dim, dim_out)
 
@@ -81,7 +83,10 @@ class MultiScaleBlock(nn.Module):
                 windows, self.window_size // scale, (pad_h // scale, pad_w // scale), shortcut.shape[1:3]
             )
         x = shortcut + x
-        return x + self.mlp(self.norm2(x))
+        tokens = in_portions(
+            lambda part: part + self.mlp(self.norm2(part)), x.flatten(0, 2), self.mlp.layers[0].out_features
+        )
+        return tokens.view(x.shape)
 
 
 class Hiera(nn.Module):
@@ -118,6 +123,7 @@ class Hiera(nn.Module):
             self.blocks.append(MultiScaleBlock(dim, dim_out, num_heads * 2**stage, window_size))
             dim = dim_out
         self.window_sizes = [block.window_size for block in self.blocks]
+        self.hidden_dims = [block.hidden_dim for block in self.blocks]
         self.channel_list = [self.blocks[end].dim_out for end in reversed(self.stage_ends)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -143,6 +149,8 @@ class Hiera(nn.Module):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 # Non-reentrant: the input of the first block needs no gradient, yet its adapter does. No dropout.
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            elif S:
+                x = in_portions(block, x, values=S * S * self.hidden_dims[i])
             else:
                 x = block(x)
             if i - 1 in self.stage_ends:  # the first of a new stage

@@ -1,8 +1,13 @@
 """Small layers of the Hiera trunk. Shapes: B batch, H W height and width, C channels, S side of a window."""
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PORTION = 8 * 2**20  # bytes of the widest intermediate result that a CPU works on at a time
 
 
 class PatchEmbed(nn.Module):
@@ -75,3 +80,15 @@ def sums_as_published(x: Tensor) -> bool:
     the last bits, so that losses would no longer be those of the original.
     """
     return torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+
+def in_portions(function: Callable[[Tensor], Tensor], x: Tensor, values: int) -> Tensor:
+    """function(x), which acts on each entry of the first dimension alone; on a CPU, a portion of x at a time.
+
+    `values` is how many numbers the widest intermediate result holds for one entry. What a portion needs stays in the
+    cache and in memory that malloc has at hand, whereas it gives large arrays back to the system each time, to be
+    filled with zeros anew. GPUs, compiled code and the backward pass want it all at once.
+    """
+    whole = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    portions = 1 if whole else min(len(x), math.ceil(len(x) * values * x.element_size() / PORTION))
+    return function(x) if portions == 1 else torch.cat([function(part) for part in x.tensor_split(portions)])
