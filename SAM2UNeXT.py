@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 import checkpoint
 from dataset import image_tensor
@@ -64,8 +63,8 @@ class DoubleConv(nn.Module):
             return self.double_conv(x)
         for i in (0, 3):  # BatchNorm, which is linear now, goes into the convolution's weights
             conv, norm = self.double_conv[i], self.double_conv[i + 1]
-            statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-            weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
             x = F.conv2d(x, weight, bias, padding=conv.padding).relu_()
         return x
 
