@@ -4,6 +4,7 @@ Apart from train.py because none of it is about learning. H, W: height and width
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -93,7 +94,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in (folder / LAST, folder / PREVIOUS):
         try:
             content = checkpoint.read(path)
-            if {"parts", "progress", "recipe"} <= content.keys():
+            if is_run(content):
                 if damaged:
                     print(f"{damaged[0]} is damaged: going on from {path}")
                 return path, content
@@ -105,6 +106,27 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if damaged:
         raise ValueError(f"{' and '.join(map(str, damaged))}: damaged or another program's; delete to start anew")
     return None
+
+
+def is_run(content: dict[str, Any]) -> bool:
+    """Whether a file holds what `save_last` writes."""
+    progress, recipe = content.get("progress"), content.get("recipe")
+    return (
+        isinstance(content.get("parts"), dict)
+        and isinstance(progress, dict) and progress.keys() == asdict(Progress()).keys()
+        and all(isinstance(value, (int, float)) for value in progress.values())
+        and isinstance(recipe, dict) and isinstance(recipe.get("--epoch"), int)
+    )  # fmt: skip
+
+
+def go_on(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> Progress:
+    """Fills optimiser, scheduler and scaler from what `read_last` found; how far the run is. Raises ValueError."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
+    except Exception as error:  # they check little of what they are given
+        raise ValueError(f"{path}: its optimiser or scheduler does not fit: the file is damaged") from error
+    return Progress(**content["progress"])
 
 
 def start_anew(folder: Path) -> None:

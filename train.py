@@ -19,7 +19,6 @@ Stopped or killed, the same command with --resume goes on where last.pth was wri
 """
 
 import argparse
-import copy
 import math
 import os
 import signal
@@ -211,9 +210,8 @@ def main(args: argparse.Namespace) -> None:
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     progress = run.Progress()
     if last:
-        for name, part in parts.items():
-            part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
-        progress = run.Progress(**content["progress"])
+        with cli.exit_on_error(cli.NOTHING_STARTED):
+            progress = run.go_on(path, content, parts)
         warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # of a run resumed at an epoch's end
         if progress.epoch > args.epoch:
             print(f"{path}: the run is finished")
