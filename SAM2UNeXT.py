@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 import checkpoint
+import files
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
 from sam2.modeling.backbones.utils import sums_as_published
@@ -279,7 +280,7 @@ class SAM2UNeXT(nn.Module):
         """
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
-        image = image_tensor(picture.convert("RGB"), self.size).to(self.head.weight.device)
+        image = image_tensor(files.eight_bits(picture, "RGB"), self.size).to(self.head.weight.device)
         return probability_map(self(image[None])[0], (picture.height, picture.width))
 
 

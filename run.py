@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +33,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 import checkpoint
 import cli
@@ -42,6 +44,7 @@ from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 ROOT = Path(__file__).resolve().parent
 LAST, PREVIOUS = "last.pth", "last.previous.pth"
+MASKS_LOOKED_AT = 64  # at the start, about
 PANELS = 3  # pictures to look at after each epoch
 
 
@@ -71,6 +74,43 @@ class Progress:
     def next_epoch(self) -> None:
         """Forgets the steps of the epoch that ends."""
         self.epoch, self.step, self.pictures, self.bce, self.wiou = self.epoch + 1, 0, 0, 0.0, 0.0
+
+
+def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
+    """Opens every file's header, and some masks whole; prints what is odd. Raises OSError that lists unreadable ones.
+
+    So that a run does not end in the middle for a file that could have been found out at once.
+    """
+    paths = [path for pair in pairs for path in pair]
+    masks = paths[1 :: 2 * max(1, len(pairs) // MASKS_LOOKED_AT)]
+
+    def read(function: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return function(path)
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        sizes = pool.map(partial(read, files.read_size), paths)
+        # Seen where it takes longer than that: on network drives.
+        sizes = list(tqdm(sizes, "opening files", len(paths), unit="file", delay=2, leave=False))
+        dark = list(pool.map(partial(read, lambda path: files.is_dark(files.read_mask(path))), masks))
+    failed = {str(result): None for result in [*sizes, *dark] if isinstance(result, OSError)}
+    if failed:
+        raise OSError("; ".join(failed))
+    if any(dark):
+        names = [path.name for path, is_dark in zip(masks, dark, strict=True) if is_dark]
+        print(f"warning: {files.dark_masks(names, len(masks))}; tools/check_dataset.py looks at all masks")
+    wrong = [
+        f"{mask.name} {has} instead of {wanted}"
+        for (_, mask), wanted, has in zip(pairs, sizes[::2], sizes[1::2], strict=True)
+        if has != wanted
+    ]
+    if wrong:
+        print(
+            f"warning: {files.count(len(wrong), 'mask')} of another (height, width) than the picture; both are fitted "
+            f"to the network's square: {files.listing(wrong)}"
+        )
 
 
 def save_last(folder: Path, model: torch.nn.Module, parts: dict[str, Any], progress: Progress, recipe: dict) -> None:

@@ -77,10 +77,11 @@ def read(task: Task, settings: Settings) -> Sample | OSError:
         # Benchmarks take pixels as they are stored; a picture of one's own is meant as viewers show it.
         picture = files.read_image(task.image, upright=task.ground_truth is None)
         map_size = files.read_size(task.ground_truth) if task.ground_truth else (picture.height, picture.width)
+        texts = notes(task, settings)
     except OSError as error:
         return error
     shown = picture if {"overlay", "cutout"} & {*settings.kinds} else None
-    return Sample(task, image_tensor(picture, settings.size), map_size, notes(task, settings), shown)
+    return Sample(task, image_tensor(picture, settings.size), map_size, texts, shown)
 
 
 def notes(task: Task, settings: Settings) -> dict[str, str]:
@@ -121,9 +122,9 @@ def with_note(content: bytes, text: str) -> bytes:
 def read_note(path: Path) -> str:
     """The comment in a file; empty where there is none."""
     try:
-        with Image.open(path) as picture:
+        with files.opened(path) as picture:
             comment = picture.info.get("Comment") or picture.info.get("comment") or ""
-    except (OSError, ValueError, SyntaxError):
+    except OSError:
         return ""
     return comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
 
@@ -158,7 +159,7 @@ def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
             with files.replacing(path) as file:
                 file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
         except OSError as error:
-            raise OSError(f"{path}: cannot be written: {error.strerror}") from error
+            raise OSError(f"{files.shown(path)}: cannot be written: {error.strerror}") from error
 
 
 @torch.inference_mode()

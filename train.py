@@ -185,6 +185,7 @@ def main(args: argparse.Namespace) -> None:
         pairs = find_pairs(args)
         val_pairs = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, mend=UNPAIRED_MEND)
         folder = files.output_folder(args.save_path)
+        run.check_files([*pairs, *val_pairs], args.workers)
         if args.sync_bn and not device.startswith("cuda"):
             raise ValueError("--sync_bn: torch does it on GPUs alone; leave it out")
         if args.deterministic:
