@@ -15,6 +15,7 @@ import shutil
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -67,9 +68,8 @@ def fetch(source: str | Path) -> Path:
     nothing behind.
     """
     path = Path(source)
-    host = urlparse(str(source)).netloc.replace(":", "_")  # iopath itself tells URLs apart by their path alone
-    if host:
-        path = download(str(source), Path(get_cache_dir(), host))
+    if is_url(source):  # iopath itself tells them apart by their path alone
+        path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
     elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):  # of several processes one downloads
@@ -86,6 +86,16 @@ def fetch(source: str | Path) -> Path:
         missing = "is a link to nothing" if path.is_symlink() else "there is no such file"
         raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else missing}")
     return path
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether `source` is downloaded, not a path. Raises ValueError for URLs of other kinds and for broken ones."""
+    if "://" not in str(source):
+        return False
+    with suppress(ValueError):
+        if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
+            return True
+    raise ValueError(f"{source}: is no URL that can be downloaded, such as https://host/file")
 
 
 def download(url: str, folder: Path) -> Path:
@@ -114,7 +124,7 @@ def read(source: str | Path) -> dict[str, Any]:
     try:
         return parse(path)
     except ValueError as error:
-        if not urlparse(str(source)).netloc:
+        if not is_url(source):
             raise
         path.unlink(missing_ok=True)
         raise ValueError(f"{source}: {error}; it was deleted, so that the next start downloads it again") from error
@@ -323,7 +333,7 @@ def fingerprint(encoder: nn.Module) -> str:
 
 def location(source: str | Path) -> str:
     """A path or URL as a checkpoint records it: good from any folder."""
-    return str(source) if urlparse(str(source)).netloc else os.path.abspath(source)
+    return str(source) if is_url(source) else os.path.abspath(source)
 
 
 def read_network(source: str | Path) -> Trained:
@@ -394,5 +404,6 @@ def save(path: str | Path, content: dict[str, Any], previous: Path | None = None
             torch.save(content, file)
             if previous and path.exists():
                 os.replace(path, previous)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch's zip writer
-        raise OSError(f"{path}: cannot be written: {reason(error)}") from error
+    except RuntimeError as error:  # that torch's zip writer makes of what the file says, such as that the disk is full
+        said = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"{path}: cannot be written: {reason(said)}") from error

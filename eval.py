@@ -240,8 +240,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--resize", action="store_true", help="fit maps to the size of their ground truth")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--save_path", type=Path, default=Path("results"), metavar="DIR", help="where the results go")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the unrounded figures there too")
+    output.add_argument(
+        "--save_path", type=cli.path, default=Path("results"), metavar="DIR", help="where the results go"
+    )
+    output.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")
     run.add_argument("--engine", choices=list(ENGINES), default="fast", help="the same figures; the library is slow")

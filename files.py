@@ -1,11 +1,12 @@
 """Finds, pairs and reads pictures and masks, and writes files whole. Free of torch, so that its users stay small."""
 
 import hashlib
+import io
 import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -235,7 +236,8 @@ def dark_masks(names: Sequence[str], total: int) -> str:
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write to that becomes `path` when the block ends well, and vanishes when it does not.
 
-    It lies beside `path` until it is safely on the disk: a file under its final name is always whole. Raises OSError.
+    It lies beside `path` until it is safely on the disk: a file under its final name is always whole. Raises OSError
+    that names the file.
     """
     path = Path(path)
     # A name of its own, for that of `path` may be as long as a name can be.
@@ -246,8 +248,25 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be gone
+            temporary.unlink()
+
+
+def save_picture(picture: Image.Image, path: str | Path, **options: int) -> None:
+    """Writes a picture in the format of the extension, whole or not at all.
+
+    Raises OSError that names the file, ValueError for an extension that says nothing.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"{path}: is no picture by its extension; name a .png or .jpg")
+    buffer = io.BytesIO()  # to a file itself Pillow writes without looking at how much of it went through
+    picture.save(buffer, kind, **options)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def output_folder(path: str | Path) -> Path:

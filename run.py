@@ -274,8 +274,11 @@ class Log:
         self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
 
     def write(self, place: dict[str, int], figures: dict[str, float], group: str, total: int) -> None:
-        self.file.write(json.dumps(place | figures) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(place | figures) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(f"{self.file.name}: cannot be written: {error.strerror}") from error
         for name, value in figures.items():
             self.board.add_scalar(f"{group}/{name}", value, total)
 

@@ -154,12 +154,8 @@ def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
     """Writes the files of one picture. Raises OSError that names the file."""
     grey = stretch(probability) if settings.stretch else (probability * 255).astype(np.uint8)
     for kind, text in sample.notes.items():
-        path = sample.task.output(kind)
-        try:
-            with files.replacing(path) as file:
-                file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
-        except OSError as error:
-            raise OSError(f"{files.shown(path)}: cannot be written: {error.strerror}") from error
+        with files.replacing(sample.task.output(kind)) as file:
+            file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
 
 
 @torch.inference_mode()
@@ -288,7 +284,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
         precision = cli.precision(args.precision, device)
-        save_path = Path(args.save_path)
+        save_path = args.save_path
         if bool(args.benchmark) == bool(args.test_image_path):
             raise ValueError("give either --test_image_path or --benchmark")
         if args.benchmark and args.test_gt_path:
@@ -350,7 +346,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="of the benchmark, these test sets only")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--save_path", required=True, metavar="DIR", help="where the maps go")
+    output.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="where the maps go")
     output.add_argument("--save", type=kinds, default="map", metavar="KINDS", help=f"some of {','.join(KINDS)}")
     output.add_argument("--threshold", type=cli.number(float, 0, 1), default=0.5, help="of masks and overlays")
     output.add_argument("--no_stretch", action="store_true", help="255 x probability, not stretched to 0 to 255")

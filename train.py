@@ -334,7 +334,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--seed", type=cli.number(least=0), default=0, help="of new weights, order and flips")
 
     way = parser.add_argument_group("run")
-    way.add_argument("--save_path", required=True, metavar="DIR", help="where checkpoints, last.pth and logs go")
+    way.add_argument(
+        "--save_path", type=cli.path, required=True, metavar="DIR", help="where checkpoints, last.pth and logs go"
+    )
     way.add_argument("--resume", action="store_true", help="go on from last.pth in save_path where there is one")
     way.add_argument(
         "--save_every", type=cli.number(least=0), default=500, help="steps between last.pth; 0: each epoch"

@@ -350,7 +350,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("first", metavar="NAME|IMAGES", help="a benchmark's name or YAML file, or a folder of pictures")
     parser.add_argument("second", metavar="ROOT|MASKS", help="the benchmark's folder, or the folder of masks")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there, with every file's name")
+    parser.add_argument(
+        "--json", type=cli.path, metavar="FILE", help="write all findings there, with every file's name"
+    )
     parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
     return parser
 
