@@ -208,6 +208,14 @@ def test_an_unknown_tag_of_timm_is_one_line_and_status_2(toy, tmp_path, capsys):
     assert status == 2 and "Invalid pretrained tag" in line
 
 
+@pytest.fixture(scope="module")
+def unfinished(toy, from_files, tmp_path_factory):
+    """What last.pth holds after an epoch."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    train.main(arguments("--epoch 1 --batch_size 6", toy, folder, from_files))
+    return torch.load(folder / run.LAST, weights_only=True)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -220,13 +228,9 @@ def test_an_unknown_tag_of_timm_is_one_line_and_status_2(toy, tmp_path, capsys):
         {"parts": {"optimizer": 5, "scheduler": {}, "scaler": {}}},
     ],
 )
-def test_a_run_that_cannot_go_on_says_so(change, small_model, toy, from_files, tmp_path, capsys):
-    args = arguments("--epoch 1 --batch_size 6", toy, tmp_path, from_files)
-    train.main(args)
+def test_a_run_that_cannot_go_on_says_so(change, unfinished, toy, from_files, tmp_path, capsys):
     last = tmp_path / run.LAST
-    torch.save(torch.load(last, weights_only=True) | change, last)
-    (tmp_path / run.PREVIOUS).unlink(missing_ok=True)
-    args.resume = True
-    capsys.readouterr()
+    torch.save(unfinished | change, last)
+    args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)
     status, line = failure(train.main, args, capsys)
     assert status == 2 and f"{last}: " in line and "damaged" in line
