@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import checkpoint
+import files
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
 from sam2.modeling.backbones.utils import sums_as_published
@@ -177,7 +178,7 @@ class SAM2UNeXT(nn.Module):
         Raises ValueError, with the mend, where it does not fit or was trained with other encoders than this network's.
         """
         small = bool(trained.encoders)
-        checkpoint.check_keys(self.trained_state() if small else self.state_dict(), trained.state, path)
+        checkpoint.check_state(self.trained_state() if small else self.state_dict(), trained.state, path)
         found = {option: record["fingerprint"] for option, record in self.encoders.items()}
         if small:
             found = found or self.fingerprints()
@@ -279,7 +280,7 @@ class SAM2UNeXT(nn.Module):
         """
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
-        image = image_tensor(picture.convert("RGB"), self.size).to(self.head.weight.device)
+        image = image_tensor(files.eight_bits(picture, "RGB"), self.size).to(self.head.weight.device)
         return probability_map(self(image[None])[0], (picture.height, picture.width))
 
 
@@ -292,9 +293,9 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     if not timm.is_model(name):
         raise ValueError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
     options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
-    if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
-        options["img_size"] = size
     try:
+        if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
+            options["img_size"] = size
         with torch.device(device) if device else nullcontext():
             net = timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:

@@ -10,8 +10,12 @@ import http.client
 import logging
 import os
 import pickle
+import re
 import shutil
+import socket
 import sys
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -40,7 +44,11 @@ PUBLISHED = {  # where the encoders' weights come from
 }
 SAM2_1_KEY = "no_obj_embed_spatial"  # stands in SAM 2.1 checkpoints only
 DINOV2_PATCH = 14
+DINOV2_PATCHES = (3, DINOV2_PATCH, DINOV2_PATCH)  # shape of what turns one into a vector
 SAMPLED = 64  # values of each matrix that a fingerprint looks at, about
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights may be stored in
+LARGEST_SIDE = 2**14  # pixels that a header may ask for
+SILENCE = 60  # seconds after which a server that sends nothing is given up
 
 
 class Trained(NamedTuple):
@@ -60,9 +68,8 @@ def fetch(source: str | Path) -> Path:
     nothing behind.
     """
     path = Path(source)
-    host = urlparse(str(source)).netloc.replace(":", "_")  # iopath itself tells URLs apart by their path alone
-    if host:
-        path = download(str(source), Path(get_cache_dir(), host))
+    if is_url(source):  # iopath itself tells them apart by their path alone
+        path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
     elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):  # of several processes one downloads
@@ -76,28 +83,55 @@ def fetch(source: str | Path) -> Path:
                 finally:
                     shutil.rmtree(beside, ignore_errors=True)
     if not path.is_file():
-        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else 'there is no such file'}")
+        missing = "is a link to nothing" if path.is_symlink() else "there is no such file"
+        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else missing}")
     return path
 
 
+def is_url(source: str | Path) -> bool:
+    """Whether `source` is downloaded, not a path. Raises ValueError for URLs of other kinds and for broken ones."""
+    if "://" not in str(source):
+        return False
+    with suppress(ValueError):
+        if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
+            return True
+    raise ValueError(f"{source}: is no URL that can be downloaded, such as https://host/file")
+
+
 def download(url: str, folder: Path) -> Path:
-    """The file that `url` names, cached below `folder`. Raises OSError."""
+    """The file that `url` names, cached below `folder`. Raises OSError, also where nothing comes for a minute."""
     manager = PathManager()
     manager.register_handler(HTTPURLHandler())
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # its failures are raised as well; one line is enough
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE)  # iopath has no option for it
     try:
         return Path(manager.get_local_path(url, cache_dir=str(folder)))
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise OSError(f"{url}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def read(source: str | Path) -> dict[str, Any]:
     """What a file of weights holds: safetensors, or what torch.save wrote, told apart by content.
 
     Raises OSError or ValueError that names the file where it is missing, empty, truncated, no weights at all, or a
-    pickle with code in it (nothing of which is run).
+    pickle with code in it (nothing of which is run). The cached copy of a URL is deleted then: servers that do not
+    announce a length can break off unnoticed.
     """
     path = fetch(source)
+    try:
+        return parse(path)
+    except ValueError as error:
+        if not is_url(source):
+            raise
+        path.unlink(missing_ok=True)
+        raise ValueError(f"{source}: {error}; it was deleted, so that the next start downloads it again") from error
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """`read` of a file that is there."""
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
@@ -108,7 +142,9 @@ def read(source: str | Path) -> dict[str, Any]:
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         zipped = start.startswith(b"PK")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about files that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: is no file of weights, or a pickle that would run code; it was refused and nothing of it ran"
@@ -123,8 +159,11 @@ def read(source: str | Path) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first sentence of what an error says, or its kind where it says nothing.
+
+    What torch adds is advice to load the file without protection.
+    """
+    return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__
 
 
 def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -148,14 +187,14 @@ def is_sam2(state: dict[str, Tensor]) -> bool:
 
 def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
     """Which Hiera the keys below `prefix` make: tiny, small, base_plus, large, or None."""
-    width = state[prefix + "patch_embed.proj.weight"].shape[0]
-    return TRUNK_SIZES.get((width, count_blocks(state, prefix)))
+    patches = state.get(prefix + "patch_embed.proj.weight")
+    return TRUNK_SIZES.get((*patches.shape[:1], count_blocks(state, prefix))) if patches is not None else None
 
 
 def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
     """timm's name of the DINOv2 that the keys below `prefix` make, or None for another network."""
     patches = state.get(prefix + "patch_embed.proj.weight")
-    if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[-1] != DINOV2_PATCH:
+    if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[1:] != DINOV2_PATCHES:
         return None
     size = DINOV2_SIZES.get(patches.shape[0])
     registers = "reg4_" if prefix + "reg_token" in state else ""
@@ -211,7 +250,7 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
             f"published results start from SAM 2's {TRUNK_FILES[wanted]}; --allow_sam2_1 takes it all the same"
         )
     state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
-    check_keys(own, state, source)
+    check_state(own, state, source)
     fill(trunk, state)
 
 
@@ -230,12 +269,12 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> None:
     if filter_fn:
         try:
             state = filter_fn(state, net)
-        except (KeyError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # other networks' tensors and damaged ones make it fail in many ways
             raise ValueError(f"{source}: is {describe(state)}, not timm's {name}") from error
     own = net.state_dict()
     parts = {key.split(".")[0] for key in own}  # what else a file holds, such as a classifier, is not asked for
     state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
-    check_keys(own, state, source)
+    check_state(own, state, source)
     fill(net, state)
 
 
@@ -248,18 +287,34 @@ def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> No
     module.load_state_dict(state, strict=strict, assign=empty)
 
 
-def check_keys(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises ValueError unless both hold the same keys with the same shapes."""
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
+    """Raises ValueError unless both hold the same keys with the same shapes, and the values of `state` can be weights.
+
+    Floating point of any width is converted by `fill`; integers, complex and packed numbers in its stead are refused,
+    as are values that are not finite.
+    """
     problems = [f"lacks {key}" for key in own if key not in state]
     problems += [f"has {key} too many" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
+    for key in (key for key in own if key in state):
+        found, wanted = state[key], own[key]
+        if found.layout != torch.strided or found.is_meta:
+            problems.append(f"{key} holds no plain numbers")
+        elif found.shape != wanted.shape:
+            problems.append(f"{key} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+        elif found.dtype not in FLOATS if wanted.is_floating_point() else found.dtype != wanted.dtype:
+            problems.append(f"{key} holds {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
+    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
+    if broken:
+        more = f" (and in {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise ValueError(f"{source}: holds NaN or infinity in {broken[0]}{more}; get an earlier or a sound file")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite in float32. A sum tells at the speed of memory, but finite ones can overflow it."""
+    return tensor.sum(dtype=torch.float32).isfinite().item() or tensor.float().isfinite().all().item()
 
 
 def fingerprint(encoder: nn.Module) -> str:
@@ -278,7 +333,7 @@ def fingerprint(encoder: nn.Module) -> str:
 
 def location(source: str | Path) -> str:
     """A path or URL as a checkpoint records it: good from any folder."""
-    return str(source) if urlparse(str(source)).netloc else os.path.abspath(source)
+    return str(source) if is_url(source) else os.path.abspath(source)
 
 
 def read_network(source: str | Path) -> Trained:
@@ -302,7 +357,8 @@ def as_network(content: dict[str, Any], source: str | Path) -> Trained:
             raise ValueError(f"{source}: has format {content['format']}, this program reads {FORMAT}; update it")
         network, encoders = content.get("network"), content.get("encoders", {})
         known = isinstance(network, dict) and network.keys() <= NETWORK.keys() and isinstance(encoders, dict)
-        if not known or not all(isinstance(value, NETWORK[key]) for key, value in network.items()):
+        known = known and all(isinstance(value, NETWORK[key]) for key, value in network.items())
+        if not known or not all(0 < network.get(side, 1) <= LARGEST_SIDE for side in ("size", "aux_size")):
             raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
         records = [encoders[option] for option in encoders if option in ("hiera_path", "dinov2_path")]
         if len(records) < len(encoders) or not all(
@@ -313,9 +369,10 @@ def as_network(content: dict[str, Any], source: str | Path) -> Trained:
     network: dict[str, Any] = {"sam2": trunk_size(state, "sam."), "aux": "none"}
     if any(key.startswith("dino.") for key in state):
         network["aux"] = dinov2_name(state, "dino.model.")
-        if network["aux"] and "dino.model.pos_embed" in state:
-            patches = state["dino.model.pos_embed"].shape[1] - ("reg4" not in network["aux"])  # less the class token
-            network["aux_size"] = round(patches**0.5) * DINOV2_PATCH
+        positions = state.get("dino.model.pos_embed")
+        if network["aux"] and positions is not None and positions.ndim == 3:
+            patches = positions.shape[1] - ("reg4" not in network["aux"])  # less the class token
+            network["aux_size"] = round(max(0, patches) ** 0.5) * DINOV2_PATCH
     if None in network.values():
         raise ValueError(f"{source}: a SAM2-UNeXT checkpoint without a header, and its encoders are not known ones")
     return Trained(network, state, {})
@@ -347,5 +404,6 @@ def save(path: str | Path, content: dict[str, Any], previous: Path | None = None
             torch.save(content, file)
             if previous and path.exists():
                 os.replace(path, previous)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch's zip writer
-        raise OSError(f"{path}: cannot be written: {reason(error)}") from error
+    except RuntimeError as error:  # that torch's zip writer makes of what the file says, such as that the disk is full
+        said = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"{path}: cannot be written: {reason(said)}") from error

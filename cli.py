@@ -23,7 +23,16 @@ R = TypeVar("R")
 NOTHING_STARTED = 2  # the user's input needs mending
 NOT_COMPLETED = 1  # started, and not finished
 INTERRUPTED = 130  # 128 + SIGINT
+ANY = 2**32  # greatest number where no other bound is given
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
+# What torch says where /dev/shm, through which a data loader's workers hand over batches, is full; and where one of
+# them was killed.
+SHARED_MEMORY_FULL = ("Bus error", "out of shared memory", "No space left on device (28)")
+WORKER_DIED = ("DataLoader worker (pid", "killed by signal", "exited unexpectedly")
+MORE_SHARED_MEMORY = (
+    "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g gives more"
+)
+WORKER_LOST = "a worker process died, perhaps for lack of memory; try fewer --workers"
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 BENCHMARK_HELP = "DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file, and the folder of its archive"
@@ -33,15 +42,21 @@ BENCHMARK_HELP = "DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file, and
 def exit_on_error(status: int, memory_mend: str = "") -> Iterator[None]:
     """Turns what the user can mend (ValueError, OSError) and Ctrl-C into one line on standard error and SystemExit.
 
-    So does memory that runs out, where `memory_mend` says what helps.
+    So do workers that died, and memory that runs out, where `memory_mend` says what helps.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # of torch, for GPUs and for the CPU, and of Python
-        words = (type(error).__name__, str(error))
-        if not memory_mend or not any(sign in word for sign in OUT_OF_MEMORY for word in words):
+        words = f"{type(error).__name__}: {error}"
+        if any(sign in words for sign in SHARED_MEMORY_FULL):
+            line = MORE_SHARED_MEMORY
+        elif WORKER_DIED[0] in words and any(sign in words for sign in WORKER_DIED[1:]):
+            line = WORKER_LOST
+        elif memory_mend and any(sign in words for sign in OUT_OF_MEMORY):
+            line = f"out of memory: {memory_mend}"
+        else:
             raise
-        print(f"{Path(sys.argv[0]).name}: out of memory: {memory_mend}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         raise SystemExit(NOT_COMPLETED) from error
     except (ValueError, OSError) as error:
         # torch's data loader puts a worker's whole traceback into the message; its last line is the message proper.
@@ -63,7 +78,14 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def number(kind: type = int, least: float = 1, most: float = 2**32, multiple: int = 1) -> Callable[[str], float]:
+def path(text: str) -> Path:
+    """An argument type: a path. An empty one, mostly an unset variable of a shell, is an error, not this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return Path(text)
+
+
+def number(kind: type = int, least: float = 1, most: float = ANY, multiple: int = 1) -> Callable[[str], float]:
     """An argument type: an int or float from `least` to `most` and, for sizes, a multiple of `multiple`."""
 
     def check(text: str) -> float:
@@ -73,7 +95,8 @@ def number(kind: type = int, least: float = 1, most: float = 2**32, multiple: in
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not least <= value <= most or (multiple > 1 and value % multiple):
             of = f", a multiple of {multiple}" if multiple > 1 else ""
-            raise argparse.ArgumentTypeError(f"{text} must be a number from {least:g} to {most:g}{of}")
+            bounds = f"of at least {least:g}" if most == ANY else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be a number {bounds}{of}")
         return value
 
     return check
@@ -171,7 +194,7 @@ def in_processes(
     try:
         yield from in_order(pool, function, items, ahead=4 * workers)
     except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
+        raise OSError(WORKER_LOST) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():  # none is needed any more, whatever it is at

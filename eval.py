@@ -45,12 +45,15 @@ class Dataset(NamedTuple):
         return [(path, self.truths[stem]) for stem, path in self.maps.items() if stem in self.truths]
 
 
-def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> metrics.PairScores:
-    """The scores of one (prediction map, ground truth). Raises OSError or ValueError that names the file."""
+def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
+    """The scores of one (prediction map, ground truth), and whether the latter is dark though not black.
+
+    Raises OSError or ValueError that names the file.
+    """
     prediction, truth = (files.read_mask(path) for path in pair)
     if resize and prediction.size != truth.size:
         prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
-    return ENGINES[engine](np.array(prediction), np.array(truth))
+    return ENGINES[engine](np.array(prediction), np.array(truth)), files.is_dark(truth)
 
 
 def one_thread() -> None:
@@ -147,10 +150,10 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
 
 def evaluate(
     datasets: Sequence[Dataset], engine: str, resize: bool, workers: int
-) -> tuple[dict[str, metrics.PairScores], list[report.Scored]]:
-    """The mean scores of each data set, and the figures of each of its pictures, under one progress bar."""
+) -> tuple[dict[str, metrics.PairScores], list[report.Scored], list[str]]:
+    """The mean scores of each data set, the figures of each of its pictures, and warnings, under one progress bar."""
     every = [pair for dataset in datasets for pair in dataset.pairs()]
-    means, scored = {}, []
+    means, scored, warnings = {}, [], []
     function = partial(score_files, engine=engine, resize=resize)
     with (
         closing(cli.in_processes(function, every, workers, one_thread)) as results,
@@ -159,15 +162,20 @@ def evaluate(
         scores = cli.counted(results, bar.update)
         for dataset in datasets:
             if pairs := dataset.pairs():
-                means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored))
-    return means, scored
+                dark: list[str] = []
+                means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored, dark))
+                if dark:
+                    warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(pairs))}")
+    return means, scored, warnings
 
 
 def recorded(
-    dataset: Dataset, scores: Iterator[metrics.PairScores], scored: list[report.Scored]
+    dataset: Dataset, scores: Iterator[tuple[metrics.PairScores, bool]], scored: list[report.Scored], dark: list[str]
 ) -> Iterator[metrics.PairScores]:
-    """Passes the scores of a data set's pairs on and notes the figures of each."""
-    for (prediction, truth), one in zip(dataset.pairs(), scores, strict=True):
+    """Passes the scores of a data set's pairs on; notes the figures of each, and the dark ground truths."""
+    for (prediction, truth), (one, is_dark) in zip(dataset.pairs(), scores, strict=True):
+        if is_dark:
+            dark.append(truth.name)
         scored.append(report.Scored(dataset.name, dataset.images.get(truth.stem), truth, prediction, one.figures()))
         yield one
 
@@ -199,7 +207,8 @@ def main(args: argparse.Namespace) -> None:
         for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
             files.output_folder(folder)
     with cli.exit_on_error(cli.NOT_COMPLETED):
-        means, scored = evaluate(datasets, args.engine, args.resize, args.workers)
+        means, scored, warnings = evaluate(datasets, args.engine, args.resize, args.workers)
+        notes += warnings
         counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
         for name, sets in benchmark.together.items():
             if all(one in means for one in sets):
@@ -231,8 +240,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--resize", action="store_true", help="fit maps to the size of their ground truth")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--save_path", type=Path, default=Path("results"), metavar="DIR", help="where the results go")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the unrounded figures there too")
+    output.add_argument(
+        "--save_path", type=cli.path, default=Path("results"), metavar="DIR", help="where the results go"
+    )
+    output.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")
     run.add_argument("--engine", choices=list(ENGINES), default="fast", help="the same figures; the library is slow")

@@ -1,22 +1,40 @@
 """Finds, pairs and reads pictures and masks, and writes files whole. Free of torch, so that its users stay small."""
 
+import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 LISTED = 10  # how many file names an error message lists before it only counts
+USUAL = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first, as Pillow does
+# Pillow starts Ghostscript to read EPS, which is a program, whatever the file is called. The others it only recognises.
+NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+DEEP = ("I", "F")  # beginnings of the modes with more than 8 bits a channel, which are all grey
+OBJECT = 128  # scores take what is above for the object
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them is an error here
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()
+    return USUAL + tuple(name for name in Image.OPEN if name not in NOT_READ.union(USUAL))
 
 
 @cache
 def extensions() -> frozenset[str]:
-    """The lower-case file name extensions, dot included, of the formats that Pillow reads."""
-    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in Image.OPEN)
+    """The lower-case file name extensions, dot included, of the formats that are read."""
+    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in formats())
 
 
 def pictures(folder: str | Path) -> list[Path]:
@@ -123,11 +141,16 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def shown(name: str | Path) -> str:
+    """A file's name for one line of a message: line breaks and bytes that are no text are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+
+
 def listing(names: Iterable[str]) -> str:
     """The first names of a list and, where it is long, how many more there are."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(map(shown, names[:LISTED])) + more
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
@@ -135,39 +158,115 @@ def read_image(path: str | Path, upright: bool = False) -> Image.Image:
 
     Raises OSError that names the file.
     """
-    return _read(path, "RGB", upright)
+    with opened(path) as picture:
+        return eight_bits(ImageOps.exif_transpose(picture) if upright else picture, "RGB")
 
 
 def read_mask(path: str | Path) -> Image.Image:
     """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
-    return _read(path, "L")
+    with opened(path) as picture:
+        return eight_bits(picture, "L")
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """(height, width) from the file's header, pixels not decoded. Raises OSError that names the file."""
+    with opened(path) as picture:
+        return picture.height, picture.width
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The picture in a file, its header read. What goes wrong in the block becomes an OSError that names the file."""
     try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_picture(path) as picture:
+            yield picture
+    except Exception as error:  # Pillow's readers raise nearly anything at a broken file
         raise unreadable(path, error) from error
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """As Pillow's `open`, but for formats that are not read and for pictures above Pillow's limit of pixels.
+
+    Raises what Pillow raises, which is nearly anything.
+    """
+    picture = Image.open(path, formats=formats())
+    pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+    if limit and pixels > limit:  # up to twice as many Pillow only warns
+        picture.close()
+        raise Image.DecompressionBombError(
+            f"{pixels:,} pixels are more than Pillow's limit, {limit:,}, and could be a decompression bomb; "
+            "make it smaller"
+        )
+    return picture
+
+
+def eight_bits(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture in the mode RGB or L.
+
+    Greyscale of 16 bits, integers and floats, which Pillow cuts off at 255, go by their greatest value: up to 255 they
+    are taken as they are, up to 65535 for 16 bits; floats up to 1 for shares of white. Raises ValueError for others.
+    """
+    if not picture.mode.startswith(DEEP):
+        return picture.convert(mode)
+    values = np.asarray(picture)  # (H, W)
+    least, greatest = values.min(), values.max()
+    if not 0 <= least <= greatest <= 65535:  # nor NaN
+        raise ValueError(f"values from {least:g} to {greatest:g} are neither 8 nor 16 bits; save it as 8 bits")
+    white = 1 if picture.mode == "F" and greatest <= 1 else 255 if greatest <= 255 else 65535
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert(mode)
+
+
+def is_dark(mask: Image.Image) -> bool:
+    """Whether a mask (mode L) reads as black though it is not: 0 and 1 in place of 0 and 255, or a palette's colours.
+
+    A mask that is all black is none: there may be no object.
+    """
+    return 0 < mask.getextrema()[1] <= OBJECT
+
+
+def dark_masks(names: Sequence[str], total: int) -> str:
+    """A warning of the masks that are dark, among the `total` that were looked at."""
+    return (
+        f"{len(names):,} of {count(total, 'mask')} are black or nearly, with nothing above {OBJECT} of 255: white is "
+        f"the object, so multiply masks of 0 and 1 by 255 ({listing(names)})"
+    )
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write to that becomes `path` when the block ends well, and vanishes when it does not.
 
-    It lies beside `path` until it is safely on the disk: a file under its final name is always whole. Raises OSError.
+    It lies beside `path` until it is safely on the disk: a file under its final name is always whole. Raises OSError
+    that names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A name of its own, for that of `path` may be as long as a name can be.
+    temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be gone
+            temporary.unlink()
+
+
+def save_picture(picture: Image.Image, path: str | Path, **options: int) -> None:
+    """Writes a picture in the format of the extension, whole or not at all.
+
+    Raises OSError that names the file, ValueError for an extension that says nothing.
+    """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"{path}: is no picture by its extension; name a .png or .jpg")
+    buffer = io.BytesIO()  # to a file itself Pillow writes without looking at how much of it went through
+    picture.save(buffer, kind, **options)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def output_folder(path: str | Path) -> Path:
@@ -181,15 +280,14 @@ def output_folder(path: str | Path) -> Path:
         raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
 
 
-def _read(path: str | Path, mode: str, upright: bool = False) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise unreadable(path, error) from error
-
-
 def unreadable(path: str | Path, error: Exception) -> OSError:
     """Pillow's complaint with the file's name, which Pillow mostly leaves out."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return OSError(f"{path}: cannot be read as a picture: {reason}")
+    return OSError(f"{shown(path)}: cannot be read as a picture: {why(path, error)}")
+
+
+def why(path: str | Path, error: Exception) -> str:
+    """What is wrong with a file that Pillow cannot read, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "in no format that Pillow knows" if os.path.getsize(path) else "an empty file"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (reason.splitlines() or [type(error).__name__])[0]

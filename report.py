@@ -210,7 +210,7 @@ def card(scored: Scored) -> dict[str, object]:
         with suppress(OSError):
             panels.insert(0, ("picture", files.read_image(scored.image)))
     return {
-        "name": scored.truth.stem,
+        "name": files.shown(scored.truth.stem),
         "dataset": scored.dataset,
         "figures": {name: f"{scored.figures[name]:.3f}" for name in ("Smeasure", "wFmeasure", "MAE")},
         "panels": [{"title": title, "url": thumbnail(picture)} for title, picture in panels],
@@ -263,7 +263,9 @@ def write(
 ) -> None:
     """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
     all_figures = ([*row[:3], *(row.figures.get(metric, "") for metric in METRICS)] for row in lines)
-    per_image = ([one.dataset, one.truth.stem, *(one.figures[metric] for metric in METRICS)] for one in scored)
+    per_image = (
+        [one.dataset, files.shown(one.truth.stem), *(one.figures[metric] for metric in METRICS)] for one in scored
+    )
     for name, content in {
         "results.json": to_json(results),
         "results.csv": to_csv(["dataset", "method", "images", *METRICS], all_figures),

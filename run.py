@@ -4,6 +4,7 @@ Apart from train.py because none of it is about learning. H, W: height and width
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,6 +33,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 import checkpoint
 import cli
@@ -41,6 +44,7 @@ from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 ROOT = Path(__file__).resolve().parent
 LAST, PREVIOUS = "last.pth", "last.previous.pth"
+MASKS_LOOKED_AT = 64  # at the start, about
 PANELS = 3  # pictures to look at after each epoch
 
 
@@ -72,6 +76,43 @@ class Progress:
         self.epoch, self.step, self.pictures, self.bce, self.wiou = self.epoch + 1, 0, 0, 0.0, 0.0
 
 
+def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
+    """Opens every file's header, and some masks whole; prints what is odd. Raises OSError that lists unreadable ones.
+
+    So that a run does not end in the middle for a file that could have been found out at once.
+    """
+    paths = [path for pair in pairs for path in pair]
+    masks = paths[1 :: 2 * max(1, len(pairs) // MASKS_LOOKED_AT)]
+
+    def read(function: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return function(path)
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        sizes = pool.map(partial(read, files.read_size), paths)
+        # Seen where it takes longer than that: on network drives.
+        sizes = list(tqdm(sizes, "opening files", len(paths), unit="file", delay=2, leave=False))
+        dark = list(pool.map(partial(read, lambda path: files.is_dark(files.read_mask(path))), masks))
+    failed = {str(result): None for result in [*sizes, *dark] if isinstance(result, OSError)}
+    if failed:
+        raise OSError("; ".join(failed))
+    if any(dark):
+        names = [path.name for path, is_dark in zip(masks, dark, strict=True) if is_dark]
+        print(f"warning: {files.dark_masks(names, len(masks))}; tools/check_dataset.py looks at all masks")
+    wrong = [
+        f"{mask.name} {has} instead of {wanted}"
+        for (_, mask), wanted, has in zip(pairs, sizes[::2], sizes[1::2], strict=True)
+        if has != wanted
+    ]
+    if wrong:
+        print(
+            f"warning: {files.count(len(wrong), 'mask')} of another (height, width) than the picture; both are fitted "
+            f"to the network's square: {files.listing(wrong)}"
+        )
+
+
 def save_last(folder: Path, model: torch.nn.Module, parts: dict[str, Any], progress: Progress, recipe: dict) -> None:
     """Writes last.pth: the network as `checkpoint.save_network` has it and all that its training goes on with.
 
@@ -93,7 +134,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in (folder / LAST, folder / PREVIOUS):
         try:
             content = checkpoint.read(path)
-            if {"parts", "progress", "recipe"} <= content.keys():
+            if is_run(content):
                 if damaged:
                     print(f"{damaged[0]} is damaged: going on from {path}")
                 return path, content
@@ -105,6 +146,27 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if damaged:
         raise ValueError(f"{' and '.join(map(str, damaged))}: damaged or another program's; delete to start anew")
     return None
+
+
+def is_run(content: dict[str, Any]) -> bool:
+    """Whether a file holds what `save_last` writes."""
+    progress, recipe = content.get("progress"), content.get("recipe")
+    return (
+        isinstance(content.get("parts"), dict)
+        and isinstance(progress, dict) and progress.keys() == asdict(Progress()).keys()
+        and all(isinstance(value, (int, float)) for value in progress.values())
+        and isinstance(recipe, dict) and isinstance(recipe.get("--epoch"), int)
+    )  # fmt: skip
+
+
+def go_on(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> Progress:
+    """Fills optimiser, scheduler and scaler from what `read_last` found; how far the run is. Raises ValueError."""
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
+    except Exception as error:  # they check little of what they are given
+        raise ValueError(f"{path}: its optimiser or scheduler does not fit: the file is damaged") from error
+    return Progress(**content["progress"])
 
 
 def start_anew(folder: Path) -> None:
@@ -212,8 +274,11 @@ class Log:
         self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
 
     def write(self, place: dict[str, int], figures: dict[str, float], group: str, total: int) -> None:
-        self.file.write(json.dumps(place | figures) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(place | figures) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(f"{self.file.name}: cannot be written: {error.strerror}") from error
         for name, value in figures.items():
             self.board.add_scalar(f"{group}/{name}", value, total)
 

@@ -77,10 +77,11 @@ def read(task: Task, settings: Settings) -> Sample | OSError:
         # Benchmarks take pixels as they are stored; a picture of one's own is meant as viewers show it.
         picture = files.read_image(task.image, upright=task.ground_truth is None)
         map_size = files.read_size(task.ground_truth) if task.ground_truth else (picture.height, picture.width)
+        texts = notes(task, settings)
     except OSError as error:
         return error
     shown = picture if {"overlay", "cutout"} & {*settings.kinds} else None
-    return Sample(task, image_tensor(picture, settings.size), map_size, notes(task, settings), shown)
+    return Sample(task, image_tensor(picture, settings.size), map_size, texts, shown)
 
 
 def notes(task: Task, settings: Settings) -> dict[str, str]:
@@ -121,9 +122,9 @@ def with_note(content: bytes, text: str) -> bytes:
 def read_note(path: Path) -> str:
     """The comment in a file; empty where there is none."""
     try:
-        with Image.open(path) as picture:
+        with files.opened(path) as picture:
             comment = picture.info.get("Comment") or picture.info.get("comment") or ""
-    except (OSError, ValueError, SyntaxError):
+    except OSError:
         return ""
     return comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
 
@@ -153,12 +154,8 @@ def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
     """Writes the files of one picture. Raises OSError that names the file."""
     grey = stretch(probability) if settings.stretch else (probability * 255).astype(np.uint8)
     for kind, text in sample.notes.items():
-        path = sample.task.output(kind)
-        try:
-            with files.replacing(path) as file:
-                file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
-        except OSError as error:
-            raise OSError(f"{path}: cannot be written: {error.strerror}") from error
+        with files.replacing(sample.task.output(kind)) as file:
+            file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
 
 
 @torch.inference_mode()
@@ -287,7 +284,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         device = cli.device(args.device)
         precision = cli.precision(args.precision, device)
-        save_path = Path(args.save_path)
+        save_path = args.save_path
         if bool(args.benchmark) == bool(args.test_image_path):
             raise ValueError("give either --test_image_path or --benchmark")
         if args.benchmark and args.test_gt_path:
@@ -351,7 +348,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="of the benchmark, these test sets only")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--save_path", required=True, metavar="DIR", help="where the maps go")
+    output.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="where the maps go")
     output.add_argument("--save", type=kinds, default="map", metavar="KINDS", help=f"some of {','.join(KINDS)}")
     output.add_argument("--threshold", type=cli.number(float, 0, 1), default=0.5, help="of masks and overlays")
     output.add_argument("--no_stretch", action="store_true", help="255 x probability, not stretched to 0 to 255")

@@ -19,7 +19,6 @@ Stopped or killed, the same command with --resume goes on where last.pth was wri
 """
 
 import argparse
-import copy
 import math
 import os
 import signal
@@ -186,6 +185,7 @@ def main(args: argparse.Namespace) -> None:
         pairs = find_pairs(args)
         val_pairs = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, mend=UNPAIRED_MEND)
         folder = files.output_folder(args.save_path)
+        run.check_files([*pairs, *val_pairs], args.workers)
         if args.sync_bn and not device.startswith("cuda"):
             raise ValueError("--sync_bn: torch does it on GPUs alone; leave it out")
         if args.deterministic:
@@ -213,9 +213,8 @@ def main(args: argparse.Namespace) -> None:
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     progress = run.Progress()
     if last:
-        for name, part in parts.items():
-            part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
-        progress = run.Progress(**content["progress"])
+        with cli.exit_on_error(cli.NOTHING_STARTED):
+            progress = run.go_on(path, content, parts)
         warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # of a run resumed at an epoch's end
         if progress.epoch > args.epoch:
             print(f"{path}: the run is finished")
@@ -337,7 +336,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--seed", type=cli.number(least=0), default=0, help="of new weights, order and flips")
 
     way = parser.add_argument_group("run")
-    way.add_argument("--save_path", required=True, metavar="DIR", help="where checkpoints, last.pth and logs go")
+    way.add_argument(
+        "--save_path", type=cli.path, required=True, metavar="DIR", help="where checkpoints, last.pth and logs go"
+    )
     way.add_argument("--resume", action="store_true", help="go on from last.pth in save_path where there is one")
     way.add_argument(
         "--save_every", type=cli.number(least=0), default=500, help="steps between last.pth; 0: each epoch"

@@ -126,7 +126,7 @@ def planted(tmp_path_factory):
         ("0/1 mask", TRAIN, ["one.png"]),
         ("mask too dark", TRAIN, ["dark.png"]),
         ("mask too dark", CHAMELEON, ["colour.png"]),  # pure red is 76 in greyscale
-        ("picture of 16 bits or floats", TRAIN, ["deep.png", "float.tif"]),
+        ("16 bits or floats", TRAIN, ["deep.png", "float.tif"]),
         ("test picture in training", COD10K, ["renamed0.bmp", "renamed1.bmp"]),
         ("picture twice in a split", TRAIN, ["same.jpg", "two.png"]),
         ("another number than published", COD10K, ["Imgs"]),

@@ -249,7 +249,11 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """An HTTP server on localhost: /whole.pt, /half.pt (announces more than it sends); counts its requests."""
+    """An HTTP server on localhost; counts its requests.
+
+    It has /whole.pt, /half.pt, which announces more than it sends, /unannounced.pt, which is as short and does not say
+    so, and /silent.pt, of which nothing comes.
+    """
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     torch.save({"a": torch.ones(5)}, tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
@@ -257,10 +261,13 @@ def server(monkeypatch, tmp_path):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.server.requests.append(self.path)
-            if self.path not in ("/whole.pt", "/half.pt"):
+            if self.path == "/silent.pt":
+                return self.server.over.wait()
+            if self.path not in ("/whole.pt", "/half.pt", "/unannounced.pt"):
                 return self.send_error(404)
             self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
+            if self.path != "/unannounced.pt":
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             return self.wfile.write(content if self.path == "/whole.pt" else content[: len(content) // 2])
 
@@ -268,11 +275,12 @@ def server(monkeypatch, tmp_path):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.requests = []
+        server.requests, server.over = [], threading.Event()
         server.port = server.server_port
         server.url = f"http://127.0.0.1:{server.port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
+        server.over.set()
         server.shutdown()
 
 
@@ -295,6 +303,18 @@ def test_a_broken_download_is_an_error_and_leaves_nothing(server, tmp_path):
     with pytest.raises(OSError, match="none.pt: cannot be downloaded: .*404"):
         checkpoint.read(f"{server.url}/none.pt")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_download_that_was_cut_short_unnoticed_is_not_kept(server, tmp_path):
+    with pytest.raises(ValueError, match="unannounced.pt: .*truncated, damaged.*next start downloads it again"):
+        checkpoint.read(f"{server.url}/unannounced.pt")
+    assert not list((tmp_path / "cache").rglob("*.pt"))
+
+
+def test_a_silent_server_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SILENCE", 0.2)
+    with pytest.raises(OSError, match="silent.pt: cannot be downloaded: .*timed out"):
+        checkpoint.read(f"{server.url}/silent.pt")
 
 
 def test_published_weights_that_are_missing_are_downloaded_to_their_place(server, tmp_path, monkeypatch, capsys):

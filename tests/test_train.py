@@ -11,6 +11,7 @@ from conftest import train_arguments as arguments
 
 import checkpoint
 import files
+import run as run_module
 import train
 from SAM2UNeXT import SAM2UNeXT
 
@@ -178,10 +179,12 @@ def test_sam2_1_needs_the_option(toy, tmp_path, monkeypatch):
     assert seen == [("x.pt", False), ("x.pt", True)]
 
 
-def test_an_unreadable_picture_is_one_line_though_it_comes_from_a_worker_process(toy, tmp_path, capsys):
+def test_an_unreadable_picture_is_one_line_though_it_comes_from_a_worker_process(toy, tmp_path, monkeypatch, capsys):
     for part in ("Image", "Mask"):
         shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
-    (tmp_path / "train/Mask/toy_0003.png").write_bytes(b"no picture")
+    mask = tmp_path / "train/Mask/toy_0003.png"
+    mask.write_bytes(mask.read_bytes()[:100])  # its header is whole
+    monkeypatch.setattr(run_module, "MASKS_LOOKED_AT", 1)
     status, line = failure(train.main, arguments("--workers 1", tmp_path, tmp_path / "run"), capsys)
     assert status == 1
     assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as a picture")

@@ -22,7 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,9 +34,7 @@ ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
 TOLERANCE = 16  # grey levels off black or white that are none: what JPEG leaves on flat ground
 SOFT = 0.05  # share of grey pixels up to which they are soft edges
-OBJECT = 128  # scores take what is above for the object
 LOSSY = ("JPEG", "MPO", "WEBP")
-DEEP = ("I", "F")  # beginnings of the modes with more than 8 bits a channel
 PLAIN = ("1", "L", "P", "RGB")  # modes that need no thought
 
 SEVERITIES = ("error", "warning", "note")
@@ -52,20 +50,20 @@ KINDS = {  # finding -> (severity, the mend), in the order of the table
     "truncated or damaged": ("error", "get the file again, or take the pair away"),
     "mask of another size": ("error", "get a newer archive, or fit masks to their pictures (height x width)"),
     "0/1 mask": ("error", "reads as all black; multiply it by 255"),
-    "mask too dark": ("error", f"nothing is above {OBJECT}, so scores see no object; make the object 255"),
-    "picture of 16 bits or floats": ("error", "values above 255 are cut off on reading; convert it to 8 bits"),
+    "mask too dark": ("error", f"nothing is above {files.OBJECT}, so scores see no object; make the object 255"),
     "test picture in training": ("warning", "its score flatters; take it out of training (the published COD has two)"),
     "picture twice in a split": ("warning", "it counts twice; keep one"),
     "another number than published": ("warning", "figures do not compare with published ones; get the whole archive"),
-    "mask not binary": ("warning", f"training takes grey as it is, scores cut at {OBJECT}; is this a mask?"),
+    "mask not binary": ("warning", f"training takes grey as it is, scores cut at {files.OBJECT}; is this a mask?"),
     "mask in colour": ("warning", "is read as greyscale; make the object white, the rest black"),
     "empty mask": ("warning", "all black; is there no object?"),
     "full mask": ("warning", "all white; is everything the object?"),
+    "16 bits or floats": ("warning", "is scaled to 8 bits by its greatest value; save it as 8 bits to be sure"),
     TURNED: ("warning", "is taken as stored, not as viewers show it; the mask must lie on the stored pixels"),
     "transparent pixels": ("warning", "are read as opaque, hidden colours and all; flatten the picture"),
     "animated or several pages": ("warning", "the first is read, the rest is not"),
     "unusual colour mode": ("warning", "is converted on reading; compare the colours, or save it as RGB or greyscale"),
-    "mask with soft edges": ("note", f"training takes grey as it is, scores cut at {OBJECT}"),
+    "mask with soft edges": ("note", f"training takes grey as it is, scores cut at {files.OBJECT}"),
     "no picture by its extension": ("note", "is passed over"),
 }
 
@@ -85,8 +83,7 @@ class Finding(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.path.parent.name}/{self.path.name}" + (f" ({self.detail})" if self.detail else "")
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return files.shown(f"{self.path.parent.name}/{self.path.name}" + (f" ({self.detail})" if self.detail else ""))
 
 
 class Inspected(NamedTuple):
@@ -182,7 +179,7 @@ def inspect(path: Path, is_mask: bool) -> Inspected:
     """Decodes a file as training does, and says what is odd about it."""
     stage = "unreadable"
     try:
-        with Image.open(path) as picture:
+        with files.open_picture(path) as picture:
             stage = "truncated or damaged"
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)  # MPO: a preview is second
             picture.load()
@@ -192,37 +189,35 @@ def inspect(path: Path, is_mask: bool) -> Inspected:
                 kinds[TURNED] = f"orientation {orientation}"
             if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
                 kinds["transparent pixels"] = f"mode {picture.mode}"
-            elif picture.mode.startswith(DEEP) and not is_mask:  # what matters in a mask shows in its values
-                kinds["picture of 16 bits or floats"] = f"mode {picture.mode}"
+            elif picture.mode.startswith(files.DEEP):
+                kinds["16 bits or floats"] = f"mode {picture.mode}"
             elif picture.mode not in PLAIN:
                 kinds["unusual colour mode"] = f"mode {picture.mode}"
             if is_mask:
                 return Inspected(picture.size, kinds | mask_kinds(picture))
+            files.eight_bits(picture, "RGB")
             return Inspected(picture.size, kinds, fingerprint(picture))
-    except UnidentifiedImageError:
-        return Inspected(kinds={stage: "in no format that Pillow knows" if path.stat().st_size else "an empty file"})
     except Exception as error:  # Pillow's readers raise nearly anything at a broken file
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Inspected(kinds={stage: reason or type(error).__name__})
+        return Inspected(kinds={stage: files.why(path, error)})
 
 
 def mask_kinds(mask: Image.Image) -> dict[str, str]:
     """What is wrong with the values of a mask, which are read as greyscale: finding -> detail."""
     kinds = {}
-    if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(DEEP):
+    if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(files.DEEP):
         red, green, blue = mask.convert("RGB").split()
         if max(ImageChops.difference(red, other).getextrema()[1] for other in (green, blue)) > TOLERANCE:
             kinds["mask in colour"] = f"mode {mask.mode}"
-    counts = mask.convert("L").histogram()
+    counts = files.eight_bits(mask, "L").histogram()
     levels = [level for level, count in enumerate(counts) if count]
     grey = sum(counts[TOLERANCE + 1 : 255 - TOLERANCE]) / sum(counts)
     if levels[-1] <= (TOLERANCE if mask.format in LOSSY else 0):
         return kinds | {"empty mask": ""}
     if levels[-1] == 1:
         return kinds | {"0/1 mask": ""}
-    if levels[-1] <= OBJECT:
+    if levels[-1] <= files.OBJECT:
         return kinds | {"mask too dark": f"brightest pixel {levels[-1]}"}
-    if levels[0] > OBJECT:
+    if levels[0] > files.OBJECT:
         kinds["full mask"] = ""
     if grey:
         kinds["mask not binary" if grey > SOFT else "mask with soft edges"] = f"{grey:.1%} grey"
@@ -231,7 +226,7 @@ def mask_kinds(mask: Image.Image) -> dict[str, str]:
 
 def fingerprint(picture: Image.Image) -> bytes:
     """A digest of the pixels, the same for whatever format they are stored in without loss."""
-    pixels = picture if picture.mode.startswith(DEEP) else picture.convert("RGB")
+    pixels = picture if picture.mode.startswith(files.DEEP) else picture.convert("RGB")
     digest = hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode(), digest_size=16)
     digest.update(pixels.tobytes())
     return digest.digest()
@@ -355,7 +350,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("first", metavar="NAME|IMAGES", help="a benchmark's name or YAML file, or a folder of pictures")
     parser.add_argument("second", metavar="ROOT|MASKS", help="the benchmark's folder, or the folder of masks")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings there, with every file's name")
+    parser.add_argument(
+        "--json", type=cli.path, metavar="FILE", help="write all findings there, with every file's name"
+    )
     parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
     return parser
 

@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
         if not stems:
             raise ValueError(f"no file name stands in all of {args.images}, {args.masks} and {args.maps}")
         rows = [[files.read_image(folder[stem]) for folder in folders] for stem in stems]
-        contact_sheet(rows, args.columns).save(args.output)
+        files.save_picture(contact_sheet(rows, args.columns), args.output)
     print(f"{len(rows)} pictures, their ground truth and maps: {args.output}")
 
 

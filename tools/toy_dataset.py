@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
 def write(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=92)
+    files.save_picture(Image.fromarray(pixels), path, quality=92)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,282 @@
+"""Damages real pictures and files of weights at random and looks for what ends without a message.
+
+    python tests/fuzz.py --pictures 2000 --weights 500
+
+Every damaged file goes through all that reads it: pictures through files.py and tools/check_dataset.py, as picture and
+as mask, weights through the networks that they fill. It must be read, or refused with one line that names it; neither
+may take longer than a minute or a process more than 1 GB. Prints counts; exit status 1 where something is amiss. The
+i-th file is the same in each run with one --seed.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
+
+import cli  # noqa: E402
+import files  # noqa: E402
+from tools import check_dataset, toy_dataset  # noqa: E402
+
+PATIENCE = 60  # seconds a file
+MEMORY = 1024  # MB a process
+REAL = ROOT.parent / "shared" / "data" / "suim8"  # eight real pictures, not part of the repository
+AUX, AUX_SIZE = "test_vit", 160  # timm's smallest transformer
+
+
+class Outcome(NamedTuple):
+    """What became of a damaged file."""
+
+    kind: str  # the base it was made from
+    number: int
+    verdict: str  # read, refused, or what is amiss
+    seconds: float
+    memory: float  # most that the process took so far, MB
+
+
+class Hang(BaseException):
+    """Passes by every `except Exception`."""
+
+
+def flip_bits(rng: np.random.Generator, content: bytes, most: int = 64) -> bytes:
+    """The content with up to `most` bits changed, half the time only in its first 200 bytes, which are the header."""
+    damaged = np.frombuffer(content, np.uint8).copy()
+    end = min(200, len(damaged)) if rng.random() < 0.5 else len(damaged)
+    for place in rng.integers(0, end, rng.integers(1, most, endpoint=True)):
+        damaged[place] ^= 1 << rng.integers(8)
+    return damaged.tobytes()
+
+
+def damage(rng: np.random.Generator, content: bytes, deepen: Callable[[np.random.Generator, bytes], bytes]) -> bytes:
+    """Bits flipped, cut short, both, or bits flipped behind the checksums."""
+    way = rng.integers(4)
+    if way == 3:
+        return deepen(rng, content)
+    content = flip_bits(rng, content) if way != 1 else content
+    return content[: rng.integers(len(content))] if way else content
+
+
+def deepen_picture(rng: np.random.Generator, content: bytes) -> bytes:
+    """Bits flipped in a PNG whose checksums are put right again, so that the decoder sees the damage."""
+    if not content.startswith(b"\x89PNG"):
+        return flip_bits(rng, content, most=3)
+    damaged = bytearray(content[:8] + flip_bits(rng, content[8:], most=8))
+    place = 8
+    while place + 12 <= len(content):  # by the lengths of the whole file
+        length = struct.unpack(">I", content[place : place + 4])[0]
+        damaged[place : place + 4] = content[place : place + 4]
+        body = bytes(damaged[place + 4 : place + 8 + length])
+        damaged[place + 8 + length : place + 12 + length] = struct.pack(">I", zlib.crc32(body))
+        place += 12 + length
+    return bytes(damaged)
+
+
+def deepen_weights(rng: np.random.Generator, content: bytes) -> bytes:
+    """Bits flipped in the pickle of an archive whose checksums are right, or in the header of safetensors."""
+    if not content.startswith(b"PK"):
+        length = struct.unpack("<Q", content[:8])[0] if content[8:9] == b"{" else len(content) - 8
+        return content[:8] + flip_bits(rng, content[8 : 8 + length], most=4) + content[8 + length :]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(archive, "w") as new:
+        for name in old.namelist():
+            part = old.read(name)
+            new.writestr(name, flip_bits(rng, part, most=4) if name.endswith("data.pkl") else part)
+    return archive.getvalue()
+
+
+def write_pictures(folder: Path) -> None:
+    """Whole JPEG and PNG files of each kind."""
+    pixels, mask = toy_dataset.sample(np.random.default_rng(0))
+    picture, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6
+    bases = {
+        "baseline.jpg": (picture, {}),
+        "progressive.jpg": (picture, {"progressive": True, "exif": exif}),
+        "grey.jpg": (picture.convert("L"), {}),
+        "cmyk.jpg": (picture.convert("CMYK"), {}),
+        "colour.png": (picture, {"exif": exif}),
+        "mask.png": (Image.fromarray(mask), {}),
+        "palette.png": (picture.convert("P"), {"transparency": 3}),
+        "deep.png": (Image.fromarray(mask * np.uint16(257)), {}),
+        "rgba.png": (picture.convert("RGBA"), {"compress_level": 1}),
+    }
+    for path in REAL.glob("[im]*s/*.[jp][pn]g"):
+        shutil.copy(path, folder)
+    for name, (image, options) in bases.items():
+        image.save(folder / name, **options)
+
+
+def read_picture(path: Path) -> None:
+    """Reads a file in every way; the doctor, which never fails, must agree. Raises OSError that names it."""
+    found = {check_dataset.inspect(path, is_mask).size is not None for is_mask in (False, True)}
+    read = set()
+    try:
+        files.read_size(path)
+        for function in (files.read_mask, partial(files.read_image, upright=True), files.read_image):
+            function(path)
+        read.add(True)
+    finally:
+        assert found == (read or {False}), "the doctor says otherwise"
+
+
+def write_weights(folder: Path) -> None:
+    """Whole files of weights of each kind.
+
+    All tensors but those of safetensors are one number in the file, spread over a shape.
+    """
+    import safetensors.torch
+    import torch
+
+    import checkpoint
+    from SAM2UNeXT import SAM2UNeXT, build_aux
+
+    def spread(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
+
+    golden = json.loads((ROOT / "tests/golden/sam2_hiera_tiny.keys.json").read_text())
+    sam2 = {"model": {key: torch.zeros(()).expand(shape) for key, shape in golden.items()}}
+    torch.save(sam2, folder / "sam2.pt")
+    torch.save(sam2, folder / "legacy.pt", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(build_aux(AUX, AUX_SIZE).model.state_dict(), folder / "aux.safetensors")
+    options: dict[str, Any] = {"sam2": "tiny", "aux": AUX, "aux_size": AUX_SIZE, "size": 64}
+    model = SAM2UNeXT(folder / "sam2.pt", folder / "aux.safetensors", **options)
+    content = checkpoint.network_content(model, whole=False) | {"epoch": 1}
+    content["state_dict"] = spread(content["state_dict"])
+    torch.save(content, folder / "trained.pth")
+    parts = {"optimizer": {"state": {0: {"step": torch.ones(3)}}, "param_groups": []}, "scheduler": {}, "scaler": {}}
+    progress = {"epoch": 1, "step": 2, "pictures": 3, "bce": 0.5, "wiou": 0.5, "best": 0.5}
+    torch.save(content | {"parts": parts, "progress": progress, "recipe": {"--epoch": 3}}, folder / "last.pth")
+    torch.save(spread(SAM2UNeXT(sam2="tiny", aux="none").state_dict()), folder / "original.pth")
+
+
+def read_weights(path: Path) -> None:
+    """Fills what a file is for. Raises OSError or ValueError that names it."""
+    import checkpoint
+    import run
+    from sam2.build_sam import build_sam2_trunk
+    from SAM2UNeXT import SAM2UNeXT, build_aux
+
+    if path.name in ("sam2.pt", "legacy.pt"):
+        checkpoint.load_sam2(build_sam2_trunk("tiny", device="meta"), path)
+    elif path.name == "aux.safetensors":
+        checkpoint.load_aux(build_aux(AUX, AUX_SIZE, device="meta").model, AUX, path)
+    elif path.name == "last.pth":
+        run.read_last(path.parent)
+        SAM2UNeXT.from_checkpoint(path)
+    else:
+        SAM2UNeXT.from_checkpoint(path)
+
+
+KINDS = {
+    "pictures": (write_pictures, deepen_picture, read_picture),
+    "weights": (write_weights, deepen_weights, read_weights),
+}
+
+
+@cache
+def read_bases(folder: Path) -> dict[str, bytes]:
+    """The whole files by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def expire(number: int, frame: object) -> None:
+    raise Hang
+
+
+def attempt(number: int, what: str, seed: int, bases_folder: Path) -> Outcome:
+    """Makes the damaged file `number` in a folder of its own, from one of the whole ones, and reads it."""
+    _, deepen, read = KINDS[what]
+    rng = np.random.default_rng([seed, number, list(KINDS).index(what)])
+    bases = read_bases(bases_folder)
+    name = list(bases)[rng.integers(len(bases))]
+    start = time.monotonic()
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(PATIENCE)
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            path = Path(folder, name)
+            path.write_bytes(damage(rng, bases[name], deepen))
+            verdict = judge(read, path)
+    except Hang:
+        verdict = "hangs"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Outcome(name, number, verdict, time.monotonic() - start, memory)
+
+
+def judge(read: Callable[[Path], None], path: Path) -> str:
+    """Whether the file was read, refused in one line with its name, or what is amiss."""
+    try:
+        read(path)
+    except (OSError, ValueError) as error:
+        plain = str(path) in str(error) and len(str(error).splitlines()) == 1
+        return "refused" if plain else f"refused without its name, or in several lines: {error!r}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "read"
+
+
+def summary(what: str, outcomes: list[Outcome]) -> tuple[str, list[str]]:
+    """Counts in a line, and a line for each file that something is amiss with."""
+    counts = Counter(one.verdict if one.verdict in ("read", "refused") else "amiss" for one in outcomes)
+    memory = max(one.memory for one in outcomes)
+    amiss = [f"{what} {one.number}, {one.kind}: {one.verdict}" for one in outcomes if one.verdict not in counts]
+    if memory > MEMORY:
+        amiss.append(f"{what}: a process took {memory:,.0f} MB")
+    line = (
+        f"{len(outcomes):,} {what}: {counts['read']:,} read, {counts['refused']:,} refused, {counts['amiss']:,} amiss; "
+    )
+    return f"{line}longest {max(one.seconds for one in outcomes):.1f} s, most memory {memory:,.0f} MB", amiss
+
+
+def main(args: argparse.Namespace) -> None:
+    amiss = []
+    with cli.exit_on_error(cli.NOT_COMPLETED):
+        for what, number in (("pictures", args.pictures), ("weights", args.weights)):
+            with tempfile.TemporaryDirectory() as folder:
+                KINDS[what][0](Path(folder))
+                function = partial(attempt, what=what, seed=args.seed, bases_folder=Path(folder))
+                results = cli.in_processes(function, range(number), args.workers, check_dataset.no_warnings)
+                with closing(results):
+                    line, wrong = summary(what, list(tqdm(results, what, number)))
+            print(line)
+            amiss += wrong
+    if amiss:
+        print(*amiss, sep="\n")
+        raise SystemExit(cli.NOT_COMPLETED)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--pictures", type=cli.number(), default=2000, help="damaged pictures")
+    parser.add_argument("--weights", type=cli.number(), default=500, help="damaged files of weights")
+    parser.add_argument("--seed", type=cli.number(least=0), default=0, help="another seed makes other damage")
+    parser.add_argument("--workers", type=cli.number(), default=2, help="processes")
+    return parser
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())

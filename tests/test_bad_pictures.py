@@ -1,0 +1,287 @@
+"""Pictures and masks of every kind, and what is none: converted rightly, or named with the reason."""
+
+import os
+import shutil
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import recipe
+from conftest import failure, save_picture
+from conftest import train_arguments as arguments
+from PIL import Image
+from test_predict import arguments as predict_arguments
+from test_predict import read_maps, script
+
+import eval as evaluation
+import files
+import run
+import train
+from tools import check_dataset
+
+PHOTO = recipe.photo("bad", 40, 60, 0)
+RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
+TURN = Image.Exif()
+TURN[0x0112] = 6  # a quarter turn
+BOMB = b"P5 20000 20000 255 "  # its header is all of it
+
+
+def doctor(path, is_mask=False):
+    return check_dataset.inspect(path, is_mask).kinds
+
+
+def write(path, content):
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name, save",
+    [
+        ("l.png", lambda path: Image.fromarray(RAMP).save(path)),
+        ("palette.png", lambda path: Image.fromarray(RAMP).convert("P").save(path)),
+        ("la.png", lambda path: Image.fromarray(RAMP).convert("LA").save(path)),
+        ("colour.tif", lambda path: Image.fromarray(np.dstack([RAMP] * 3)).save(path)),
+        ("16.png", lambda path: Image.fromarray(RAMP * np.uint16(257)).save(path)),
+        ("16.tif", lambda path: Image.fromarray(RAMP * np.uint16(257)).save(path)),
+        ("16.pgm", lambda path: cv2.imwrite(str(path), RAMP * np.uint16(257))),
+        ("16_colour.png", lambda path: cv2.imwrite(str(path), np.dstack([RAMP * np.uint16(257)] * 3))),
+        ("8_in_16.png", lambda path: Image.fromarray(RAMP.astype(np.uint16)).save(path)),
+        ("32.tif", lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path)),
+        ("float.tif", lambda path: Image.fromarray((RAMP / 255).astype(np.float32)).save(path)),
+        ("float_255.tif", lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path)),
+    ],
+)
+def test_grey_of_any_depth_is_read_right_as_picture_and_as_mask(name, save, tmp_path):
+    save(tmp_path / name)
+    assert np.array_equal(np.array(files.read_image(tmp_path / name)), np.dstack([RAMP] * 3))
+    assert np.array_equal(np.array(files.read_mask(tmp_path / name)), RAMP)
+    deep = Image.open(tmp_path / name).mode.startswith(files.DEEP)
+    assert ("16 bits or floats" in doctor(tmp_path / name)) == deep
+    assert "mask not binary" in doctor(tmp_path / name, is_mask=True)  # as it is read
+
+
+@pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf], [0, 70000]])
+def test_floats_that_are_no_grey_are_named(values, tmp_path):
+    save_picture(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
+    for read in (files.read_image, files.read_mask):
+        with pytest.raises(OSError, match=r"x\.tif: cannot be read as a picture: values from .*; save it as 8 bits"):
+            read(tmp_path / "x.tif")
+    assert "values from" in doctor(tmp_path / "x.tif")["unreadable"]
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("palette.png", {"mode": "P"}),
+        ("transparent.png", {"mode": "P", "transparency": 0}),
+        ("rgba.png", {"mode": "RGBA"}),
+        ("cmyk.jpg", {"mode": "CMYK", "quality": 100}),
+        ("moving.gif", {"save_all": True, "append_images": [Image.new("RGB", (60, 40))]}),
+        ("two.mpo", {"save_all": True, "append_images": [Image.new("RGB", (60, 40))], "quality": 100}),
+        ("turned.png", {"exif": TURN}),
+        ("photo.webp", {"lossless": True}),
+        ("photo.jp2", {}),
+    ],
+)
+def test_colour_of_any_kind_is_read_as_its_first_picture_without_transparency(name, options, tmp_path):
+    mode = options.pop("mode", "RGB")
+    Image.fromarray(PHOTO).convert(mode).save(tmp_path / name, **options)
+    read = np.array(files.read_image(tmp_path / name))
+    assert read.shape == PHOTO.shape  # not turned
+    tolerance = 30 if mode == "P" or name.endswith("gif") else 20  # a palette and JPEG change noise
+    assert np.abs(read.astype(int) - PHOTO).mean() < tolerance
+    assert files.read_size(tmp_path / name) == PHOTO.shape[:2]
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("zero.jpg", b"", "an empty file"),
+        ("text.jpg", b"no picture", "in no format that Pillow knows"),
+        ("bomb.pgm", BOMB, "could be decompression bomb"),
+        ("cut.jpg", None, "truncated"),
+        ("program.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "in no format"),
+    ],
+)
+def test_what_is_no_picture_is_named_with_the_reason(name, content, reason, tmp_path):
+    path = tmp_path / name
+    if content is None:
+        content = save_picture(path, PHOTO).read_bytes()[:-300]
+    path.write_bytes(content)
+    for read in (files.read_image, files.read_mask):
+        with pytest.raises(OSError, match=f"^{path}: cannot be read as a picture: [^\n]*{reason}"):
+            read(path)
+    assert reason in "".join(doctor(path).values())
+
+
+def test_a_picture_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, monkeypatch):
+    save_picture(tmp_path / "x.png", PHOTO)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO.shape[0] * PHOTO.shape[1] - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for read in (files.read_image, files.read_mask, files.read_size):
+            with pytest.raises(OSError, match="2,400 pixels are more than Pillow's limit, 2,399"):
+                read(tmp_path / "x.png")
+        assert "limit" in doctor(tmp_path / "x.png")["unreadable"]
+
+
+def test_any_error_of_a_reader_is_one_that_names_the_file(tmp_path, monkeypatch):
+    path = save_picture(tmp_path / "x.png", PHOTO)
+    for error in (KeyError("key"), IndexError(), MemoryError(), OverflowError("large"), EOFError(), RecursionError()):
+        monkeypatch.setattr(Image.Image, "convert", lambda *args, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(OSError, match=f"^{path}: cannot be read as a picture: ."):
+            files.read_image(path)
+
+
+NAMES = [
+    "a b",
+    "a#b",
+    "a%20b",
+    "a?b&c",
+    "ünï—日本",
+    "new\nline",
+    "-dash",
+    "Case",
+    "case",
+    "trailing ",
+    "x" * 251,
+    "é" * 125,
+]
+NAMES += [os.fsdecode(b"no\xfftext"), "'quote\"", "<b>", "$HOME", "a.b.c"]
+
+
+@pytest.fixture(scope="module")
+def odd_names(toy, tmp_path_factory):
+    """Folders Image and Mask with names that a careless program stumbles over."""
+    folder = tmp_path_factory.mktemp("odd")
+    for part, extension in (("Image", ".jpg"), ("Mask", ".png")):
+        (folder / part).mkdir()
+        for name in NAMES:
+            shutil.copy(toy / f"test/{part}/toy_0000{extension}", folder / part / f"{name}{extension}")
+    return folder
+
+
+def test_odd_names_go_through_all_three_programs(odd_names, small_checkpoint, from_files, tmp_path, capsys):
+    images, masks, maps = odd_names / "Image", odd_names / "Mask", tmp_path / "maps"
+    script.main(predict_arguments(small_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6))
+    assert sorted(read_maps(maps)) == sorted(f"{name}.png" for name in NAMES)
+    words = ["--pred_path", maps, "--gt_path", masks, "--image_path", images, "--dataset_name", "odd"]
+    words += ["--save_path", tmp_path / "results", "--workers", 1]
+    evaluation.main(evaluation.get_args_parser().parse_args([str(word) for word in words]))
+    args = arguments("--epoch 1 --batch_size 6", tmp_path, tmp_path / "run", from_files)
+    args.train_image_path, args.train_mask_path = [images], [masks]
+    train.main(args)
+    assert (tmp_path / "run" / "SAM2-UNeXT-1.pth").exists()
+    assert f"{len(NAMES)} pairs" in capsys.readouterr().out
+
+
+def test_a_name_of_several_lines_stays_in_one(tmp_path):
+    for name in ("new\nline.jpg", os.fsdecode(b"no\xfftext.jpg")):
+        write(tmp_path / name, b"")
+        with pytest.raises(OSError) as error:
+            files.read_image(tmp_path / name)
+        assert len(str(error.value).encode().splitlines()) == 1
+    with pytest.raises(ValueError, match=r"new\\nline\.jpg") as error:
+        files.match({"new\nline": tmp_path / "new\nline.jpg"}, {}, "here")
+    assert "\n" not in str(error.value)
+
+
+def test_stems_that_differ_in_case_alone_are_two(tmp_path):
+    for name in ("Cat", "cat"):
+        save_picture(tmp_path / "images" / f"{name}.png", PHOTO)
+        save_picture(tmp_path / "masks" / f"{name}.png", RAMP)
+    assert [image.name for image, _ in files.pair([tmp_path / "images"], [tmp_path / "masks"])] == [
+        "Cat.png",
+        "cat.png",
+    ]
+    (tmp_path / "masks" / "Cat.png").unlink()
+    with pytest.raises(ValueError, match="without their mask: Cat.png"):
+        files.pair([tmp_path / "images"], [tmp_path / "masks"])
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_sizes_are_predicted_at_their_size(height, width, small_checkpoint, tmp_path):
+    save_picture(tmp_path / "in" / "x.png", np.zeros((height, width, 3), np.uint8))
+    script.main(predict_arguments(small_checkpoint, tmp_path / "in", tmp_path / "maps", "--save", "map,overlay,cutout"))
+    assert read_maps(tmp_path / "maps")["x.png"].shape == (height, width)
+
+
+def test_prediction_goes_on_past_everything_that_is_no_picture(small_checkpoint, tmp_path, capsys):
+    images = tmp_path / "in"
+    save_picture(images / "good.png", PHOTO)
+    save_picture(images / "cut.png", PHOTO).write_bytes(save_picture(images / "cut.png", PHOTO).read_bytes()[:-900])
+    for name, content in (("zero.jpg", b""), ("text.jpg", b"hi"), ("bomb.pgm", BOMB), ("new\nline.jpg", b"\xff\xd8")):
+        write(images / name, content)
+    with pytest.raises(SystemExit) as stop:
+        script.main(predict_arguments(small_checkpoint, images, tmp_path / "maps", "--batch_size", 2))
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert stop.value.code == 1 and list(read_maps(tmp_path / "maps")) == ["good.png"]
+    for name in ("cut.png", "zero.jpg", "text.jpg", "bomb.pgm", r"new\nline.jpg"):
+        assert len([line for line in lines if f"/{name}: cannot be read as a picture: " in line]) == 1
+    assert lines[-1].endswith("5 of 6 pictures could not be read; all others are done")
+
+
+@pytest.fixture
+def pairs(toy, tmp_path):
+    """A data set of ones own to spoil: its folder, and the arguments of train.py on it."""
+    for part in ("Image", "Mask"):
+        shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
+    return tmp_path / "train", lambda network: arguments(
+        "--epoch 1 --batch_size 6", tmp_path, tmp_path / "run", network
+    )
+
+
+def test_training_names_all_unreadable_files_before_it_starts(pairs, from_files, tmp_path, capsys):
+    folder, args = pairs
+    write(folder / "Image" / "toy_0001.jpg", b"")
+    write(folder / "Image" / "toy_0004.jpg", b"no picture")
+    mask = folder / "Mask" / "toy_0002.png"
+    write(mask, mask.read_bytes()[:-200])  # found out as masks are looked at
+    status, line = failure(train.main, args(from_files), capsys)
+    assert status == 2 and not list((tmp_path / "run").iterdir())
+    assert "toy_0001.jpg: cannot be read as a picture: an empty file" in line
+    assert "toy_0004.jpg: cannot be read as a picture: in no format" in line
+    assert "toy_0002.png: cannot be read as a picture: " in line
+
+
+@pytest.mark.parametrize("white, warned", [(1, True), (100, True), (0, False), (255, False)])
+def test_masks_that_are_black_though_they_hold_something_are_warned_of(white, warned, pairs, tmp_path, capsys):
+    folder, _ = pairs
+    mask = folder / "Mask" / "toy_0003.png"
+    save_picture(mask, np.where(np.array(Image.open(mask)) > 128, white, 0).astype(np.uint8))
+    run.check_files(files.pair([folder / "Image"], [folder / "Mask"]), workers=2)
+    printed = capsys.readouterr().out
+    assert ("warning: 1 of 6 masks are black or nearly" in printed and "(toy_0003.png)" in printed) == warned
+    words = ["--pred_path", folder / "Mask", "--gt_path", folder / "Mask", "--dataset_name", "set", "--workers", 1]
+    words += ["--save_path", tmp_path / "results"]
+    evaluation.main(evaluation.get_args_parser().parse_args([str(word) for word in words]))
+    printed = capsys.readouterr().out
+    assert ("warning: set: 1 of 6 masks are black or nearly" in printed and "(toy_0003.png)" in printed) == warned
+    assert ({"0/1 mask", "mask too dark"} & doctor(mask, is_mask=True).keys() != set()) == warned
+
+
+@pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
+def test_masks_of_one_value_are_scored_as_they_are_and_the_doctor_warns(white, kind, tmp_path):
+    path = save_picture(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
+    scores, is_dark = evaluation.score_files((path, path), "fast", resize=False)
+    assert not is_dark and scores.figures()["Smeasure"] == pytest.approx(1)
+    assert doctor(path, is_mask=True) == {kind: ""}
+
+
+def test_a_mask_of_another_size_is_told(pairs, from_files, capsys):
+    folder, args = pairs
+    mask = folder / "Mask" / "toy_0003.png"
+    height, width = files.read_size(mask)
+    save_picture(mask, np.full((30, 50), 255, np.uint8))
+    train.main(args(from_files))
+    printed = capsys.readouterr().out
+    assert f"toy_0003.png (30, 50) instead of ({height}, {width})" in printed
+
+
+def test_colour_masks_are_read_as_grey_and_soft_ones_stay_soft(tmp_path):
+    save_picture(tmp_path / "colour.png", np.full((4, 6, 3), (255, 255, 0), np.uint8))
+    save_picture(tmp_path / "soft.png", np.full((4, 6), 90, np.uint8))
+    assert files.read_mask(tmp_path / "colour.png").getextrema() == (226, 226)
+    assert files.read_mask(tmp_path / "soft.png").getextrema() == (90, 90)
+    assert "mask in colour" in doctor(tmp_path / "colour.png", is_mask=True)

@@ -1,0 +1,236 @@
+"""Files of weights that are damaged, hostile or of another kind: one line that names the file and the reason."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import NETWORK, TINY, failure
+from conftest import train_arguments as arguments
+
+import checkpoint
+import run
+import train
+from sam2.build_sam import build_sam2_trunk
+from SAM2UNeXT import SAM2UNeXT
+
+KEY = checkpoint.TRUNK + "blocks.3.attn.qkv.weight"
+
+
+@pytest.fixture(scope="module")
+def sam2_state(encoders):
+    """The tensors of a whole SAM 2 file; not to be changed."""
+    return checkpoint.read(encoders["hiera_path"])["model"]
+
+
+def sam2_with(state, path, value):
+    """The file with another value under KEY."""
+    torch.save({"model": state | {KEY: value}}, path)
+    return path
+
+
+def load(path):
+    trunk = build_sam2_trunk("tiny", device="meta")
+    checkpoint.load_sam2(trunk, path)
+    return trunk
+
+
+def spoilt(tensor, value):
+    """A copy with one value in place of another."""
+    tensor = tensor.clone()
+    tensor[7, 5] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: spoilt(t, torch.nan), "holds NaN or infinity in blocks.3.attn.qkv.weight"),
+        (lambda t: spoilt(t, -torch.inf), "holds NaN or infinity in blocks.3.attn.qkv.weight"),
+        (lambda t: t.double() * 1e300, "holds NaN or infinity"),  # in float32, which the network computes in
+        (lambda t: t.to(torch.int32), "blocks.3.attn.qkv.weight holds int32 instead of float32"),
+        (lambda t: t > 0, "holds bool instead of float32"),
+        (lambda t: t.to(torch.complex64), "holds complex64 instead of float32"),
+        (lambda t: t.to(torch.float8_e4m3fn), "holds float8_e4m3fn instead of float32"),
+        (lambda t: t.to_sparse(), "holds no plain numbers"),
+        (lambda t: t.to("meta"), "holds no plain numbers"),
+        (lambda t: t[:5], "is (5, 192) instead of (1152, 192)"),
+        (lambda t: "no tensor", "lacks blocks.3.attn.qkv.weight"),
+    ],
+)
+def test_values_that_cannot_be_weights_are_named(change, message, sam2_state, tmp_path):
+    path = sam2_with(sam2_state, tmp_path / "x.pt", change(sam2_state[KEY]))
+    with pytest.raises(ValueError) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_of_another_width_is_converted(dtype, sam2_state, tmp_path):
+    trunk = load(sam2_with(sam2_state, tmp_path / "x.pt", sam2_state[KEY].to(dtype)))
+    weight = trunk.state_dict()[KEY.removeprefix(checkpoint.TRUNK)]
+    assert weight.dtype == torch.float32 and torch.equal(weight, sam2_state[KEY].to(dtype).float())
+
+
+def test_large_values_are_finite():
+    assert checkpoint.is_finite(torch.full((9,), 3e38))  # though their sum is not
+    assert not checkpoint.is_finite(torch.tensor([torch.inf, -torch.inf]))
+
+
+def test_a_trained_checkpoint_with_nan_is_refused(small_model, tmp_path):
+    state = small_model.state_dict()
+    torch.save(state | {"head.bias": torch.tensor([torch.nan])}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="x.pth: holds NaN or infinity in head.bias"):
+        SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
+
+
+def safetensors_with(header, size=40) -> bytes:
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def tensor(shape=(10,), offsets=(0, 40), dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack("<Q", 2**62) + b"{}",
+        safetensors_with(b"{" * 100_000),
+        safetensors_with({"a": tensor(offsets=(0, 400_000))}),
+        safetensors_with({"a": tensor(offsets=(40, 0))}),
+        safetensors_with({"a": tensor(shape=(2**40, 2**40))}),
+        safetensors_with({"a": tensor(shape=(-1,))}),
+        safetensors_with({"a": tensor(dtype="X7")}),
+        safetensors_with({"a": tensor(), "b": tensor()}),
+        safetensors_with({"a": tensor()}, size=39),
+    ],
+)
+def test_a_safetensors_header_that_lies_is_found_out(content, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or no file of weights \(.*\); delete"):
+        checkpoint.read(tmp_path / "x.safetensors")
+
+
+def archive(name="a.txt") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(name, "no weights")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        archive(),
+        archive("archive/data.pkl"),
+        archive("../data.pkl"),
+        b"\x80\x02" + b"(" * 10_000,  # a pickle that only opens
+        pickle.dumps(np.ones(3)),
+        pickle.dumps([1, 2]),
+    ],
+)
+def test_archives_and_pickles_of_other_things_are_refused_in_a_line(content, tmp_path):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^.*x\.pt: [^\n]*$") as error:
+        checkpoint.read(tmp_path / "x.pt")
+    assert "weights_only" not in str(error.value)  # nobody is told to load it all the same
+
+
+def test_folders_and_links_to_nothing_are_named(tmp_path):
+    (tmp_path / "link.pt").symlink_to("nowhere.pt")
+    (tmp_path / "self.pt").symlink_to("self.pt")
+    (tmp_path / "folder.pt").mkdir()
+    for name, problem in (("link", "a link to nothing"), ("self", "a link to nothing"), ("folder", "not a file")):
+        with pytest.raises(OSError, match=f"{name}.pt: is {problem}"):
+            checkpoint.read(tmp_path / f"{name}.pt")
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("option", ["--hiera_path", "--dinov2_path", "--init", "--resume"])
+def test_no_option_runs_code_from_a_file(option, toy, tmp_path, capsys):
+    """A payload that works: plain pickle runs it."""
+    path = tmp_path / "run" / "last.pth"
+    path.parent.mkdir()
+    content = {"model": Payload(str(tmp_path / "ran"))}
+    torch.save(content, path)
+    words = option if option == "--resume" else f"{option} {path}"
+    status, line = failure(train.main, arguments(words, toy, path.parent), capsys)
+    assert status == 2 and f"{path}: " in line
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(content))
+    assert (tmp_path / "ran").is_dir()
+
+
+@pytest.mark.parametrize(
+    "key, shape",
+    [
+        ("sam.patch_embed.proj.weight", ()),
+        ("sam.blocks.0.prompt_learn.0.weight", (0,)),
+        ("dino.model.patch_embed.proj.weight", ()),
+        ("dino.model.pos_embed", ()),
+        ("dino.model.pos_embed", (1, 0, 0)),
+        (checkpoint.TRUNK + "patch_embed.proj.weight", ()),
+    ],
+)
+def test_shapes_that_make_no_sense_are_no_crash(key, shape, small_model, tmp_path):
+    torch.save(small_model.state_dict() | {key: torch.zeros(shape)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: "):
+        SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: "):
+        load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("size", [{"size": 0}, {"size": 2**40}, {"aux_size": -1}, {"aux_size": 2**40}])
+def test_a_header_cannot_ask_for_any_size(size, small_model, tmp_path):
+    header = {"format": 2, "network": TINY | size, "encoders": {}}
+    torch.save(header | {"state_dict": small_model.state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: its header does not say which network"):
+        SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
+
+
+def test_an_unknown_tag_of_timm_is_one_line_and_status_2(toy, tmp_path, capsys):
+    network = NETWORK.replace(TINY["aux"], TINY["aux"] + ".bogus")
+    status, line = failure(train.main, arguments("", toy, tmp_path, network), capsys)
+    assert status == 2 and "Invalid pretrained tag" in line
+
+
+@pytest.fixture(scope="module")
+def unfinished(toy, from_files, tmp_path_factory):
+    """What last.pth holds after an epoch."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    train.main(arguments("--epoch 1 --batch_size 6", toy, folder, from_files))
+    return torch.load(folder / run.LAST, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": 3},
+        {"progress": {"epoch": "one"}},
+        {"recipe": []},
+        {"recipe": {}},
+        {"parts": None},
+        {"parts": {}},
+        {"parts": {"optimizer": 5, "scheduler": {}, "scaler": {}}},
+    ],
+)
+def test_a_run_that_cannot_go_on_says_so(change, unfinished, toy, from_files, tmp_path, capsys):
+    last = tmp_path / run.LAST
+    torch.save(unfinished | change, last)
+    args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)
+    status, line = failure(train.main, args, capsys)
+    assert status == 2 and f"{last}: " in line and "damaged" in line

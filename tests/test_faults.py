@@ -1,0 +1,229 @@
+"""Full disks, folders that go away, workers that die: nothing half-written, one line, and a rerun completes."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import NETWORK, ROOT, failure
+from conftest import train_arguments as arguments
+from PIL import Image
+from test_predict import arguments as predict_arguments
+from test_predict import read_maps, script
+
+import checkpoint
+import cli
+import eval as evaluation
+import files
+import report
+import run
+import train
+
+
+@contextlib.contextmanager
+def full_disk(left: int):
+    """No file can grow beyond `left` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = tmp_path / "new\nline"
+    with files.replacing(path) as file:
+        file.write(b"old")
+    problem = pytest.raises(OSError, match=r"new\\nline: cannot be written: File too large")
+    with full_disk(1000), problem, files.replacing(path) as file:
+        file.write(bytes(2000))
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("tensors", [1, 3000])  # the data is too much, or the directory at the file's end
+def test_a_checkpoint_that_does_not_fit_leaves_both_old_ones(tensors, tmp_path):
+    last, previous = tmp_path / run.LAST, tmp_path / run.PREVIOUS
+    for value in (1, 2):
+        checkpoint.save(last, {"a": torch.tensor(value)}, previous=previous)
+    content = {f"a{i}": torch.zeros(100_000 // tensors) for i in range(tensors)}
+    with full_disk(100_000), pytest.raises(OSError, match=r"last\.pth: cannot be written: .*File too large"):
+        checkpoint.save(last, content, previous=previous)
+    assert [torch.load(path)["a"].item() for path in (last, previous)] == [2, 1]
+    assert sorted(tmp_path.iterdir()) == sorted([last, previous])
+
+
+def test_training_onto_a_full_disk_ends_in_a_line_and_goes_on_with_room(toy, from_files, tmp_path, capsys):
+    args = arguments("--epoch 2 --batch_size 3 --save_every 1 --resume", toy, tmp_path, from_files)
+    args.epoch = 2
+    saved = []
+    save = checkpoint.save
+
+    def fill_up(*words, **options):
+        saved.append(1)
+        with full_disk(200_000) if len(saved) == 2 else contextlib.nullcontext():
+            save(*words, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", fill_up)
+        status, line = failure(train.main, args, capsys)
+    assert status == 1 and "last.pth: cannot be written: " in line and "File too large" in line
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+    train.main(args)
+    assert "going on after epoch 1, step 1" in capsys.readouterr().out
+    assert checkpoint.read_network(tmp_path / "SAM2-UNeXT-2.pth")
+
+
+def test_a_log_that_does_not_fit_is_named(tmp_path):
+    log = run.Log(tmp_path, run.Progress(), every=1, steps_per_epoch=3, epochs=1)
+    with full_disk(1), pytest.raises(OSError, match=r"log\.jsonl: cannot be written: File too large"):
+        log.write({"epoch": 1}, {"loss": 1.0}, "epoch", 1)
+
+
+def test_maps_onto_a_full_disk_are_whole_or_not_there(small_checkpoint, toy, tmp_path, capsys):
+    args = predict_arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps", "--save", "map,cutout")
+    with full_disk(90_000):  # a map fits, a cut-out does not
+        status, line = failure(script.main, args, capsys)
+    assert status == 1 and "cutout/toy_" in line and "cannot be written: File too large" in line
+    before = read_maps(tmp_path / "maps")
+    assert before and not list((tmp_path / "maps/cutout").iterdir())
+    script.main(args)
+    after = read_maps(tmp_path / "maps")
+    assert len(after) == len(read_maps(tmp_path / "maps/cutout")) == 4
+    assert all(np.array_equal(after[name], pixels) for name, pixels in before.items())
+
+
+def test_results_onto_a_full_disk_are_whole_or_not_there(tmp_path):
+    with full_disk(5), pytest.raises(OSError, match=r"results\.json: cannot be written: File too large"):
+        report.write(tmp_path, "set", ("MAE",), [], {"set": {"images": 1, "MAE": 0.5}}, {}, [], [])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("gone", ["save_path", "train/Image"])
+def test_a_folder_that_goes_away_while_training_is_named(gone, toy, from_files, tmp_path, monkeypatch, capsys):
+    for part in ("Image", "Mask"):
+        shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
+    step = torch.optim.AdamW.step
+
+    def step_and_remove(*words, **options):
+        shutil.rmtree(tmp_path / gone, ignore_errors=True)
+        return step(*words, **options)
+
+    args = arguments("--epoch 2 --batch_size 2 --save_every 1", tmp_path, tmp_path / "save_path", from_files)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step_and_remove)
+        status, line = failure(train.main, args, capsys)
+    assert status == 1 and f"{tmp_path / gone}/" in line and "No such file or directory" in line
+
+
+def test_a_folder_of_maps_that_goes_away_is_named(small_checkpoint, toy, tmp_path, monkeypatch, capsys):
+    render = script.render
+
+    def remove_and_render(*words):
+        shutil.rmtree(tmp_path / "maps", ignore_errors=True)
+        return render(*words)
+
+    monkeypatch.setattr(script, "render", remove_and_render)
+    args = predict_arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps")
+    status, line = failure(script.main, args, capsys)
+    assert status == 1 and "maps/toy_0000.png: cannot be written: No such file or directory" in line
+
+
+def test_pictures_that_go_away_are_listed(small_checkpoint, toy, tmp_path, monkeypatch, capsys):
+    shutil.copytree(toy / "test/Image", tmp_path / "in")
+    read_image = files.read_image
+
+    def read_and_remove(path, upright):
+        picture = read_image(path, upright)
+        (tmp_path / "in/toy_0001.jpg").unlink(missing_ok=True)
+        return picture
+
+    monkeypatch.setattr(files, "read_image", read_and_remove)
+    with pytest.raises(SystemExit) as stop:
+        script.main(predict_arguments(small_checkpoint, tmp_path / "in", tmp_path / "maps", "--workers", 1))
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1 and "toy_0001.jpg: cannot be read as a picture: No such file" in lines[-2]
+    assert len(read_maps(tmp_path / "maps")) == 3
+
+
+def test_a_killed_worker_of_training_is_a_line_and_not_a_hang(toy, from_files, tmp_path, monkeypatch, capsys):
+    read_mask, parent = files.read_mask, os.getpid()
+
+    def read_or_die(path):
+        if os.getpid() != parent and path.stem == "toy_0003":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_mask(path)
+
+    monkeypatch.setattr(files, "read_mask", read_or_die)
+    status, line = failure(train.main, arguments("--workers 2", toy, tmp_path, from_files), capsys)
+    assert status == 1 and line.endswith(f": {cli.WORKER_LOST}")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to allocate shared memory(shm) for file </torch_15410_47263837_0>: No space left on device (28)",
+        "unable to write to file </torch_1_2_3>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_too_small_a_dev_shm_says_what_to_do(message, capsys):
+    with pytest.raises(SystemExit) as stop, cli.exit_on_error(cli.NOT_COMPLETED):
+        raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\nTraceback: ...\n{message}")
+    line = capsys.readouterr().err
+    assert stop.value.code == 1 and "--workers 0" in line and "--shm-size" in line and line.count("\n") == 1
+
+
+def can_mount() -> bool:
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=64K", "tmpfs", "/dev/shm"]
+    return shutil.which("unshare") is not None and not subprocess.run(command, capture_output=True).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="may not mount a small /dev/shm")
+def test_training_with_a_small_dev_shm_ends_in_a_line(toy, tmp_path):
+    words = f"{NETWORK} --train_image_path {toy}/train/Image --train_mask_path {toy}/train/Mask --save_path {tmp_path}"
+    command = f"mount -t tmpfs -o size=64K tmpfs /dev/shm && exec {sys.executable} train.py {words} --workers 1"
+    result = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == f"train.py: {cli.MORE_SHARED_MEMORY}"
+
+
+def test_other_errors_of_a_program_are_not_hidden():
+    with pytest.raises(RuntimeError, match="a mistake of ours"), cli.exit_on_error(cli.NOT_COMPLETED, "less"):
+        raise RuntimeError("a mistake of ours")
+
+
+@pytest.mark.parametrize(
+    "parse, words",
+    [
+        (train.get_args_parser, "--hiera_path x --save_path="),
+        (script.get_args_parser, "--checkpoint x --test_image_path x --save_path="),
+        (evaluation.get_args_parser, "--pred_path x --gt_path x --save_path="),
+        (evaluation.get_args_parser, "--pred_path x --gt_path x --json="),
+    ],
+)
+def test_an_empty_path_is_not_this_folder(parse, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse().parse_args(words.split())
+    assert stop.value.code == 2 and f"{words.split()[-1][:-1]}: is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/x.pt", "http://[bad/x.pt", "file:///x.pt", "https:///x.pt"])
+def test_urls_of_other_kinds_are_refused(source):
+    with pytest.raises(ValueError, match="is no URL that can be downloaded"):
+        checkpoint.read(source)
+
+
+def test_a_picture_that_does_not_fit_is_not_half_written(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
+    with full_disk(2000), pytest.raises(OSError, match=r"x\.jpg: cannot be written: File too large"):
+        files.save_picture(noise, tmp_path / "x.jpg")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,149 @@
+"""Damaged files, odd names and odd options at random: a result or a message, never a crash."""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import fuzz
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_predict import script
+
+import cli
+import eval as evaluation
+import files
+import train
+from tools import check_dataset
+
+# The same examples in each run, and no deadline: other work on the machine must not fail a test.
+SAME = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+
+
+@pytest.mark.parametrize("what, number", [("pictures", 120), ("weights", 40)])
+def test_damaged_files_are_read_or_refused_by_name(what, number, tmp_path, monkeypatch):
+    fuzz.KINDS[what][0](tmp_path)
+    outcomes = [fuzz.attempt(i, what, seed=7, bases_folder=tmp_path) for i in range(number)]
+    assert [one for one in outcomes if one.verdict not in ("read", "refused")] == []
+    assert {one.verdict for one in outcomes} == {"read", "refused"}
+
+
+@pytest.mark.parametrize("what", ["pictures", "weights"])
+def test_whole_files_are_read(what, tmp_path):
+    fuzz.KINDS[what][0](tmp_path)
+    for path in tmp_path.iterdir():
+        assert fuzz.judge(fuzz.KINDS[what][2], path) == "read", path.name
+
+
+def test_what_is_amiss_is_told():
+    outcomes = [
+        fuzz.Outcome("a.png", i, verdict, 1, memory)
+        for i, (verdict, memory) in enumerate([("read", 9), ("refused", 9), ("KeyError: 'x'", 5000), ("hangs", 9)])
+    ]
+    line, amiss = fuzz.summary("pictures", outcomes)
+    assert "4 pictures: 1 read, 1 refused, 2 amiss" in line
+    assert amiss[:2] == ["pictures 2, a.png: KeyError: 'x'", "pictures 3, a.png: hangs"] and "5,000 MB" in amiss[2]
+
+
+STEMS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
+STEMS = STEMS.filter(lambda stem: not stem.startswith(".") and Path(f"{stem}.png").stem == stem)
+SIDES = st.sets(STEMS, max_size=6)
+
+
+def touch(folder: Path, stems, extension: str) -> Path:
+    folder.mkdir()
+    for stem in stems:
+        (folder / f"{stem}{extension}").touch()
+    return folder
+
+
+@SAME
+@given(common=SIDES, left=SIDES, right=SIDES, skip=st.booleans())
+def test_files_are_paired_by_name_or_named_as_alone(common, left, right, skip):
+    left, right = common | left, common | right
+    with tempfile.TemporaryDirectory() as folder:
+        images = touch(Path(folder, "images"), left, ".jpg")
+        masks = touch(Path(folder, "masks"), right, ".png")
+        try:
+            pairs = files.pair([images], [masks], skip)
+        except ValueError as error:
+            message = str(error)
+            assert not left & right or (left != right and not skip)
+            assert len(message.splitlines()) == 1
+            if left & right:
+                alone = [f"{stem}.jpg" for stem in left - right] + [f"{stem}.png" for stem in right - left]
+                assert all(files.shown(name) in message for name in alone)
+            return
+    assert [image.stem for image, _ in pairs] == [mask.stem for _, mask in pairs] == sorted(left & right)
+    assert all(image.parent == images and mask.parent == masks for image, mask in pairs)
+
+
+@SAME
+@given(data=st.data(), stems=st.sets(STEMS, min_size=1, max_size=5))
+def test_two_files_of_one_stem_are_always_found(data, stems):
+    doubled = data.draw(st.sampled_from(sorted(stems)))
+    with tempfile.TemporaryDirectory() as folder:
+        images = touch(Path(folder, "images"), stems, ".jpg")
+        assert files.find(images).keys() == stems
+        (images / f"{doubled}.png").touch()
+        with pytest.raises(ValueError, match="differ only in their extension") as error:
+            files.find(images)
+        assert files.shown(f"{doubled}.jpg and {doubled}.png") in str(error.value)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["", "-", "--", "nan", "inf", "-0", "1e999", "0x10", "1_0", "٣", "9" * 5000, " 7 ", "map,mask", "auto"]
+    ),
+)
+
+
+@SAME
+@given(text=TEXTS, kind=st.sampled_from([int, float]), bounds=st.tuples(st.integers(-99, 99), st.integers(0, 9**9)))
+def test_a_number_is_within_its_bounds_or_refused(text, kind, bounds):
+    least, most = bounds[0], sum(bounds)
+    try:
+        value = cli.number(kind, least, most)(text)
+    except argparse.ArgumentTypeError as error:
+        assert len(str(error).splitlines()) <= 1 or not text.isprintable()
+    else:
+        assert least <= value <= most and math.isfinite(value) and type(value) is kind
+
+
+PARSERS = {
+    "train": (train.get_args_parser, "--hiera_path x --save_path x"),
+    "test": (script.get_args_parser, "--checkpoint x --test_image_path x --save_path x"),
+    "eval": (evaluation.get_args_parser, "--pred_path x"),
+    "check_dataset": (check_dataset.get_args_parser, "x x"),
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@SAME
+@given(data=st.data())
+def test_options_are_taken_or_refused_with_status_2(name, data):
+    make, needed = PARSERS[name]
+    parser = make()
+    options = sorted(option for option in parser._option_string_actions if option not in ("-h", "--help"))
+    words = needed.split()
+    for option in data.draw(st.lists(st.sampled_from(options), max_size=4)):
+        words += [option, *data.draw(st.lists(TEXTS, max_size=2))]
+    words = [word for word in words if word not in ("-h", "--help")]
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            args = parser.parse_args(words)
+    except SystemExit as stop:
+        assert stop.code == 2 and "error: " in errors.getvalue()
+        return
+    for value in vars(args).values():
+        assert value is None or isinstance(value, (str, int, float, bool, list, tuple, Path))
+        assert not isinstance(value, float) or math.isfinite(value)
+    assert not hasattr(args, "save_path") or os.fspath(args.save_path)
