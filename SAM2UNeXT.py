@@ -281,7 +281,7 @@ class SAM2UNeXT(nn.Module):
         if not isinstance(picture, Image.Image):
             picture = Image.fromarray(picture)
         image = image_tensor(files.eight_bits(picture, "RGB"), self.size).to(self.head.weight.device)
-        return probability_map(self(image[None])[0], (picture.height, picture.width))
+        return probability_map(self(image[None])[0], (picture.height, picture.width)).cpu().numpy()
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
@@ -311,13 +311,13 @@ def is_told_by_state(module: nn.Module) -> bool:
     return {name for name, _ in module.named_buffers()} <= module.state_dict().keys()
 
 
-def probability_map(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Logits (1, H, W) resized bilinearly to `size` (height, width), through a sigmoid: float32 array in [0, 1]."""
-    logits = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)
-    return logits.sigmoid()[0, 0].float().cpu().numpy()
+def probability_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (1, H, W) resized bilinearly to `size` (height, width), through a sigmoid: float32 in [0, 1], as large."""
+    logits = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)
+    return logits.sigmoid()[0, 0]
 
 
-def stretch(probability: np.ndarray) -> np.ndarray:
+def stretch(probability: Tensor) -> Tensor:
     """A map in [0, 1] with its range stretched to all of 0 to 255: uint8, fractions cut off."""
-    low, high = probability.min(), probability.max()
-    return ((probability - low) / (high - low + 1e-8) * 255).astype(np.uint8)
+    low, high = probability.aminmax()
+    return ((probability - low) / (high - low + 1e-8) * 255).to(torch.uint8)

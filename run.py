@@ -347,7 +347,7 @@ def validate(
             if stop:
                 break
             probability = probability_map(model(image[None].to(device))[0], truth.shape)  # (H, W) in [0, 1]
-            scores.append(pool.submit(metrics.score, stretch(probability), truth))
+            scores.append(pool.submit(metrics.score, stretch(probability).cpu().numpy(), truth))
         scores = of_all_processes([None if stop else score.result() for score in scores] + [None] * bool(stop))
     if None in scores:
         return None

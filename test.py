@@ -18,7 +18,7 @@ import struct
 import sys
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -150,36 +150,53 @@ def render(kind: str, grey: np.ndarray, picture: Image.Image | None, threshold: 
     return cv2.imencode(KINDS[kind], pixels)[1].tobytes()
 
 
-def write(probability: np.ndarray, sample: Sample, settings: Settings) -> None:
+def write(grey: np.ndarray, sample: Sample, settings: Settings) -> None:
     """Writes the files of one picture. Raises OSError that names the file."""
-    grey = stretch(probability) if settings.stretch else (probability * 255).astype(np.uint8)
     for kind, text in sample.notes.items():
         with files.replacing(sample.task.output(kind)) as file:
             file.write(with_note(render(kind, grey, sample.picture, settings.threshold), text))
 
 
 @torch.inference_mode()
-def probabilities(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool) -> Iterator[np.ndarray]:
-    """The map (H, W) in [0, 1] of each sample, one at a time."""
-    if not batch:
-        return
-    images = torch.stack([sample.image for sample in batch])  # (B, 3, S, S)
-    images = images.to(next(model.parameters()).device, non_blocking=True)
-    views = [model(images)]  # (B, 1, S, S) each
+def grey_map(logits: Tensor, sample: Sample, settings: Settings) -> np.ndarray:
+    """The map of one picture in grey levels, uint8 (H, W), from its logits (views, 1, S, S)."""
+    probability = torch.stack([probability_map(view, sample.size) for view in logits]).mean(0)
+    grey = stretch(probability) if settings.stretch else (probability * 255).to(torch.uint8)
+    return grey.cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, least: int = 1) -> Tensor:
+    """The logits (B, views, 1, S, S) of the pictures: as they are and, with `flip`, mirrored and mirrored back.
+
+    The network sees at least `least` pictures: a compiled one would be compiled again for a shorter batch.
+    """
+    device = next(model.parameters()).device
+    images = [sample.image for sample in batch]
+    images = torch.stack(images + images[:1] * (least - len(images)))  # (B, 3, S, S)
+    if device.type == "cuda":
+        images = images.pin_memory()  # or the copy would wait for the network
+    images = images.to(device, non_blocking=True)
+    views = [model(images)]
     if flip:
         views.append(model(images.flip(-1)).flip(-1))
-    for sample, *logits in zip(batch, *views, strict=True):
-        maps = [probability_map(view, sample.size) for view in logits]
-        yield maps[0] if len(maps) == 1 else np.mean(maps, axis=0)
+    return torch.stack(views, dim=1)[: len(batch)]
 
 
 def predict(
-    model: SAM2UNeXT, tasks: Iterable[Task], settings: Settings, batch_size: int, workers: int, bar: tqdm
+    model: SAM2UNeXT,
+    tasks: Iterable[Task],
+    settings: Settings,
+    batch_size: int,
+    workers: int,
+    bar: tqdm,
+    least: int = 1,
 ) -> list[OSError]:
     """Reads, predicts and writes: threads decode the next pictures and encode the last maps while the network runs.
 
-    However many pictures there are, about 4 batches and 2 maps a worker are held at a time. Returns the errors of the
-    pictures that cannot be read, each with the file's name. Raises OSError that names the file that cannot be written.
+    The network sees at least `least` pictures at a time. However many there are, about 4 batches and 2 maps a worker
+    are held at a time. Returns the errors of the pictures that cannot be read, each with the file's name. Raises
+    OSError that names the file that cannot be written.
     """
     ahead = max(workers, 2 * batch_size)
     written: deque[Future[None]] = deque()
@@ -189,8 +206,13 @@ def predict(
         while group := list(islice(samples, batch_size)):
             failed += [sample for sample in group if isinstance(sample, OSError)]
             batch = [sample for sample in group if isinstance(sample, Sample)]
-            for sample, probability in zip(batch, probabilities(model, batch, settings.flip), strict=True):
-                written.append(writers.submit(write, probability, sample, settings))
+            logits = predict_batch(model, batch, settings.flip, least) if batch else []
+            for sample, views in zip(batch, logits, strict=True):
+                if views.is_cuda:  # waiting for the GPU is left to the writers: it has its next batch meanwhile
+                    work = writers.submit(lambda *job: write(grey_map(*job), *job[1:]), views, sample, settings)
+                else:  # computing in several threads would slow down the network
+                    work = writers.submit(write, grey_map(views, sample, settings), sample, settings)
+                written.append(work)
                 if len(written) > 2 * workers:
                     written.popleft().result()
             bar.update(len(group))
@@ -320,7 +342,8 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOT_COMPLETED, "--precision bf16, or a smaller --batch_size or --size, need less"):
         done = len(tasks) - len(remaining)
         with tqdm(total=len(tasks), initial=done, unit="img", disable=rank > 0) as bar:
-            failed = predict(model, remaining, settings, args.batch_size, args.workers, bar)
+            least = args.batch_size if args.compile else 1
+            failed = predict(model, remaining, settings, args.batch_size, args.workers, bar, least)
         if failed:
             print(*failed, sep="\n", file=sys.stderr)
             raise OSError(f"{len(failed)} of {len(tasks)} pictures could not be read; all others are done")

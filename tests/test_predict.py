@@ -110,11 +110,11 @@ def test_the_size_is_that_of_the_training_unless_given(small_checkpoint, toy, tm
 
 
 def test_a_constant_map_is_written_as_black():
-    assert not script.stretch(np.full((3, 4), 0.7, np.float32)).any()
+    assert not script.stretch(torch.full((3, 4), 0.7)).any()
 
 
 def test_fractions_of_a_grey_level_are_cut_off():
-    assert script.stretch(np.array([[0, 0.5, 1]], np.float32)).tolist() == [[0, 127, 255]]
+    assert script.stretch(torch.tensor([[0, 0.5, 1]])).tolist() == [[0, 127, 255]]
 
 
 def test_it_goes_on_past_unreadable_pictures_and_lists_them_at_the_end(small_checkpoint, toy, tmp_path, capsys):

@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_maps_that_the_commands_write(told, toy):
         truth = np.array(files.read_mask(mask))
         with torch.no_grad():
             logits = model(image_tensor(files.read_image(image), 64)[None])[0]
-        scores.append(metrics.score(stretch(probability_map(logits, truth.shape)), truth))
+        scores.append(metrics.score(stretch(probability_map(logits, truth.shape)).numpy(), truth))
     expected = metrics.mean(scores).figures()
     for name in ("Smeasure", "wFmeasure", "MAE"):
         assert log(told)[-1][name] == pytest.approx(expected[name], abs=1e-6)
