@@ -140,6 +140,7 @@ class SAM2UNeXT(nn.Module):
                 option: {"source": checkpoint.location(source), "fingerprint": fingerprint}
                 for (option, fingerprint), source in zip(self.fingerprints().items(), sources, strict=True)
             }
+        self.let_go()
 
     @classmethod
     def from_checkpoint(
@@ -194,6 +195,11 @@ class SAM2UNeXT(nn.Module):
                 mend = f"give {theirs}" if theirs else "it holds its encoders itself; give random for both, or no path"
                 raise ValueError(f"{path}: was trained with another encoder than --{option} {ours or 'random'}; {mend}")
 
+    def let_go(self) -> None:
+        """Takes what is mapped from the encoders' files out of memory; it comes back when it is next looked at."""
+        for record in self.encoders.values():
+            checkpoint.let_go(record["source"])
+
     def fingerprints(self) -> dict[str, str]:
         """What tells each encoder's weights from others, by the option that names its file."""
         encoders = {"hiera_path": self.sam} | ({} if self.dino is None else {"dinov2_path": self.dino})
@@ -213,9 +219,12 @@ class SAM2UNeXT(nn.Module):
         """
         self.precision = dtype
         for encoder in filter(None, (self.sam, self.dino)):
-            for module in encoder.modules():
+            for i, module in enumerate(encoder.modules()):
                 if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
                     module.to(dtype)
+                if i % 100 == 0:
+                    self.let_go()
+        self.let_go()
         return self
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":
