@@ -23,7 +23,6 @@ from sam2.modeling.backbones.utils import sums_as_published
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
-COMPILE = {"fullgraph": True, "dynamic": False}  # for compile() of a network: one graph for each shape of the input
 
 
 class Adapter(nn.Module):
@@ -226,6 +225,15 @@ class SAM2UNeXT(nn.Module):
                     self.let_go()
         self.let_go()
         return self
+
+    def compile(self, **options: Any) -> None:
+        """Has torch compile the network: one graph for each shape of the input, `options` as torch.compile has them.
+
+        Raises ValueError for bf16 and fp16 on CPUs, where what torch 2.15 makes of a block gives NaN.
+        """
+        if self.head.weight.device.type == "cpu" and self.precision != torch.float32:
+            raise ValueError("--compile: torch does it wrongly in bf16 and fp16 on CPUs; give --precision fp32 as well")
+        super().compile(fullgraph=True, dynamic=False, **options)
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":
         """Sets the mode of what trains; the frozen encoders stay in eval mode."""

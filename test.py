@@ -35,7 +35,7 @@ import benchmarks
 import cli
 import files
 from dataset import image_tensor
-from SAM2UNeXT import COMPILE, SAM2UNeXT, probability_map, stretch
+from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
@@ -335,7 +335,7 @@ def main(args: argparse.Namespace) -> None:
         )
         remaining = still_to_do(tasks, settings, args.overwrite, args.batch_size)
         if args.compile:
-            model.compile(**COMPILE)
+            model.compile()
     share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
     before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
     print(f"{args.checkpoint} on {device} in {settings.precision}; {files.count(total, 'picture')}{share}{before}")

@@ -45,7 +45,7 @@ import files
 import run
 from dataset import SegmentationDataset, epoch_batches
 from sam2.build_sam import CONFIGS
-from SAM2UNeXT import COMPILE, SAM2UNeXT
+from SAM2UNeXT import SAM2UNeXT
 
 MIN_LEARNING_RATE = 1e-7  # where the cosine ends
 KEPT_EVERY = 5  # epochs
@@ -206,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
             run.start_anew(folder)
         model.set_precision(dtype).to(device)
         if args.compile:
-            model.compile(**COMPILE)
+            model.compile()
 
     optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch)
     scaler = GradScaler(torch.device(device).type, enabled=dtype == torch.float16)

@@ -9,7 +9,9 @@ from conftest import SMALL, golden, relative_error
 from PIL import Image
 
 from dataset import image_tensor
+from sam2.modeling.backbones import utils
 from SAM2UNeXT import SAM2UNeXT
+from tools.plain import PlainNetwork
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +142,57 @@ def test_a_checkpoint_of_the_original_brings_back_the_same_network(small_model, 
 
 
 @pytest.mark.parametrize("size", [(64, 96), (256, 256), (128, 224)])  # windows that fit, and such that need padding
-def test_inference_takes_short_cuts_that_change_nothing(size, small_model):
-    """Tokens kept in windows, the folded glue and the folded BatchNorm, against the network as it is defined."""
-    x = recipe.image("short", (2, 3, *size), 0)
-    defined = small_model(x).detach()  # with gradients enabled, in fp32
+def test_the_network_gives_what_the_plain_one_gives(size, small_model):
+    """Tokens kept in windows, the folded glue and BatchNorm, portions, against the network as it is defined."""
+    x, plain = recipe.image("short", (2, 3, *size), 0), PlainNetwork(small_model)
     with torch.no_grad():
-        short = small_model(x)
-    assert relative_error(short, defined.numpy()) < 1e-5
+        assert relative_error(small_model(x), plain(x).numpy()) < 1e-5
+    assert torch.equal(small_model(x), plain(x))  # as it trains in fp32, to the last bit
+
+
+def test_on_a_cpu_inference_works_on_portions(small_model, monkeypatch):
+    x, lengths = recipe.image("portions", (1, 3, 128, 128), 0), []
+    small_model.sam.blocks[0].block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
+    with torch.no_grad():
+        whole = small_model(x)
+        monkeypatch.setattr(utils, "PORTION", 2**14)
+        portions = small_model(x)
+    small_model(x)  # the backward pass would keep all portions anyway
+    assert lengths[0] == lengths[-1] == 1024 == sum(lengths[1:-1]) and max(lengths[1:-1]) < 1024  # tokens
+    assert relative_error(portions, whole.numpy()) < 1e-5
+
+
+def test_a_compiled_network_is_one_graph_for_all_pictures_of_a_size():
+    model, graphs = SAM2UNeXT(**SMALL).eval(), []
+    x = recipe.image("compiled", (3, 2, 3, 64, 64), 0)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = model(x[0])
+        model.compile(backend=backend)
+        for images in x:
+            logits = model(images)
+    assert len(graphs) == 1 and not torch.equal(logits, expected)
+    model.train()(x[0]).sum().backward()
+    assert len(graphs) == 2 and model.head.weight.grad.any()
+
+
+@pytest.mark.slow
+def test_torch_compiles_the_network_to_the_same_figures():
+    model = SAM2UNeXT(**SMALL | {"aux": "none"}).eval()
+    x = recipe.image("compiled", (1, 3, 64, 64), 0)
+    with torch.no_grad():
+        expected = model(x)
+        model.compile()
+        assert relative_error(model(x), expected.numpy()) < 1e-5
+
+
+def test_what_torch_compiles_wrongly_is_refused():
+    with pytest.raises(ValueError, match="--compile: .* give --precision fp32"):
+        SAM2UNeXT(**SMALL).set_precision(torch.bfloat16).compile()
 
 
 def test_the_folded_glue_has_the_gradients_of_the_defined_one(monkeypatch):

@@ -254,3 +254,17 @@ def test_what_to_save_and_from_where_is_checked(small_checkpoint, toy, tmp_path,
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and message in line
+
+
+def test_a_compiled_network_sees_whole_batches(small_checkpoint, toy, tmp_path, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(SAM2UNeXT, "compile", lambda self: self.register_forward_pre_hook(
+        lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    )  # fmt: skip
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        words = ("--batch_size", 3, *more)
+        script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / name, *words))
+    assert shapes == [(3, 3, 64, 64)] * 2  # of four pictures
+    ours, theirs = read_maps(tmp_path / "compiled"), read_maps(tmp_path / "plain")
+    assert ours.keys() == theirs.keys() and len(ours) == 4
+    assert all(np.abs(ours[name].astype(int) - theirs[name]).max() <= 1 for name in ours)

@@ -93,6 +93,38 @@ def test_the_benchmark_of_the_evaluator_gives_times_ratio_agreement_and_memory(t
     assert 20 < figures["eval.py, 8 files"]["peak MB a worker"] < 600
 
 
+NETWORK = "--sam2 tiny --aux test_vit --aux_size 160 --size 64 --device cpu --repeats 1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["infer", "train"])
+def test_the_benchmark_of_the_network_compares_with_the_plain_one(command, tmp_path):
+    words = [command, *NETWORK.split(), "--batch_size", "2", "--json", str(tmp_path / "figures.json")]
+    benchmark.main(benchmark.get_args_parser().parse_args(words))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["plain", "fp32", "bf16", *(["bf16 checkpointed"] if command == "train" else [])]
+    for way, found in figures.items():
+        assert found["times as fast"] == figures["plain"]["s"] / found["s"] > 0
+        assert 100 < found["peak MB"] < 3000
+        assert found["largest difference"] <= (1e-5 if way in ("plain", "fp32") else 0.05)
+    assert figures["bf16"]["largest difference"] > 0
+
+
+def test_the_benchmark_of_the_start_reads_the_same_weights_both_ways(tmp_path):
+    words = ["start", *NETWORK.split(), "--json", str(tmp_path / "figures.json")]
+    benchmark.main(benchmark.get_args_parser().parse_args(words))
+    fast = json.loads((tmp_path / "figures.json").read_text())["fast"]
+    assert fast["largest difference"] == 0 and fast["times as fast"] > 0
+
+
+def test_the_benchmark_of_test_py_tells_how_busy_the_network_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "SIZES", ((60, 80), (90, 100)))
+    words = ["predict", *NETWORK.split(), "--pictures", "8", "--json", str(tmp_path / "figures.json")]
+    benchmark.main(benchmark.get_args_parser().parse_args(words))
+    figures = json.loads((tmp_path / "figures.json").read_text())["test.py"]
+    assert 0 < figures["share of the time in the network"] < 1 and figures["pictures a second"] > 0
+
+
 def test_the_median_does_not_count_the_first_turn():
     calls = []
     seconds = benchmark.interleaved(3, one=lambda: calls.append("one"), two=lambda: calls.append("two"))

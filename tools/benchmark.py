@@ -43,7 +43,7 @@ import metrics  # noqa: E402
 import test  # noqa: E402
 import train  # noqa: E402
 from sam2.build_sam import CONFIGS  # noqa: E402
-from SAM2UNeXT import COMPILE, SAM2UNeXT  # noqa: E402
+from SAM2UNeXT import SAM2UNeXT  # noqa: E402
 from tools.plain import PlainNetwork  # noqa: E402
 
 Figures = dict[str, dict[str, float]]  # by what was done, then by name
@@ -169,7 +169,7 @@ def build(way: str, paths: list[str], args: argparse.Namespace) -> nn.Module:
     model.set_precision(cli.precision(precision, args.device)).to(args.device)
     model.sam.grad_checkpointing = "checkpointed" in more
     if "compiled" in more:
-        model.compile(**COMPILE)
+        model.compile()
     return model
 
 

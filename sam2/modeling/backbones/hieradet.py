@@ -83,10 +83,10 @@ class MultiScaleBlock(nn.Module):
                 windows, self.window_size // scale, (pad_h // scale, pad_w // scale), shortcut.shape[1:3]
             )
         x = shortcut + x
-        tokens = in_portions(
-            lambda part: part + self.mlp(self.norm2(part)), x.flatten(0, 2), self.mlp.layers[0].out_features
-        )
-        return tokens.view(x.shape)
+        return in_portions(self.add_mlp, x.flatten(0, 2), self.hidden_dim).view(x.shape)
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm2(x))
 
 
 class Hiera(nn.Module):
