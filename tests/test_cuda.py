@@ -265,11 +265,13 @@ def test_compiled_training_has_one_graph_for_all_steps_and_takes_those_of_the_ea
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
-def test_a_compiled_network_has_the_gradients_of_the_eager_one(dtype, tolerance, graphs):
+def test_a_compiled_network_has_the_logits_and_gradients_of_the_eager_one(dtype, tolerance, graphs):
     model = network(dtype)
     model.sam.grad_checkpointing = True
+    logits = logits_of(model, IMAGES)
     loss, expected = loss_and_gradients(model)
     model.compile(**COMPILE)
+    assert relative_error(logits_of(model, IMAGES), logits.numpy()) < 0.25 * tolerance
     compiled, found = loss_and_gradients(model)
     assert compiled == pytest.approx(loss, rel=0.1 * tolerance)
     assert_close(found, expected, tolerance)
