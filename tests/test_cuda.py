@@ -23,7 +23,7 @@ from torch.amp import GradScaler
 import cli
 import run
 import train
-from SAM2UNeXT import COMPILE, SAM2UNeXT
+from SAM2UNeXT import SAM2UNeXT
 from tools.plain import PlainNetwork
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -235,7 +235,7 @@ def test_prediction_that_is_out_of_memory_ends_with_what_helps(little_memory, sm
     assert status == 1 and "out of memory: --precision bf16, or a smaller --batch_size or --size, need less" in line
 
 
-# Compiled by torch; a graph that breaks raises, since COMPILE asks for whole ones
+# Compiled by torch; a graph that breaks raises, since whole ones are asked for
 
 
 def test_compiled_prediction_has_one_graph_for_all_pictures_also_of_a_short_batch(
@@ -270,7 +270,7 @@ def test_a_compiled_network_has_the_logits_and_gradients_of_the_eager_one(dtype,
     model.sam.grad_checkpointing = True
     logits = logits_of(model, IMAGES)
     loss, expected = loss_and_gradients(model)
-    model.compile(**COMPILE)
+    model.compile()
     assert relative_error(logits_of(model, IMAGES), logits.numpy()) < 0.25 * tolerance
     compiled, found = loss_and_gradients(model)
     assert compiled == pytest.approx(loss, rel=0.1 * tolerance)
