@@ -191,6 +191,10 @@ def main(args: argparse.Namespace) -> None:
         if args.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+            if device.startswith("cuda"):  # where torch only warns, fused attention's gradients differ between runs
+                torch.backends.cuda.enable_flash_sdp(False)
+                torch.backends.cuda.enable_mem_efficient_sdp(False)
+                torch.backends.cuda.enable_cudnn_sdp(False)
         torch.manual_seed(args.seed)
         model = build_model(args)
         recipe = {f"--{name}": getattr(args, name) for name in RECIPE}

@@ -32,6 +32,12 @@ TINY = {"sam2": "tiny", "aux": "vit_tiny_patch16_224", "aux_size": 64, "size": 6
 NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in TINY.items())
 
 
+def pytest_configure(config):
+    """The figures of all tests but those marked cuda are a CPU's, also where there is a GPU: it is hidden from them."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk():
     """Tests write hundreds of megabytes of checkpoints; none has to outlast a power cut."""

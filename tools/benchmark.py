@@ -3,17 +3,19 @@
     python tools/benchmark.py infer                 a batch through the network: plain, fp32, bf16; seconds, memory
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
+    python tools/benchmark.py largest --memory 24   the largest batch whose training step so many GB of a GPU hold
     python tools/benchmark.py start                 from files of weights to a network that is ready
     python tools/benchmark.py predict --pictures 50 test.py over pictures of 2200 x 3000: how long the network waits
     python tools/benchmark.py eval                  pysodmetrics against metrics.score, in memory, one thread each
     python tools/benchmark.py eval --files 60       also eval.py over that many files of 2200 x 3000: workers, memory
 
 The plain way is the published program's arithmetic (tools/plain.py): fp32, eager, without TF32. Weights are random.
-Prints medians and ratios; `--json FILE` writes them too. Peak memory is that of a process that does nothing else: all
-that it held on a CPU, what torch had allocated on a GPU.
+Prints medians and ratios; `--json FILE` writes them too. Peak memory is, on a CPU, all that a process held that did
+nothing else; on a GPU, what torch had allocated for this way of doing it.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -23,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +54,7 @@ Figures = dict[str, dict[str, float]]  # by what was done, then by name
 SIZES = ((1024, 1024), (2200, 3000))  # height, width
 TRAINED = "trained.pt"
 DISTINCT = 6  # pairs that the files of one run repeat
+BATCHES = range(1, 49)  # that `largest` tries
 
 
 def interleaved(repeats: int, **ways: Callable[[], object]) -> dict[str, float]:
@@ -160,7 +164,7 @@ def options(args: argparse.Namespace) -> dict[str, str | int]:
 
 
 def build(way: str, paths: list[str], args: argparse.Namespace) -> nn.Module:
-    """The network of one way: "plain", or a precision, perhaps with "checkpointed" or "compiled" behind it."""
+    """The network of one way: "plain", or a precision, perhaps with "checkpointed", "compiled", "graphs" behind it."""
     precision, *more = way.split()
     model = plain_start(paths, args) if precision == "plain" else SAM2UNeXT(*paths, **options(args))
     model.load_state_dict(torch.load(Path(paths[0]).with_name(TRAINED), weights_only=True), strict=False)
@@ -169,7 +173,8 @@ def build(way: str, paths: list[str], args: argparse.Namespace) -> nn.Module:
     model.set_precision(cli.precision(precision, args.device)).to(args.device)
     model.sam.grad_checkpointing = "checkpointed" in more
     if "compiled" in more:
-        model.compile()
+        # With CUDA graphs a call's result lasts until the next call only.
+        model.compile(mode="reduce-overhead" if "graphs" in more else None)
     return model
 
 
@@ -189,7 +194,9 @@ def plain_start(paths: list[str], args: argparse.Namespace) -> SAM2UNeXT:
 
 
 def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) -> Callable[[], Tensor]:
-    """What does the work of `infer` or `train` once, in one way; it gives the logits (B, 1, S, S), or the loss (1)."""
+    """What does the work of `infer` or `train` once, in one way, and waits for it; it gives the logits (B, 1, S, S),
+    where they were made, or the loss (1).
+    """
     torch.backends.cudnn.allow_tf32 = False  # matrices have none unless asked
     network = build(way, paths, args)
     torch.manual_seed(0)
@@ -198,10 +205,13 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
 
     @torch.inference_mode()
     def infer() -> Tensor:
-        return network(images).cpu()
+        logits = network(images)
+        wait_for(args.device)
+        return logits
 
     def step() -> Tensor:
         (figures,) = train.train_one_epoch(network, [(images, masks, ["random"])], optimizer, scaler)
+        wait_for(args.device)
         return torch.tensor([figures["bce"] + figures["wiou"]])
 
     if command == "infer":
@@ -212,32 +222,45 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
     return step
 
 
+def wait_for(device: str) -> None:
+    """Returns when a GPU is done with all that it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
 def measure_memory(command: str, way: str, paths: list[str], args: argparse.Namespace) -> float:
-    """Megabytes at the peak of this process, or of its GPU, when it has done the work twice."""
+    """Megabytes that this process, which does nothing else, held at its peak after doing the work twice."""
     work = prepare(command, way, paths, args)
     for _ in range(2):
         work()
-    if args.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(args.device) / 2**20
     status = Path("/proc/self/status").read_text()  # not getrusage's figure, which starts with the parent's
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def benchmark_network(args: argparse.Namespace) -> Figures:
     """Inference or a training step in all ways: seconds, memory, and how far results are from the plain ones."""
-    fast = [args.precision] if args.precision != "fp32" else []
-    ways = ["plain", "fp32", *fast]
+    gpu = args.device.startswith("cuda")
+    ways = ["plain", "fp32"] + ([args.precision] if args.precision != "fp32" else [])
     if args.command == "train":
         ways.append(f"{args.precision} checkpointed")
     if args.compile:
         ways.append(f"{args.precision} compiled")
-    memory = {}
+    if args.compile and args.command == "infer" and gpu:
+        ways.append(f"{args.precision} compiled graphs")
+    works, results, memory = {}, {}, {}
     with weight_files(args) as paths:
         for way in ways:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                memory[way] = process.submit(measure_memory, args.command, way, paths, args).result()
-        works = {way: prepare(args.command, way, paths, args) for way in ways}
-    results = {way: work() for way, work in works.items()}
+            if gpu:
+                before = torch.cuda.memory_allocated(args.device)
+                torch.cuda.reset_peak_memory_stats(args.device)
+            else:
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                    memory[way] = process.submit(measure_memory, args.command, way, paths, args).result()
+            works[way] = prepare(args.command, way, paths, args)
+            results[way] = works[way]().cpu()
+            if gpu:
+                works[way]()
+                memory[way] = (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
     seconds = interleaved(args.repeats, **works)
     greatest = results["plain"].abs().max()
     return {
@@ -250,6 +273,44 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         }
         for way in ways
     }
+
+
+def largest_batch(way: str, paths: list[str], batches: Sequence[int], args: argparse.Namespace) -> dict[str, float]:
+    """In a process of its own: the largest of these batches whose training step fits, its seconds and its memory."""
+    total = torch.cuda.get_device_properties(args.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory * 1e9 / total), args.device)
+    found: dict[str, float] = {"batch": 0}
+
+    def is_too_large(batch: int) -> bool:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(args.device)
+        args.batch_size = batch
+        try:
+            seconds = interleaved(args.repeats, step=prepare("train", way, paths, args))["step"]
+        except torch.OutOfMemoryError:
+            return True
+        peak = torch.cuda.max_memory_allocated(args.device) / 2**20
+        found.update({"batch": batch, "s": seconds, "pictures a second": batch / seconds, "peak MB": peak})
+        return False
+
+    bisect_left(batches, True, key=is_too_large)
+    return found
+
+
+def benchmark_largest(args: argparse.Namespace) -> Figures:
+    """The largest batch that so many GB hold, in all ways; the compiled one is tried with that of the eager one."""
+    if not args.device.startswith("cuda"):
+        raise ValueError(f"--device {args.device}: the memory of GPUs alone can be limited; give cuda")
+    compiled = f"{args.precision} compiled"
+    ways = dict.fromkeys(["fp32", args.precision, f"{args.precision} checkpointed"] + [compiled] * args.compile)
+    results: Figures = {}
+    with weight_files(args) as paths:
+        for way in ways:
+            batches = [results[args.precision]["batch"]] if way == compiled else BATCHES
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                results[way] = process.submit(largest_batch, way, paths, batches, args).result()
+    return results
 
 
 def benchmark_start(args: argparse.Namespace) -> Figures:
@@ -266,21 +327,28 @@ def benchmark_start(args: argparse.Namespace) -> Figures:
 
 
 class Clock:
-    """A network that notes how long it computes."""
+    """A network that notes how long it computes, but for the first call, which compiles and chooses kernels."""
 
     def __init__(self, network: nn.Module):
         self.network = network
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.seconds = 0.0
-        self.start: float | None = None  # of the first call
+        self.calls = 0
+        self.start: float | None = None  # when the first call was done
+        self.images: Tensor | None = None  # of the last call
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.network, name)
 
     def __call__(self, images: Tensor) -> Tensor:
-        start = time.perf_counter()
-        self.start = self.start or start
+        if self.start is None:
+            logits = self.network(images)
+            wait_for(str(images.device))
+            self.start = time.perf_counter()
+            return logits
+        self.calls, self.images = self.calls + 1, images
         if not images.is_cuda:
+            start = time.perf_counter()
             logits = self.network(images)
             self.seconds += time.perf_counter() - start
             return logits
@@ -292,12 +360,30 @@ class Clock:
         return logits
 
     def busy(self) -> float:
-        """Seconds of all calls together."""
+        """Seconds of all calls together. On a GPU also those in which it waited for Python within a call."""
+        for _, end in self.events:
+            end.synchronize()
         return self.seconds + sum(start.elapsed_time(end) / 1000 for start, end in self.events)
+
+    @torch.inference_mode()
+    def undisturbed(self, repeats: int) -> float:
+        """Seconds that the calls would take with nothing else going on."""
+
+        def call() -> None:
+            self.network(self.images)
+            wait_for(str(self.images.device))
+
+        return self.calls * interleaved(repeats, call=call)["call"]
 
 
 def benchmark_predict(args: argparse.Namespace) -> Figures:
-    """test.py over large JPEG files: pictures a second, and the share of the time in which the network waits."""
+    """test.py over large JPEG files: pictures a second, and the share of the time in which the network computes.
+
+    What it would need with nothing else going on is the share that counts: whatever is above it, it waits, be it for
+    pictures or, within a call, for threads that hold Python back.
+    """
+    if args.pictures <= args.batch_size:
+        raise ValueError(f"--pictures {args.pictures}: more than one batch is needed, the first does not count")
     with tempfile.TemporaryDirectory() as folder:
         (images := Path(folder, "images")).mkdir()
         rng = np.random.default_rng(0)
@@ -316,18 +402,23 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
         with mock.patch.object(test.SAM2UNeXT, "from_checkpoint", lambda *paths: clock):
             test.main(commands)
         seconds = time.perf_counter() - clock.start
-    share = clock.busy() / seconds
-    return {"test.py": {"pictures a second": args.pictures / seconds, "share of the time in the network": share}}
+    return {
+        "test.py": {
+            "pictures a second": (args.pictures - args.batch_size) / seconds,
+            "share of the time in the network": clock.busy() / seconds,
+            "share that it needs undisturbed": clock.undisturbed(args.repeats) / seconds,
+        }
+    }
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.exit_on_error(cli.NOTHING_STARTED, "a smaller --batch_size or --size needs less"):
         if args.command == "eval":
             results = benchmark_scores(args.repeats) | (benchmark_files(args.files, args.repeats) if args.files else {})
         else:
             args.device = cli.device(args.device)
-            benchmark = {"start": benchmark_start, "predict": benchmark_predict}.get(args.command, benchmark_network)
-            results = benchmark(args)
+            others = {"start": benchmark_start, "predict": benchmark_predict, "largest": benchmark_largest}
+            results = others.get(args.command, benchmark_network)(args)
     for name, figures in results.items():
         print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
     if args.json:
@@ -340,6 +431,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     helps = {
         "infer": "a batch through the network",
         "train": "an optimiser step",
+        "largest": "the largest batch of an optimiser step that memory holds",
         "start": "from files of weights to a network",
         "predict": "test.py over large pictures",
         "eval": "the nine metrics",
@@ -360,8 +452,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         if name == "predict":
             command.add_argument("--pictures", type=cli.number(), default=200, help="how many")
-        if name != "start":
+        if name == "largest":
+            command.add_argument(
+                "--memory", type=cli.number(float), default=24, help="GB of the GPU to use, of 1e9 bytes"
+            )
+        elif name != "start":
             command.add_argument("--batch_size", type=cli.number(), default=1, help="pictures at a time")
+        if name != "start":
             command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
             command.add_argument("--compile", action="store_true", help="compiled by torch as well")
     return parser

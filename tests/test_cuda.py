@@ -1,0 +1,341 @@
+"""The program on a GPU, where the other tests see none: `python -m pytest -m cuda`."""
+
+import copy
+import gc
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import recipe
+import torch
+import torch.distributed as dist
+from conftest import ROOT, SMALL, TINY, failure, golden, relative_error
+from conftest import train_arguments as arguments
+from test_predict import arguments as predict_arguments
+from test_predict import read_maps, script
+from test_resume import equal, killed
+from torch._dynamo.utils import counters
+from torch.amp import GradScaler
+
+import cli
+import run
+import train
+from SAM2UNeXT import SAM2UNeXT
+from tools.plain import PlainNetwork
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+DEVICE = "cuda"
+IMAGES, MASKS = recipe.image("cuda", (2, 3, 64, 64)), recipe.mask("cuda", (2, 1, 64, 64))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _full_float32():
+    """TF32, whose ten bits convolutions compute with unless told otherwise, would hide what these tests look for."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(scope="module")
+def full_model():
+    """Gives a function: the full network on the GPU in float32, filled with the parameters of a seed; one for all."""
+    with torch.device("meta"):
+        model = SAM2UNeXT()
+    model = model.to_empty(device=DEVICE)
+
+    def fill(seed: int) -> SAM2UNeXT:
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
+        return recipe.fill(model, seed).eval()
+
+    return fill
+
+
+@pytest.fixture
+def graphs():
+    """What torch.compile counts, from nothing: graphs compiled, and breaks between them."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters
+    torch._dynamo.reset()
+
+
+def network(dtype: torch.dtype = torch.float32) -> SAM2UNeXT:
+    return recipe.fill(SAM2UNeXT(**SMALL), 0).eval().set_precision(dtype).to(DEVICE)
+
+
+def logits_of(model, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images.to(DEVICE)).cpu()
+
+
+def loss_and_gradients(model, images=IMAGES, masks=MASKS) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad(set_to_none=True)
+    loss = train.structure_loss(model(images.to(DEVICE)), masks.to(DEVICE))
+    loss.backward()
+    return loss.item(), {name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+    """All gradients within `tolerance` of the norm; those near 0 within as much of the mean norm of all."""
+    assert ours.keys() == theirs.keys()
+    least = sum(gradient.norm() for gradient in theirs.values()) / len(theirs)
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() < tolerance * max(gradient.norm(), least), name
+
+
+# The figures of the original
+
+
+def test_full_network_at_1024_gives_the_figures_of_the_original(full_model):
+    model, expected = full_model(0), golden("sam2unext_large_1024.npz")
+    maps = {}
+    hooks = [
+        model.sam.register_forward_hook(lambda _, __, output: maps.update(enumerate(output, 1))),
+        model.dino.register_forward_hook(lambda _, __, output: maps.update(dino=output[-1])),
+    ]
+    logits = logits_of(model, recipe.image("full", (1, 3, 1024, 1024), 0))
+    for hook in hooks:
+        hook.remove()
+    assert relative_error(logits[:, 0, ::8, ::8], expected["logits"]) < 1e-3
+    assert relative_error(maps["dino"][0, ::13, ::2, ::2].cpu(), expected["dino"]) < 1e-3
+    for i in range(1, 5):
+        assert relative_error(maps[i][0, ::13, ::8, ::8].cpu(), expected[f"sam/stage{i}"]) < 1e-3
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_full_network_in_half_precision_stays_near_them(dtype, tolerance, full_model):
+    model = copy.deepcopy(full_model(0)).set_precision(dtype)
+    logits = logits_of(model, recipe.image("full", (1, 3, 1024, 1024), 0))
+    assert relative_error(logits[:, 0, ::8, ::8], golden("sam2unext_large_1024.npz")["logits"]) < tolerance
+
+
+def test_four_training_steps_are_those_of_the_original(full_model):
+    model, expected = full_model(3), golden("training.json")
+    optimizer, scheduler = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=2)
+    scaler = GradScaler(DEVICE, enabled=False)
+    losses = []
+    for epoch in range(2):
+        for step in range(2):
+            name = f"train{epoch}-{step}"
+            batch = recipe.image(name, (2, 3, 256, 256), 3), recipe.mask(name, (2, 1, 256, 256), 3), ["a", "b"]
+            [figures] = train.train_one_epoch(model, [batch], optimizer, scaler)
+            losses.append(figures["bce"] + figures["wiou"])
+        scheduler.step()
+    # A GPU adds up in another order. The first loss, and the second, since AdamW's first step is as long as the rate
+    # whatever the gradient's size, show the last bits alone. From there on it divides by the size of gradients near 0:
+    # another order on a CPU moves the last two losses by 2.5e-4, means of weights by 4e-5, single weights by any share
+    # of a step.
+    assert losses[:2] == pytest.approx(expected["loss"][:2], abs=1e-4)
+    assert losses[2:] == pytest.approx(expected["loss"][2:], abs=1e-3)
+    rates = sum(expected["lr"])
+    state = model.state_dict()
+    for key, figures in expected["final"].items():
+        tensor = state[key].cpu()
+        assert tensor.abs().mean().item() == pytest.approx(figures["abs"], rel=1e-3), key
+        assert tensor.mean().item() == pytest.approx(figures["mean"], abs=1e-3 * figures["abs"]), key
+        assert np.allclose(tensor.flatten()[:4], figures["first"], rtol=1e-2, atol=rates), key
+
+
+# One network on both devices, in all precisions
+
+
+def test_the_small_network_is_that_of_the_cpu(small_model):
+    model = copy.deepcopy(small_model).to(DEVICE)
+    with torch.no_grad():
+        assert relative_error(logits_of(model, IMAGES), small_model(IMAGES).numpy()) < 1e-4
+    small_model = copy.deepcopy(small_model)
+    loss = train.structure_loss(small_model(IMAGES), MASKS)
+    loss.backward()
+    ours, gradients = loss_and_gradients(model)
+    assert ours == pytest.approx(loss.item(), rel=1e-4)
+    assert_close(gradients, {name: p.grad for name, p in small_model.named_parameters() if p.requires_grad}, 1e-3)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (256, 256), (128, 224)])  # windows that fit, and such that need padding
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_the_fast_network_gives_the_logits_of_the_plain_one(dtype, tolerance, size):
+    images = recipe.image("plain", (2, 3, *size))
+    plain = logits_of(PlainNetwork(network()), images)
+    logits = logits_of(network(dtype), images)
+    assert logits.dtype == torch.float32
+    assert relative_error(logits, plain.numpy()) < tolerance
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.2), (torch.float16, 0.05)])
+def test_half_precision_gives_about_the_same_gradients_in_float32(dtype, tolerance):
+    (loss, ours), (exact, theirs) = loss_and_gradients(network(dtype)), loss_and_gradients(network())
+    assert loss == pytest.approx(exact, rel=0.1 * tolerance)
+    assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
+    assert_close(ours, theirs, tolerance)
+
+
+def test_auto_is_the_gpu():
+    assert cli.device("auto") == DEVICE
+
+
+@pytest.mark.parametrize("more", [(), ("--batch_size", 4, "--flip")])
+def test_maps_are_those_of_the_cpu(more, small_checkpoint, toy, tmp_path):
+    for device in ("cpu", DEVICE):
+        args = predict_arguments(small_checkpoint, toy / "train/Image", tmp_path / device, "--device", device, *more)
+        script.main(args)
+    ours, theirs = read_maps(tmp_path / DEVICE), read_maps(tmp_path / "cpu")
+    assert ours.keys() == theirs.keys() and len(ours) == 6
+    for name, map_ in theirs.items():
+        assert ours[name].shape == map_.shape and np.abs(ours[name].astype(int) - map_).max() <= 1
+
+
+# Memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype):
+    images, masks = recipe.image("memory", (2, 3, 256, 256)), recipe.mask("memory", (2, 1, 256, 256))
+    peaks, losses, gradients = [], [], []
+    model = network(dtype)
+    loss_and_gradients(model, images, masks)  # workspaces of the libraries come to stay
+    for model.sam.grad_checkpointing in (False, True):
+        model.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss, gradient = loss_and_gradients(model, images, masks)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        losses.append(loss)
+        gradients.append(gradient)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert_close(gradients[1], gradients[0], 1e-4)  # resizing's backward adds up in any order
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+@pytest.fixture
+def little_memory():
+    """Half a gigabyte more than is taken."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + 2**29
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(DEVICE).total_memory)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def test_training_that_is_out_of_memory_ends_with_what_helps(little_memory, toy, tmp_path, capsys):
+    status, line = failure(train.main, arguments("--size 1024 --batch_size 6", toy, tmp_path), capsys)
+    assert status == 1 and "out of memory: --precision bf16, --grad_checkpointing, or a smaller --batch_size" in line
+
+
+def test_prediction_that_is_out_of_memory_ends_with_what_helps(little_memory, small_checkpoint, toy, tmp_path, capsys):
+    more = ("--device", DEVICE, "--size", 1024, "--batch_size", 4)
+    args = predict_arguments(small_checkpoint, toy / "train/Image", tmp_path, *more)
+    status, line = failure(script.main, args, capsys)
+    assert status == 1 and "out of memory: --precision bf16, or a smaller --batch_size or --size, need less" in line
+
+
+# Compiled by torch; a graph that breaks raises, since whole ones are asked for
+
+
+def test_compiled_prediction_has_one_graph_for_all_pictures_also_of_a_short_batch(
+    graphs, small_checkpoint, toy, tmp_path
+):
+    for folder, more in (("eager", ()), ("compiled", ("--compile",))):
+        options = ("--device", DEVICE, "--batch_size", 4, "--flip", *more)  # six pictures: the last batch has two
+        script.main(predict_arguments(small_checkpoint, toy / "train/Image", tmp_path / folder, *options))
+    assert graphs["stats"]["unique_graphs"] == 1 and not graphs["graph_break"]
+    eager, compiled = read_maps(tmp_path / "eager"), read_maps(tmp_path / "compiled")
+    assert eager.keys() == compiled.keys() and len(eager) == 6
+    for name, map_ in eager.items():
+        assert np.abs(compiled[name].astype(int) - map_).max() <= 1
+
+
+def test_compiled_training_has_one_graph_for_all_steps_and_takes_those_of_the_eager_one(graphs, toy, tmp_path):
+    losses = {}
+    for name, more in (("eager", ""), ("compiled", "--compile")):
+        text = f"--device {DEVICE} --epoch 2 --batch_size 3 --log_every 1 {more}"
+        train.main(arguments(text, toy, tmp_path / name))
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss"] for line in lines]
+    assert graphs["stats"]["unique_graphs"] == 2 and not graphs["graph_break"]  # and that of the pictures shown
+    assert len(losses["eager"]) == 6  # four steps and two epochs
+    assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-2)  # AdamW makes much of the last bits
+    assert losses["compiled"][0] == pytest.approx(losses["eager"][0], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_a_compiled_network_has_the_logits_and_gradients_of_the_eager_one(dtype, tolerance, graphs):
+    model = network(dtype)
+    model.sam.grad_checkpointing = True
+    logits = logits_of(model, IMAGES)
+    loss, expected = loss_and_gradients(model)
+    model.compile()
+    assert relative_error(logits_of(model, IMAGES), logits.numpy()) < 0.25 * tolerance
+    compiled, found = loss_and_gradients(model)
+    assert compiled == pytest.approx(loss, rel=0.1 * tolerance)
+    assert_close(found, expected, tolerance)
+
+
+# Processes
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """The environment that torchrun gives to one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sync_bn", [False, True])
+def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
+    model = network()
+    expected, gradients = loss_and_gradients(model.train())
+    statistics = model.up1.conv.double_conv[1].running_mean.cpu()
+    model = network()
+    distributed = train.distribute(model, f"{DEVICE}:0", sync_bn)
+    assert dist.get_backend() == "nccl"
+    synchronised = [module for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
+    assert len(synchronised) == (8 if sync_bn else 0)
+    loss, found = loss_and_gradients(distributed.train())
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert_close({name.removeprefix("module."): gradient for name, gradient in found.items()}, gradients, 1e-4)
+    assert torch.allclose(model.up1.conv.double_conv[1].running_mean.cpu(), statistics, atol=1e-6)
+    assert run.over_processes(torch.tensor([2.0], device=DEVICE)).item() == 2
+    assert run.of_all_processes(["a", "b"]) == ["a", "b"]
+
+
+def test_torchrun_with_one_process_trains_validates_and_ends(toy, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "1",
+        ROOT / "train.py",
+    ]
+    command += ["--hiera_path", "random", "--dinov2_path", "random", "--sync_bn", "--save_path", tmp_path]
+    command += [word for name, value in TINY.items() for word in (f"--{name}", value)]
+    command += ["--epoch", 1, "--batch_size", 3, "--workers", 1, "--device", DEVICE]
+    for kind, folder in (("train", "train"), ("val", "test")):
+        command += [f"--{kind}_image_path", toy / folder / "Image", f"--{kind}_mask_path", toy / folder / "Mask"]
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "training on cuda" in result.stdout and (tmp_path / "SAM2-UNeXT-1.pth").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_and_resumed_it_ends_bit_equal_when_deterministic(precision, toy, from_files, tmp_path):
+    more = f"--deterministic --precision {precision} --device {DEVICE}"
+    assert killed([], toy, tmp_path / "undisturbed", from_files, more) == [0]
+    assert killed(["optimizer 3", "write 2"], toy, tmp_path / "killed", from_files, more)[-1] == 0
+    for name in ("SAM2-UNeXT-2.pth", "last.pth"):
+        assert equal(tmp_path / "killed" / name, tmp_path / "undisturbed" / name)
