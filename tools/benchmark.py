@@ -244,7 +244,7 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
     if args.command == "train":
         ways.append(f"{args.precision} checkpointed")
     if args.compile:
-        ways.append(f"{args.precision} compiled")
+        ways.append(f"{args.precision if gpu else 'fp32'} compiled")
     if args.compile and args.command == "infer" and gpu:
         ways.append(f"{args.precision} compiled graphs")
     works, results, memory = {}, {}, {}
