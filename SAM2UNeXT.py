@@ -229,7 +229,7 @@ class SAM2UNeXT(nn.Module):
     def compile(self, **options: Any) -> None:
         """Has torch compile the network: one graph for each shape of the input, `options` as torch.compile has them.
 
-        Raises ValueError for bf16 and fp16 on CPUs, where what torch 2.15 makes of a block gives NaN.
+        Raises ValueError for bf16 and fp16 on CPUs, where what torch 2.15 makes of the trunk gives NaN.
         """
         if self.head.weight.device.type == "cpu" and self.precision != torch.float32:
             raise ValueError("--compile: torch does it wrongly in bf16 and fp16 on CPUs; give --precision fp32 as well")

@@ -165,6 +165,10 @@ def grey_map(logits: Tensor, sample: Sample, settings: Settings) -> np.ndarray:
     return grey.cpu().numpy()
 
 
+def finish(logits: Tensor, sample: Sample, settings: Settings) -> None:
+    write(grey_map(logits, sample, settings), sample, settings)
+
+
 @torch.inference_mode()
 def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, least: int = 1) -> Tensor:
     """The logits (B, views, 1, S, S) of the pictures: as they are and, with `flip`, mirrored and mirrored back.
@@ -209,7 +213,7 @@ def predict(
             logits = predict_batch(model, batch, settings.flip, least) if batch else []
             for sample, views in zip(batch, logits, strict=True):
                 if views.is_cuda:  # waiting for the GPU is left to the writers: it has its next batch meanwhile
-                    work = writers.submit(lambda *job: write(grey_map(*job), *job[1:]), views, sample, settings)
+                    work = writers.submit(finish, views, sample, settings)
                 else:  # computing in several threads would slow down the network
                     work = writers.submit(write, grey_map(views, sample, settings), sample, settings)
                 written.append(work)
