@@ -38,6 +38,7 @@ from dataset import image_tensor
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
+LESS_MEMORY = "--precision bf16, or a smaller --batch_size or --size, need less"
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
 
 
@@ -307,7 +308,7 @@ def main(args: argparse.Namespace) -> None:
     rank, _, processes = cli.ranks()
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (only the first process tells how it goes)
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
         device = cli.device(args.device)
         precision = cli.precision(args.precision, device)
         save_path = args.save_path
@@ -343,7 +344,7 @@ def main(args: argparse.Namespace) -> None:
     share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
     before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
     print(f"{args.checkpoint} on {device} in {settings.precision}; {files.count(total, 'picture')}{share}{before}")
-    with cli.exit_on_error(cli.NOT_COMPLETED, "--precision bf16, or a smaller --batch_size or --size, need less"):
+    with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
         done = len(tasks) - len(remaining)
         with tqdm(total=len(tasks), initial=done, unit="img", disable=rank > 0) as bar:
             least = args.batch_size if args.compile else 1

@@ -186,6 +186,8 @@ def main(args: argparse.Namespace) -> None:
         val_pairs = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, mend=UNPAIRED_MEND)
         folder = files.output_folder(args.save_path)
         run.check_files([*pairs, *val_pairs], args.workers)
+        if args.sync_bn and args.compile:
+            raise ValueError("--sync_bn and --compile do not go together: leave out one")
         if args.sync_bn and not device.startswith("cuda"):
             raise ValueError("--sync_bn: torch does it on GPUs alone; leave it out")
         if args.deterministic:

@@ -65,6 +65,9 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(toy, from_files, t
     assert run.read_last(tmp_path)[1]["progress"]["step"] == 2
 
 
-def test_sync_bn_needs_gpus(toy, tmp_path, capsys):
-    status, line = failure(train.main, arguments("--sync_bn --device cpu", toy, tmp_path), capsys)
-    assert status == 2 and "--sync_bn: torch does it on GPUs alone" in line
+@pytest.mark.parametrize(
+    "more, message", [("", "--sync_bn: torch does it on GPUs alone"), ("--compile", "do not go together: leave out one")]
+)
+def test_sync_bn_needs_gpus_and_no_compiler(more, message, toy, tmp_path, capsys):
+    status, line = failure(train.main, arguments(f"--sync_bn --device cpu {more}", toy, tmp_path), capsys)
+    assert status == 2 and message in line
