@@ -66,7 +66,8 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(toy, from_files, t
 
 
 @pytest.mark.parametrize(
-    "more, message", [("", "--sync_bn: torch does it on GPUs alone"), ("--compile", "do not go together: leave out one")]
+    "more, message",
+    [("", "--sync_bn: torch does it on GPUs alone"), ("--compile", "do not go together: leave out one")],
 )
 def test_sync_bn_needs_gpus_and_no_compiler(more, message, toy, tmp_path, capsys):
     status, line = failure(train.main, arguments(f"--sync_bn --device cpu {more}", toy, tmp_path), capsys)
