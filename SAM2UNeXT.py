@@ -23,6 +23,7 @@ from sam2.modeling.backbones.utils import sums_as_published
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
+LET_GO_AFTER = 5 * 10**7  # values read from mapped files, 200 MB of them
 
 
 class Adapter(nn.Module):
@@ -196,8 +197,7 @@ class SAM2UNeXT(nn.Module):
 
     def let_go(self) -> None:
         """Takes what is mapped from the encoders' files out of memory; it comes back when it is next looked at."""
-        for record in self.encoders.values():
-            checkpoint.let_go(record["source"])
+        checkpoint.let_go(*(record["source"] for record in self.encoders.values()))
 
     def fingerprints(self) -> dict[str, str]:
         """What tells each encoder's weights from others, by the option that names its file."""
@@ -217,13 +217,17 @@ class SAM2UNeXT(nn.Module):
         BatchNorm inside its kernels.
         """
         self.precision = dtype
+        converted = 0  # values since mapped files were let go
         for encoder in filter(None, (self.sam, self.dino)):
-            for i, module in enumerate(encoder.modules()):
+            for module in encoder.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
+                    converted += module.weight.numel() if module.weight.dtype != dtype else 0
                     module.to(dtype)
-                if i % 100 == 0:
-                    self.let_go()
-        self.let_go()
+                    if converted > LET_GO_AFTER:
+                        self.let_go()
+                        converted = 0
+        if converted:
+            self.let_go()
         return self
 
     def compile(self, **options: Any) -> None:

@@ -320,21 +320,21 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.sum(dtype=torch.float32).isfinite().item() or tensor.float().isfinite().all().item()
 
 
-def let_go(source: str | Path) -> None:
-    """Takes the pages of a local file that `read` has mapped out of this process's memory.
+def let_go(*sources: str | Path) -> None:
+    """Takes the pages of local files that `read` has mapped out of this process's memory.
 
-    They come back from the file when they are next looked at. Nothing happens to mappings that were written to, and on
+    They come back from the files when they are next looked at. Nothing happens to mappings that were written to, and on
     other systems than Linux.
     """
     smaps = Path("/proc/self/smaps")
-    if not smaps.exists():
+    if not sources or not smaps.exists():
         return
-    libc, name = ctypes.CDLL(None, use_errno=True), os.path.realpath(source)
+    libc, names = ctypes.CDLL(None), {os.path.realpath(source) for source in sources}
     place = None
     for line in smaps.read_text(errors="surrogateescape").splitlines():
         words = line.split(maxsplit=5)
         if "-" in words[0]:  # start-end, rights, offset, device, inode and name of the next mapping
-            place = [int(end, 16) for end in words[0].split("-")] if words[-1] == name else None
+            place = [int(end, 16) for end in words[0].split("-")] if words[-1] in names else None
         elif place and words[:2] == ["Anonymous:", "0"]:  # kB of copies that belong to this process alone
             start, end = place
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
