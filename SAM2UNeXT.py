@@ -5,6 +5,7 @@ A side of the auxiliary encoder's input, P its reduction (14 for DINOv2).
 """
 
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 
 import checkpoint
 import files
+import memory
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
-from sam2.modeling.backbones.utils import sums_as_published
+from sam2.modeling.backbones.utils import joined, portions_of, sums_as_published
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
@@ -62,12 +64,17 @@ class DoubleConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training or torch.is_grad_enabled():
             return self.double_conv(x)
-        for i in (0, 3):  # BatchNorm, which is linear now, goes into the convolution's weights
-            conv, norm = self.double_conv[i], self.double_conv[i + 1]
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-            x = F.conv2d(x, weight, bias, padding=conv.padding).relu_()
+        for weight, bias in self.folded():
+            x = F.conv2d(x, weight, bias, padding=1).relu_()
         return x
+
+    def folded(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of both convolutions with BatchNorm, which is linear in eval mode, taken into them."""
+        layers = []
+        for conv, norm in (self.double_conv[:2], self.double_conv[3:5]):
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            layers.append((conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale))
+        return layers
 
 
 class Up(nn.Module):
@@ -77,9 +84,47 @@ class Up(nn.Module):
         super().__init__()
         self.conv = DoubleConv(in_channels, out_channels)
 
-    def forward(self, deeper: Tensor, skip: Tensor | None = None) -> Tensor:
-        x = deeper if skip is None else torch.cat([deeper, skip], dim=1)
-        return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+    def forward(self, deeper: Tensor, skip: Tensor | None = None, head: nn.Module | None = None) -> Tensor:
+        """Maps (B, C, H, W) -> (B, C', 2H, 2W), and what `head`, which acts on each pixel alone, makes of it."""
+        maps = [deeper] if skip is None else [deeper, skip]
+        head = nn.Identity() if head is None else head
+        height, enlarged = 2 * deeper.shape[2], 4 * sum(map_.numel() for map_ in maps)
+        strips = 1 if self.training else min(height, portions_of(enlarged, deeper.device))
+        if strips == 1:
+            x = F.interpolate(torch.cat(maps, dim=1), scale_factor=2, mode="bilinear", align_corners=True)
+            return head(self.conv(x))
+        layers = self.conv.folded()
+        ends = [height * i // strips for i in range(strips + 1)]
+        rows = (head(convolved_rows(maps, layers, *strip)).permute(0, 2, 3, 1) for strip in pairwise(ends))
+        return joined(rows, 1, height).permute(0, 3, 1, 2)  # channels last, as they lie
+
+
+def convolved_rows(maps: list[Tensor], layers: list[tuple[Tensor, Tensor]], top: int, bottom: int) -> Tensor:
+    """The rows from `top` to before `bottom` of what comes out of a step of the decoder.
+
+    `layers` are weight and bias of its 3x3 convolutions, each with a ReLU behind it; they see the maps (B, C, H, W),
+    one behind the other and bilinearly twice as large.
+    """
+    if not layers:
+        return upsampled_rows(maps, top, bottom)
+    *before, (weight, bias) = layers
+    above, below = max(top - 1, 0), min(bottom + 1, 2 * maps[0].shape[2])
+    x = convolved_rows(maps, before, above, below)
+    if below - above < bottom - top + 2:  # a convolution sees zeros around the map
+        x = F.pad(x, (0, 0, above - top + 1, bottom + 1 - below))
+    return F.conv2d(x, weight, bias, padding=(0, 1)).relu_()
+
+
+def upsampled_rows(maps: list[Tensor], top: int, bottom: int) -> Tensor:
+    """Those rows of torch.cat(maps, dim=1), (B, C, H, W), made twice as large bilinearly with aligned corners."""
+    _, _, H, W = maps[0].shape
+    position = torch.arange(top, bottom) * ((H - 1) / (2 * H - 1))
+    upper = position.long()
+    lower = (upper + 1).clamp(max=H - 1)
+    first, end = int(upper[0]), int(lower[-1]) + 1
+    x = torch.cat([map_[:, :, first:end] for map_ in maps], dim=1).float().permute(0, 2, 3, 1)  # rows in front
+    x = torch.lerp(x[:, upper - first], x[:, lower - first], (position - upper)[:, None, None])
+    return F.interpolate(x.permute(0, 3, 1, 2), size=(bottom - top, 2 * W), mode="bilinear", align_corners=True)
 
 
 class SAM2UNeXT(nn.Module):
@@ -197,7 +242,7 @@ class SAM2UNeXT(nn.Module):
 
     def let_go(self) -> None:
         """Takes what is mapped from the encoders' files out of memory; it comes back when it is next looked at."""
-        checkpoint.let_go(*(record["source"] for record in self.encoders.values()))
+        memory.let_go(*(record["source"] for record in self.encoders.values()))
 
     def fingerprints(self) -> dict[str, str]:
         """What tells each encoder's weights from others, by the option that names its file."""
@@ -250,7 +295,9 @@ class SAM2UNeXT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
             aux_map = self.encode_aux(x)  # (B, C, A/P, A/P) or None
+            trim_for(x)
             x1, x2, x3, x4 = self.sam(x)  # (B, C, H/4, W/4) to (B, C, H/32, W/32)
+            trim_for(x)
             x1 = self.glue(x1, aux_map, "1")  # (B, 128, H/4, W/4)
             x2 = self.glue(x2, aux_map, "2")
             x3 = self.glue(x3, aux_map, "3")
@@ -259,8 +306,7 @@ class SAM2UNeXT(nn.Module):
             x = self.up4(x4)  # (B, 128, H/16, W/16)
             x = self.up3(x, x3)
             x = self.up2(x, x2)
-            x = self.up1(x, x1)  # (B, 128, H/2, W/2)
-            logits = self.head(x)
+            logits = self.up1(x, x1, self.head)  # (B, 1, H/2, W/2)
         return F.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
@@ -290,7 +336,7 @@ class SAM2UNeXT(nn.Module):
             bias = for_aux.flatten(1) @ align.bias
         aux = F.conv2d(aux_map, weight[..., None, None], bias)  # (B, 128, A/P, A/P)
         aux = F.interpolate(aux, size=size, mode="bilinear", align_corners=False)
-        return F.conv2d(sam_map, for_sam, reduce.bias) + aux
+        return F.conv2d(sam_map, for_sam, reduce.bias).add_(aux)
 
     @torch.no_grad()
     def predict(self, picture: Image.Image | np.ndarray) -> np.ndarray:
@@ -303,6 +349,12 @@ class SAM2UNeXT(nn.Module):
             picture = Image.fromarray(picture)
         image = image_tensor(files.eight_bits(picture, "RGB"), self.size).to(self.head.weight.device)
         return probability_map(self(image[None])[0], (picture.height, picture.width)).cpu().numpy()
+
+
+def trim_for(x: Tensor) -> None:
+    """Gives memory back if `x` lies in the CPU's: malloc keeps up to 1.5 GB of what an encoder has let go."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        memory.trim()
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:

@@ -5,7 +5,6 @@ copying them, and names a file of the wrong kind for what it is. Writing goes to
 is renamed into it, so that a file under its final name is always whole.
 """
 
-import ctypes
 import hashlib
 import http.client
 import logging
@@ -28,6 +27,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_ca
 from torch import Tensor, nn
 
 import files
+import memory
 
 FORMAT = 2  # version of the files that `save_network` writes; those of version 1 were always whole
 NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # arguments of SAM2UNeXT in their headers
@@ -49,7 +49,6 @@ DINOV2_PATCHES = (3, DINOV2_PATCH, DINOV2_PATCH)  # shape of what turns one into
 SAMPLED = 64  # values of each matrix that a fingerprint looks at, about
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights may be stored in
 LARGEST_SIDE = 2**14  # pixels that a header may ask for
-MADV_DONTNEED = 4  # of Linux's madvise
 SILENCE = 60  # seconds after which a server that sends nothing is given up
 
 
@@ -309,7 +308,7 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
-    let_go(source)
+    memory.let_go(source)
     if broken:
         more = f" (and in {len(broken) - 1} more)" if len(broken) > 1 else ""
         raise ValueError(f"{source}: holds NaN or infinity in {broken[0]}{more}; get an earlier or a sound file")
@@ -318,26 +317,6 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite in float32. A sum tells at the speed of memory, but finite ones can overflow it."""
     return tensor.sum(dtype=torch.float32).isfinite().item() or tensor.float().isfinite().all().item()
-
-
-def let_go(*sources: str | Path) -> None:
-    """Takes the pages of local files that `read` has mapped out of this process's memory.
-
-    They come back from the files when they are next looked at. Nothing happens to mappings that were written to, and on
-    other systems than Linux.
-    """
-    smaps = Path("/proc/self/smaps")
-    if not sources or not smaps.exists():
-        return
-    libc, names = ctypes.CDLL(None), {os.path.realpath(source) for source in sources}
-    place = None
-    for line in smaps.read_text(errors="surrogateescape").splitlines():
-        words = line.split(maxsplit=5)
-        if "-" in words[0]:  # start-end, rights, offset, device, inode and name of the next mapping
-            place = [int(end, 16) for end in words[0].split("-")] if words[-1] in names else None
-        elif place and words[:2] == ["Anonymous:", "0"]:  # kB of copies that belong to this process alone
-            start, end = place
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 def fingerprint(encoder: nn.Module) -> str:

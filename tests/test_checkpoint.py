@@ -4,7 +4,6 @@ import http.server
 import os
 import pickle
 import threading
-from pathlib import Path
 
 import pytest
 import recipe
@@ -335,22 +334,3 @@ def test_published_weights_that_cannot_be_downloaded_leave_nothing(server, tmp_p
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         checkpoint.read(tmp_path / "wieghts" / "sam2_hiera_large.pt")
     assert not (tmp_path / "wieghts").exists()
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux alone")
-def test_mapped_pages_leave_memory_and_come_back_unless_they_were_written_to(tmp_path):
-    def resident():
-        """Megabytes of files in this process's memory."""
-        return int(Path("/proc/self/status").read_text().split("RssFile:")[1].split()[0]) / 1024
-
-    values = torch.arange(2**23, dtype=torch.float32)  # 32 MB
-    torch.save({"w": values}, tmp_path / "w.pt")
-    mapped = checkpoint.read(tmp_path / "w.pt")["w"]
-    assert torch.equal(mapped, values)
-    before = resident()
-    checkpoint.let_go(tmp_path / "w.pt")
-    assert resident() < before - 30
-    assert torch.equal(mapped, values)
-    mapped[5] = 77
-    checkpoint.let_go(tmp_path / "w.pt")
-    assert mapped[5] == 77 and mapped[6] == 6

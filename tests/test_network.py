@@ -153,15 +153,28 @@ def test_the_network_gives_what_the_plain_one_gives(size, small_model):
 
 
 def test_on_a_cpu_inference_works_on_portions(small_model, monkeypatch):
-    x, lengths = recipe.image("portions", (1, 3, 128, 128), 0), []
-    small_model.sam.blocks[0].block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
+    x, tokens, rows = recipe.image("portions", (2, 3, 128, 128), 0), [], []
+    small_model.sam.blocks[0].block.mlp.register_forward_pre_hook(lambda _, inputs: tokens.append(len(inputs[0])))
+    small_model.head.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[2]))
     with torch.no_grad():
         whole = small_model(x)
-        monkeypatch.setattr(utils, "PORTION", 2**14)
+        monkeypatch.setattr(utils, "PORTION", 2**18)
         portions = small_model(x)
+        monkeypatch.setattr(utils, "PORTION", 1)
+        least = small_model(x)
     small_model(x)  # the backward pass would keep all portions anyway
-    assert lengths[0] == lengths[-1] == 1024 == sum(lengths[1:-1]) and max(lengths[1:-1]) < 1024  # tokens
+    assert tokens[0] == tokens[-1] == 2048 == sum(tokens[1:-1]) / 2 and max(tokens[1:-1]) < 2048
+    assert rows[0] == rows[-1] == 64 == sum(rows[1:-1]) / 2 and 1 < max(rows[1:-1]) < 64 and rows[-2] == 1
     assert relative_error(portions, whole.numpy()) < 1e-5
+    assert relative_error(least, whole.numpy()) < 1e-5
+
+
+def test_without_gradients_batch_norm_counts_its_batch_as_long_as_the_network_trains(monkeypatch):
+    model, x = SAM2UNeXT(**SMALL).train(), recipe.image("counted", (2, 3, 64, 64), 0)
+    expected = model(x)
+    monkeypatch.setattr(utils, "PORTION", 2**10)
+    with torch.no_grad():
+        assert relative_error(model(x), expected.detach().numpy()) < 1e-5
 
 
 def test_a_compiled_network_is_one_graph_for_all_pictures_of_a_size():

@@ -1,7 +1,7 @@
 """Small layers of the Hiera trunk. Shapes: B batch, H W height and width, C channels, S side of a window."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +82,36 @@ def sums_as_published(x: Tensor) -> bool:
     return torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
 
 
+def portions_of(values: int, device: torch.device) -> int:
+    """Into how many portions to cut the work whose widest intermediate result holds so many numbers of 4 bytes.
+
+    What a portion needs stays in a CPU's cache and in memory that malloc has at hand, whereas it gives large arrays
+    back to the system each time, to be filled with zeros anew. GPUs, compiled code and the backward pass want it all
+    at once.
+    """
+    whole = device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return 1 if whole else math.ceil(4 * values / PORTION)
+
+
 def in_portions(function: Callable[[Tensor], Tensor], x: Tensor, values: int) -> Tensor:
     """function(x), which acts on each entry of the first dimension alone; on a CPU, a portion of x at a time.
 
-    `values` is how many numbers the widest intermediate result holds for one entry. What a portion needs stays in the
-    cache and in memory that malloc has at hand, whereas it gives large arrays back to the system each time, to be
-    filled with zeros anew. GPUs, compiled code and the backward pass want it all at once.
+    `values` is how many numbers the widest intermediate result holds for one entry.
     """
-    whole = x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    portions = 1 if whole else min(len(x), math.ceil(len(x) * values * x.element_size() / PORTION))
-    return function(x) if portions == 1 else torch.cat([function(part) for part in x.tensor_split(portions)])
+    portions = min(len(x), portions_of(len(x) * values, x.device))
+    if portions == 1:
+        return function(x)
+    # Portions are of one length: malloc fits the next one's arrays where those of the last one were.
+    parts = x.split(math.ceil(len(x) / portions))
+    return joined(map(function, parts), 0, len(x))
+
+
+def joined(parts: Iterable[Tensor], dim: int, length: int) -> Tensor:
+    """torch.cat(parts, dim), `length` long in that dimension, without two of it: parts are copied as they are made."""
+    whole, done = None, 0
+    for part in parts:
+        if whole is None:
+            whole = part.new_empty((*part.shape[:dim], length, *part.shape[dim + 1 :]))
+        whole.narrow(dim, done, part.shape[dim]).copy_(part)
+        done += part.shape[dim]
+    return whole
