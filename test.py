@@ -385,7 +385,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 where native, else fp32")
     run.add_argument("--flip", action="store_true", help="mean with the mirrored picture; takes twice the time")
-    run.add_argument("--compile", action="store_true", help="by torch: minutes at the start, faster from then on")
+    run.add_argument("--compile", action="store_true", help="by torch, for GPUs: takes minutes at the start")
     run.add_argument(
         "--size", type=cli.number(multiple=32, least=32), help="side of the input, px; default: that of the training"
     )

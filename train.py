@@ -352,7 +352,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     way.add_argument("--log_every", type=cli.number(), default=50, help="steps between lines of log.jsonl")
     way.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 where native, else fp32")
     way.add_argument("--grad_checkpointing", action="store_true", help="less memory, a third more time")
-    way.add_argument("--compile", action="store_true", help="by torch: minutes at the start, faster from then on")
+    way.add_argument("--compile", action="store_true", help="by torch, for GPUs: takes minutes at the start")
     way.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     way.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
     way.add_argument(
