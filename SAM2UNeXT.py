@@ -4,8 +4,9 @@ Xiong et al., "SAM2-UNeXT", arXiv:2508.03566. Shapes: B batch, H W height and wi
 A side of the auxiliary encoder's input, P its reduction (14 for DINOv2).
 """
 
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,24 @@ class Up(nn.Module):
         super().__init__()
         self.conv = DoubleConv(in_channels, out_channels)
 
-    def forward(self, deeper: Tensor, skip: Tensor | None = None, head: nn.Module | None = None) -> Tensor:
-        """Maps (B, C, H, W) -> (B, C', 2H, 2W), and what `head`, which acts on each pixel alone, makes of it."""
+    def forward(
+        self, deeper: Tensor, skip: Tensor | None = None, head: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Maps (B, C, H, W) -> (B, C', 2H, 2W), passed through `head`, which must act on each pixel alone."""
         maps = [deeper] if skip is None else [deeper, skip]
-        head = nn.Identity() if head is None else head
-        height, enlarged = 2 * deeper.shape[2], 4 * sum(map_.numel() for map_ in maps)
-        strips = 1 if self.training else min(height, portions_of(enlarged, deeper.device))
-        if strips == 1:
+        head = head or nn.Identity()
+        height, enlarged = 2 * deeper.shape[2], 4 * sum(map_[0].numel() for map_ in maps)
+        if self.training or portions_of(len(deeper) * enlarged, deeper.device) == 1:
             x = F.interpolate(torch.cat(maps, dim=1), scale_factor=2, mode="bilinear", align_corners=True)
             return head(self.conv(x))
-        layers = self.conv.folded()
-        ends = [height * i // strips for i in range(strips + 1)]
-        rows = (head(convolved_rows(maps, layers, *strip)).permute(0, 2, 3, 1) for strip in pairwise(ends))
-        return joined(rows, 1, height).permute(0, 3, 1, 2)  # channels last, as they lie
+        layers, step = self.conv.folded(), math.ceil(height / portions_of(enlarged, deeper.device))
+        strips = (
+            head(convolved_rows([map_[i : i + 1] for map_ in maps], layers, top, min(top + step, height)))
+            for i in range(len(deeper))
+            for top in range(0, height, step)
+        )
+        rows = joined((strip[0].permute(1, 2, 0) for strip in strips), len(deeper) * height)  # (B * 2H, 2W, C')
+        return rows.unflatten(0, (-1, height)).permute(0, 3, 1, 2)
 
 
 def convolved_rows(maps: list[Tensor], layers: list[tuple[Tensor, Tensor]], top: int, bottom: int) -> Tensor:
@@ -105,25 +111,23 @@ def convolved_rows(maps: list[Tensor], layers: list[tuple[Tensor, Tensor]], top:
     `layers` are weight and bias of its 3x3 convolutions, each with a ReLU behind it; they see the maps (B, C, H, W),
     one behind the other and bilinearly twice as large.
     """
-    if not layers:
-        return upsampled_rows(maps, top, bottom)
     *before, (weight, bias) = layers
     above, below = max(top - 1, 0), min(bottom + 1, 2 * maps[0].shape[2])
-    x = convolved_rows(maps, before, above, below)
+    x = convolved_rows(maps, before, above, below) if before else upsampled_rows(maps, above, below, weight.dtype)
     if below - above < bottom - top + 2:  # a convolution sees zeros around the map
         x = F.pad(x, (0, 0, above - top + 1, bottom + 1 - below))
     return F.conv2d(x, weight, bias, padding=(0, 1)).relu_()
 
 
-def upsampled_rows(maps: list[Tensor], top: int, bottom: int) -> Tensor:
+def upsampled_rows(maps: list[Tensor], top: int, bottom: int, dtype: torch.dtype) -> Tensor:
     """Those rows of torch.cat(maps, dim=1), (B, C, H, W), made twice as large bilinearly with aligned corners."""
     _, _, H, W = maps[0].shape
-    position = torch.arange(top, bottom) * ((H - 1) / (2 * H - 1))
+    position = torch.arange(top, bottom, device=maps[0].device) * ((H - 1) / (2 * H - 1))
     upper = position.long()
     lower = (upper + 1).clamp(max=H - 1)
     first, end = int(upper[0]), int(lower[-1]) + 1
-    x = torch.cat([map_[:, :, first:end] for map_ in maps], dim=1).float().permute(0, 2, 3, 1)  # rows in front
-    x = torch.lerp(x[:, upper - first], x[:, lower - first], (position - upper)[:, None, None])
+    x = torch.cat([map_[:, :, first:end] for map_ in maps], dim=1).to(dtype).permute(0, 2, 3, 1)  # (B, rows, W, C)
+    x = torch.lerp(x[:, upper - first], x[:, lower - first], (position - upper).to(dtype)[:, None, None])
     return F.interpolate(x.permute(0, 3, 1, 2), size=(bottom - top, 2 * W), mode="bilinear", align_corners=True)
 
 
@@ -169,8 +173,8 @@ class SAM2UNeXT(nn.Module):
             self.dino.requires_grad_(False).eval()
             aux_channels = self.dino.feature_info.channels()[-1]
             self.align1, self.align2, self.align3, self.align4 = (nn.Conv2d(aux_channels, c, 1) for c in channels)
-        joined = [c if self.dino is None else 2 * c for c in channels]
-        self.reduce1, self.reduce2, self.reduce3, self.reduce4 = (nn.Conv2d(c, WIDTH, 1) for c in joined)
+        widths = [c if self.dino is None else 2 * c for c in channels]
+        self.reduce1, self.reduce2, self.reduce3, self.reduce4 = (nn.Conv2d(c, WIDTH, 1) for c in widths)
 
         self.up1, self.up2, self.up3 = (Up(2 * WIDTH, WIDTH) for _ in range(3))
         self.up4 = Up(WIDTH, WIDTH)
@@ -336,7 +340,7 @@ class SAM2UNeXT(nn.Module):
             bias = for_aux.flatten(1) @ align.bias
         aux = F.conv2d(aux_map, weight[..., None, None], bias)  # (B, 128, A/P, A/P)
         aux = F.interpolate(aux, size=size, mode="bilinear", align_corners=False)
-        return F.conv2d(sam_map, for_sam, reduce.bias).add_(aux)
+        return F.conv2d(sam_map, for_sam, reduce.bias) + aux
 
     @torch.no_grad()
     def predict(self, picture: Image.Image | np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ MADV_DONTNEED = 4  # of Linux's madvise
 
 
 def let_go(*sources: str | Path) -> None:
-    """Takes the pages of local files that are mapped out of this process's memory.
+    """Takes the mapped pages of local files out of this process's memory.
 
     They come back from the files when they are next looked at. Nothing happens to mappings that were written to.
     """
@@ -29,5 +29,5 @@ def let_go(*sources: str | Path) -> None:
 
 def trim() -> None:
     """Gives back what malloc, if it is glibc's, keeps of freed arrays: holes in which the next ones may not fit."""
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+    if sys.platform == "linux" and (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        malloc_trim(ctypes.c_size_t(0))

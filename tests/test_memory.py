@@ -1,14 +1,17 @@
 """What goes back to the system: memory.py."""
 
+import platform
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 
 import checkpoint
 import memory
+from SAM2UNeXT import SAM2UNeXT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone")
 
@@ -32,9 +35,17 @@ def test_mapped_pages_leave_memory_and_come_back_unless_they_were_written_to(tmp
     assert mapped[5] == 77 and mapped[6] == 6
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone")
 def test_holes_between_arrays_go_back():
     kept = [np.ones(10_000) for _ in range(1000)][::2]  # every other of 80 MB, each too small to be mapped by itself
     before = resident("RssAnon")
     memory.trim()
     assert resident("RssAnon") < before - 30
     assert all(array.all() for array in kept)
+
+
+def test_the_network_gives_back_on_a_cpu_what_each_encoder_left(monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "trim", lambda: calls.append("trim"))
+    SAM2UNeXT(**SMALL)(torch.zeros(1, 3, 64, 64))
+    assert calls == ["trim", "trim"]

@@ -102,16 +102,15 @@ def in_portions(function: Callable[[Tensor], Tensor], x: Tensor, values: int) ->
     if portions == 1:
         return function(x)
     # Portions are of one length: malloc fits the next one's arrays where those of the last one were.
-    parts = x.split(math.ceil(len(x) / portions))
-    return joined(map(function, parts), 0, len(x))
+    return joined(map(function, x.split(math.ceil(len(x) / portions))), len(x))
 
 
-def joined(parts: Iterable[Tensor], dim: int, length: int) -> Tensor:
-    """torch.cat(parts, dim), `length` long in that dimension, without two of it: parts are copied as they are made."""
+def joined(parts: Iterable[Tensor], length: int) -> Tensor:
+    """torch.cat(parts), `length` long, without two of it: each part is copied to its place when it is made."""
     whole, done = None, 0
     for part in parts:
         if whole is None:
-            whole = part.new_empty((*part.shape[:dim], length, *part.shape[dim + 1 :]))
-        whole.narrow(dim, done, part.shape[dim]).copy_(part)
-        done += part.shape[dim]
+            whole = part.new_empty((length, *part.shape[1:]))
+        whole[done : done + len(part)] = part
+        done += len(part)
     return whole
