@@ -5,7 +5,6 @@ A side of the auxiliary encoder's input, P its reduction (14 for DINOv2).
 """
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -85,9 +84,7 @@ class Up(nn.Module):
         super().__init__()
         self.conv = DoubleConv(in_channels, out_channels)
 
-    def forward(
-        self, deeper: Tensor, skip: Tensor | None = None, head: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, deeper: Tensor, skip: Tensor | None = None, head: nn.Module | None = None) -> Tensor:
         """Maps (B, C, H, W) -> (B, C', 2H, 2W), passed through `head`, which must act on each pixel alone."""
         maps = [deeper] if skip is None else [deeper, skip]
         head = head or nn.Identity()
@@ -185,11 +182,10 @@ class SAM2UNeXT(nn.Module):
         self.encoders: dict[str, dict[str, str]] = {}
         sources = [checkpoint_path] if self.dino is None else [checkpoint_path, dinov2_path]
         if None not in sources:
-            self.encoders = {
-                option: {"source": checkpoint.location(source), "fingerprint": fingerprint}
-                for (option, fingerprint), source in zip(self.fingerprints().items(), sources, strict=True)
-            }
-        self.let_go()
+            for (option, encoder), source in zip(self.frozen().items(), sources, strict=True):
+                fingerprint = checkpoint.fingerprint(encoder)
+                self.encoders[option] = {"source": checkpoint.location(source), "fingerprint": fingerprint}
+                self.let_go()
 
     @classmethod
     def from_checkpoint(
@@ -248,10 +244,13 @@ class SAM2UNeXT(nn.Module):
         """Takes what is mapped from the encoders' files out of memory; it comes back when it is next looked at."""
         memory.let_go(*(record["source"] for record in self.encoders.values()))
 
+    def frozen(self) -> dict[str, nn.Module]:
+        """The encoders by the option that names the file of each."""
+        return {"hiera_path": self.sam} | ({} if self.dino is None else {"dinov2_path": self.dino})
+
     def fingerprints(self) -> dict[str, str]:
-        """What tells each encoder's weights from others, by the option that names its file."""
-        encoders = {"hiera_path": self.sam} | ({} if self.dino is None else {"dinov2_path": self.dino})
-        return {option: checkpoint.fingerprint(encoder) for option, encoder in encoders.items()}
+        """What tells each encoder's weights from others, by the same option."""
+        return {option: checkpoint.fingerprint(encoder) for option, encoder in self.frozen().items()}
 
     def trained_state(self) -> dict[str, Tensor]:
         """The part of the state dict that training changes: adapters, glue, decoder and its BatchNorm statistics."""
@@ -267,7 +266,7 @@ class SAM2UNeXT(nn.Module):
         """
         self.precision = dtype
         converted = 0  # values since mapped files were let go
-        for encoder in filter(None, (self.sam, self.dino)):
+        for encoder in self.frozen().values():
             for module in encoder.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
                     converted += module.weight.numel() if module.weight.dtype != dtype else 0
