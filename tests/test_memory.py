@@ -44,8 +44,11 @@ def test_holes_between_arrays_go_back():
     assert all(array.all() for array in kept)
 
 
-def test_the_network_gives_back_on_a_cpu_what_each_encoder_left(monkeypatch):
-    calls = []
+def test_for_large_inputs_the_network_gives_back_what_each_encoder_left(monkeypatch):
+    model, calls = SAM2UNeXT(**SMALL), []
     monkeypatch.setattr(memory, "trim", lambda: calls.append("trim"))
-    SAM2UNeXT(**SMALL)(torch.zeros(1, 3, 64, 64))
+    monkeypatch.setattr("SAM2UNeXT.TRIM_FROM", 2 * 64 * 64)
+    model(torch.zeros(1, 3, 64, 64))
+    assert not calls
+    model(torch.zeros(2, 3, 64, 64))
     assert calls == ["trim", "trim"]
