@@ -210,12 +210,12 @@ class SAM2UNeXT(nn.Module):
                 model = cls(**trained.network)
         except OSError as error:
             raise OSError(
-                f"{error}; {path} holds what was trained and needs its encoders too: "
+                f"{error}; {files.shown(path)} holds what was trained and needs its encoders too: "
                 "say with --hiera_path and --dinov2_path where they are"
             ) from error
         except ValueError as error:
             problem = "its encoders make" if any(sources.values()) else "its header describes"
-            raise ValueError(f"{path}: {problem} no network that can be built: {error}") from error
+            raise ValueError(f"{files.shown(path)}: {problem} no network that can be built: {error}") from error
         model.load_trained(path, trained)
         return model.eval()
 
@@ -238,8 +238,15 @@ class SAM2UNeXT(nn.Module):
         for option in found:
             if found[option] != expected.get(option):
                 ours, theirs = (e[option]["source"] if option in e else None for e in (self.encoders, trained.encoders))
-                mend = f"give {theirs}" if theirs else "it holds its encoders itself; give random for both, or no path"
-                raise ValueError(f"{path}: was trained with another encoder than --{option} {ours or 'random'}; {mend}")
+                mend = (
+                    f"give {files.shown(theirs)}"
+                    if theirs
+                    else "it holds its encoders itself; give random for both, or no path"
+                )
+                ours = files.shown(ours or "random")
+                raise ValueError(
+                    f"{files.shown(path)}: was trained with another encoder than --{option} {ours}; {mend}"
+                )
 
     def let_go(self) -> None:
         """Takes what is mapped from the encoders' files out of memory; it comes back when it is next looked at."""
@@ -311,7 +318,8 @@ class SAM2UNeXT(nn.Module):
             x = self.up3(x, x3)
             x = self.up2(x, x2)
             logits = self.up1(x, x1, self.head)  # (B, 1, H/2, W/2)
-        return F.interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
 
     @torch.no_grad()
     def encode_aux(self, x: Tensor) -> Tensor | None:

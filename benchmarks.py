@@ -34,7 +34,6 @@ USUAL = {
     "{masks}": ("gt", "gts", "gt_object", "mask", "masks", "label", "labels"),
 }
 DEPTH = 2  # how many folders below the root a layout may begin
-LISTED = 12  # folders that an error message lists
 DESCRIPTIONS = (".yaml", ".yml")  # files that describe a benchmark
 OURS = "SAM2-UNeXT"  # its rows in published.json
 
@@ -163,7 +162,9 @@ class Found(NamedTuple):
         """A line for the user: what was found and what is known of the archive."""
         expected = "" if self.count is None else f" of {self.count:,}"
         warning = "  WARNING: another number than expected" if self.is_incomplete() else ""
-        return f"{self.split}: {len(self.pairs):,}{expected} pairs in {self.images}{self.left_out}{warning}"
+        return (
+            f"{self.split}: {len(self.pairs):,}{expected} pairs in {files.shown(self.images)}{self.left_out}{warning}"
+        )
 
     def is_incomplete(self) -> bool:
         return self.count not in (None, len(self.pairs))
@@ -186,16 +187,16 @@ def load(name: str) -> Benchmark:
     """The benchmark of that name, in any case, or in the YAML file `name`. Raises ValueError or OSError."""
     if own := built_in(name):
         return parse(own, BENCHMARKS[own], from_paper=True)
-    path = Path(name)
+    path, shown = Path(name), files.shown(name)
     if path.suffix.lower() not in DESCRIPTIONS:
-        raise ValueError(f"no benchmark (and no folder) is called {name}: give {', '.join(BENCHMARKS)} or a YAML file")
+        raise ValueError(f"no benchmark (and no folder) is called {shown}: give {', '.join(BENCHMARKS)} or a YAML file")
     try:
-        return parse(path.stem, yaml.safe_load(path.read_text("utf-8")))
+        return parse(files.shown(path.stem), yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
-        raise OSError(f"{name}: cannot be read: {error.strerror}") from error
+        raise OSError(f"{shown}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: describes no benchmark, see the example in the README: {reason}") from error
+        reason = files.shown(" ".join(str(error).split()))
+        raise ValueError(f"{shown}: describes no benchmark, see the example in the README: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
@@ -205,10 +206,12 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     columns = content.get("columns", METRICS)
     if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
         raise ValueError(f"columns: {columns} is no list of some of {', '.join(METRICS)}")
-    test = {str(key): layouts(split) for key, split in content.get("test", {}).items()}
+    test = {files.shown(key): layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
         raise ValueError(f"test: {wrong[0]} cannot be the name of a folder")
-    together = {str(key): tuple(str(one) for one in sets) for key, sets in content.get("together", {}).items()}
+    together = {
+        files.shown(key): tuple(files.shown(one) for one in sets) for key, sets in content.get("together", {}).items()
+    }
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
             raise ValueError(f"together: {key} must have a name of its own and a list of test sets")
@@ -246,7 +249,9 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
         raise ValueError(f"{benchmark.name}: has no test set")
     wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
     if unknown := wanted - {name.casefold() for name in benchmark.test}:
-        raise ValueError(f"{benchmark.name} has no test set {min(unknown)}; there are {', '.join(benchmark.test)}")
+        raise ValueError(
+            f"{benchmark.name} has no test set {files.shown(min(unknown))}; there are {', '.join(benchmark.test)}"
+        )
     found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
     for name, places in found.items():
         counts = Counter(image.stem for place in places for image, _ in place.pairs)
@@ -268,7 +273,9 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     """
     root = Path(root)
     if not root.is_dir():
-        raise NotADirectoryError(f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}")
+        raise NotADirectoryError(
+            f"{files.shown(root)}: {'is not a folder' if root.exists() else 'there is no such folder'}"
+        )
     levels = [[root]]
     for _ in range(DEPTH):
         levels.append([folder for base in levels[-1] for folder in subfolders(base)])
@@ -343,7 +350,7 @@ def tree(root: Path) -> list[Path]:
 
 def ambiguous(split: str, places: Sequence[tuple[Path, Path]]) -> ValueError:
     """The error for a split that may be here or there."""
-    there = "; ".join(f"{images} with {masks}" for images, masks in places)
+    there = "; ".join(files.shown(f"{images} with {masks}") for images, masks in places)
     return ValueError(f"{split}: may be in several places; name a root that holds one of them only: {there}")
 
 
@@ -351,11 +358,10 @@ def missing(split: str, alternatives: Sequence[Layout], root: Path) -> ValueErro
     """The error for a split that is not there: what was looked for, and what is there."""
     looked = "; ".join(dict.fromkeys(" and ".join(place.example() for place in layout) for layout in alternatives))
     there = [str(folder.relative_to(root)) for folder in tree(root)]
-    more = f" and {len(there) - LISTED} more" if len(there) > LISTED else ""
     return ValueError(
-        f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any case; Image "
-        f"may be {', '.join(USUAL['{images}'])}, and Mask {', '.join(USUAL['{masks}'])}). "
-        f"There: {', '.join(there[:LISTED]) + more or 'no folder'}"
+        f"{split}: not found in {files.shown(root)} or up to {DEPTH} folders further down. Looked for {looked} (in any "
+        f"case; Image may be {', '.join(USUAL['{images}'])}, and Mask {', '.join(USUAL['{masks}'])}). "
+        f"There: {files.listing(there) or 'no folder'}"
     )
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import files
 import memory
+from files import shown
 
 FORMAT = 2  # version of the files that `save_network` writes; those of version 1 were always whole
 NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # arguments of SAM2UNeXT in their headers
@@ -75,17 +76,17 @@ def fetch(source: str | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):  # of several processes one downloads
             if not path.exists():
-                print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
+                print(f"{shown(path)} is missing; downloading {PUBLISHED[path.name]}")
                 beside = path.with_name(f".{path.name}.download")
                 try:
                     os.replace(download(PUBLISHED[path.name], beside), path)
                 except OSError as error:
-                    raise OSError(f"{error} and save it as {path}") from error
+                    raise OSError(f"{error} and save it as {shown(path)}") from error
                 finally:
                     shutil.rmtree(beside, ignore_errors=True)
     if not path.is_file():
         missing = "is a link to nothing" if path.is_symlink() else "there is no such file"
-        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else missing}")
+        raise FileNotFoundError(f"{shown(source)}: {'is not a file' if path.exists() else missing}")
     return path
 
 
@@ -96,7 +97,7 @@ def is_url(source: str | Path) -> bool:
     with suppress(ValueError):
         if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
             return True
-    raise ValueError(f"{source}: is no URL that can be downloaded, such as https://host/file")
+    raise ValueError(f"{shown(source)}: is no URL that can be downloaded, such as https://host/file")
 
 
 def download(url: str, folder: Path) -> Path:
@@ -128,7 +129,9 @@ def read(source: str | Path) -> dict[str, Any]:
         if not is_url(source):
             raise
         path.unlink(missing_ok=True)
-        raise ValueError(f"{source}: {error}; it was deleted, so that the next start downloads it again") from error
+        raise ValueError(
+            f"{shown(source)}: {error}; it was deleted, so that the next start downloads it again"
+        ) from error
 
 
 def parse(path: Path) -> dict[str, Any]:
@@ -136,9 +139,9 @@ def parse(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
-        raise ValueError(f"{path}: is empty; delete it and fetch it again")
+        raise ValueError(f"{shown(path)}: is empty; delete it and fetch it again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path}: is a web page, not weights; delete it and download the file itself")
+        raise ValueError(f"{shown(path)}: is a web page, not weights; delete it and download the file itself")
     try:
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -148,14 +151,14 @@ def parse(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: is no file of weights, or a pickle that would run code; it was refused and nothing of it ran"
+            f"{shown(path)}: is not a file of weights, or is a pickle that would run code; none of it was run"
         ) from error
     except Exception as error:  # damaged files make the readers fail in many ways
         raise ValueError(
-            f"{path}: is truncated, damaged or no file of weights ({reason(error)}); delete it and fetch it again"
+            f"{shown(path)}: is truncated, damaged or not a file of weights ({reason(error)}); get it again"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
+        raise ValueError(f"{shown(path)}: holds a {type(content).__name__}, not weights")
     return content
 
 
@@ -164,7 +167,7 @@ def reason(error: Exception) -> str:
 
     What torch adds is advice to load the file without protection.
     """
-    return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__
+    return shown(re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200]) or type(error).__name__
 
 
 def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -219,7 +222,7 @@ def describe(state: dict[str, Tensor]) -> str:
         return f"the DINOv2 {name}"
     if not state:
         return "a file without tensors"
-    return f"another network's (keys such as {next(iter(state))})"
+    return f"another network's (keys such as {shown(next(iter(state)))})"
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> None:
@@ -233,21 +236,21 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
     wanted = trunk_size(own, "")
     if is_network(state):
         raise ValueError(
-            f"{source}: is {describe(state)}, and here SAM 2's own weights belong ({TRUNK_FILES[wanted]}); "
+            f"{shown(source)}: is {describe(state)}, and here SAM 2's own weights belong ({TRUNK_FILES[wanted]}); "
             "a trained checkpoint goes to test.py --checkpoint"
         )
     if not is_sam2(state):
-        raise ValueError(f"{source}: is {describe(state)}; SAM 2's {TRUNK_FILES[wanted]} belongs here")
+        raise ValueError(f"{shown(source)}: is {describe(state)}; SAM 2's {TRUNK_FILES[wanted]} belongs here")
     found = trunk_size(state, TRUNK)
     if found != wanted:
         mend = f"give --sam2 {found} or" if found else "give"
         raise ValueError(
-            f"{source}: is {describe(state)}, but the network is built with --sam2 {wanted}; "
+            f"{shown(source)}: is {describe(state)}, but the network is built with --sam2 {wanted}; "
             f"{mend} the file {TRUNK_FILES[wanted]}"
         )
     if SAM2_1_KEY in state and not allow_sam2_1:
         raise ValueError(
-            f"{source}: is {describe(state)}, whose trunk has the same shape as SAM 2's but other weights; the "
+            f"{shown(source)}: is {describe(state)}, whose trunk has the same shape as SAM 2's but other weights; the "
             f"published results start from SAM 2's {TRUNK_FILES[wanted]}; --allow_sam2_1 takes it all the same"
         )
     state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
@@ -265,13 +268,13 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> None:
     found = dinov2_name(state)
     if is_network(state) or is_sam2(state) or (found and found != name):
         mend = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
-        raise ValueError(f"{source}: is {describe(state)}; {mend}")
+        raise ValueError(f"{shown(source)}: is {describe(state)}; {mend}")
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_fn:
         try:
             state = filter_fn(state, net)
         except Exception as error:  # other networks' tensors and damaged ones make it fail in many ways
-            raise ValueError(f"{source}: is {describe(state)}, not timm's {name}") from error
+            raise ValueError(f"{shown(source)}: is {describe(state)}, not timm's {name}") from error
     own = net.state_dict()
     parts = {key.split(".")[0] for key in own}  # what else a file holds, such as a classifier, is not asked for
     state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
@@ -295,7 +298,7 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
     as are values that are not finite.
     """
     problems = [f"lacks {key}" for key in own if key not in state]
-    problems += [f"has {key} too many" for key in state if key not in own]
+    problems += [f"has {shown(key)} too many" for key in state if key not in own]
     for key in (key for key in own if key in state):
         found, wanted = state[key], own[key]
         if found.layout != torch.strided or found.is_meta:
@@ -306,12 +309,12 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
             problems.append(f"{key} holds {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
+        raise ValueError(f"{shown(source)}: does not fit the network: {', '.join(problems[:3])}{more}")
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
     memory.let_go(source)
     if broken:
         more = f" (and in {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise ValueError(f"{source}: holds NaN or infinity in {broken[0]}{more}; get an earlier or a sound file")
+        raise ValueError(f"{shown(source)}: holds NaN or infinity in {broken[0]}{more}; get an earlier or a sound file")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -352,21 +355,23 @@ def as_network(content: dict[str, Any], source: str | Path) -> Trained:
     state = tensors(content)
     if not is_network(state):
         raise ValueError(
-            f"{source}: is {describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth of train.py)"
+            f"{shown(source)}: is {describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth)"
         )
     if "format" in content:
         if content["format"] not in (1, FORMAT):
-            raise ValueError(f"{source}: has format {content['format']}, this program reads {FORMAT}; update it")
+            raise ValueError(
+                f"{shown(source)}: has format {shown(content['format'])[:20]}, this program reads {FORMAT}; update it"
+            )
         network, encoders = content.get("network"), content.get("encoders", {})
         known = isinstance(network, dict) and network.keys() <= NETWORK.keys() and isinstance(encoders, dict)
         known = known and all(isinstance(value, NETWORK[key]) for key, value in network.items())
         if not known or not all(0 < network.get(side, 1) <= LARGEST_SIDE for side in ("size", "aux_size")):
-            raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
+            raise ValueError(f"{shown(source)}: its header does not say which network it holds; the file is damaged")
         records = [encoders[option] for option in encoders if option in ("hiera_path", "dinov2_path")]
         if len(records) < len(encoders) or not all(
             isinstance(record, dict) and record.keys() == {"source", "fingerprint"} for record in records
         ):
-            raise ValueError(f"{source}: its header does not say which encoders it needs; the file is damaged")
+            raise ValueError(f"{shown(source)}: its header does not say which encoders it needs; the file is damaged")
         return Trained(network, state, encoders)
     network: dict[str, Any] = {"sam2": trunk_size(state, "sam."), "aux": "none"}
     if any(key.startswith("dino.") for key in state):
@@ -376,7 +381,9 @@ def as_network(content: dict[str, Any], source: str | Path) -> Trained:
             patches = positions.shape[1] - ("reg4" not in network["aux"])  # less the class token
             network["aux_size"] = round(max(0, patches) ** 0.5) * DINOV2_PATCH
     if None in network.values():
-        raise ValueError(f"{source}: a SAM2-UNeXT checkpoint without a header, and its encoders are not known ones")
+        raise ValueError(
+            f"{shown(source)}: a SAM2-UNeXT checkpoint without a header, and its encoders are not known ones"
+        )
     return Trained(network, state, {})
 
 
@@ -408,4 +415,4 @@ def save(path: str | Path, content: dict[str, Any], previous: Path | None = None
                 os.replace(path, previous)
     except RuntimeError as error:  # that torch's zip writer makes of what the file says, such as that the disk is full
         said = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(f"{path}: cannot be written: {reason(said)}") from error
+        raise OSError(f"{shown(path)}: cannot be written: {reason(said)}") from error

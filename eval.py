@@ -89,8 +89,8 @@ def find_benchmark_datasets(
         folder = find_maps(pred_path, name, alone=len(found) == 1)
         if folder is None and not allow_missing:
             raise ValueError(
-                f"{name}: no folder of that name with maps below {pred_path}; write them with test.py, choose with "
-                "--sets, or score what is there with --allow_missing"
+                f"{name}: no folder of that name with maps below {files.shown(pred_path)}; write them with test.py, "
+                "choose with --sets, or score what is there with --allow_missing"
             )
         pairs = [pair for place in places for pair in place.pairs]
         images, truths = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
@@ -102,7 +102,7 @@ def find_benchmark_datasets(
 def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     """The folder with the maps of a test set: of its name or, where there is but one set, `pred_path` itself."""
     if not pred_path.is_dir():
-        raise NotADirectoryError(f"{pred_path}: there is no such folder of prediction maps")
+        raise NotADirectoryError(f"{files.shown(pred_path)}: there is no such folder of prediction maps")
     if (pred_path / name).is_dir():
         return pred_path / name
     hits = [folder for folder in benchmarks.tree(pred_path) if plain(folder.name) == plain(name)]
@@ -120,7 +120,8 @@ def plain(text: str) -> str:
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
     """What is left out or fitted, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
     problems, notes, mends = [], [], set()
-    for dataset, maps, truths, _ in datasets:
+    for name, maps, truths, _ in datasets:
+        dataset = files.shown(name)
         missing = [path.name for stem, path in truths.items() if stem not in maps]
         extra = [path.name for stem, path in maps.items() if stem not in truths]
         for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
@@ -165,7 +166,7 @@ def evaluate(
                 dark: list[str] = []
                 means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored, dark))
                 if dark:
-                    warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(pairs))}")
+                    warnings.append(f"warning: {files.shown(dataset.name)}: {files.dark_masks(dark, len(pairs))}")
     return means, scored, warnings
 
 
@@ -203,7 +204,7 @@ def main(args: argparse.Namespace) -> None:
             datasets = find_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path)
         notes += check(datasets, args.allow_missing, args.resize)
         if args.json and args.json.is_dir():
-            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
+            raise IsADirectoryError(f"--json {files.shown(args.json)}: is a folder; name a file")
         for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
             files.output_folder(folder)
     with cli.exit_on_error(cli.NOT_COMPLETED):
@@ -219,12 +220,13 @@ def main(args: argparse.Namespace) -> None:
         lines = report.rows(results, published)
         print(report.text(lines, benchmark.columns), *notes, sep="\n")
         title = benchmark.name or ", ".join(results)
-        notes.append(f"Maps: {', '.join(args.pred_path)}")
+        notes.append(f"Maps: {', '.join(map(files.shown, args.pred_path))}")
         report.write(args.save_path, title, benchmark.columns, lines, results, means, scored, notes)
         if args.json:
             with files.replacing(args.json) as file:
                 file.write(report.to_json(results))
-    print(f"Tables, curves and {args.save_path / 'report.html'}, a page to look at, are in {args.save_path}")
+    folder = files.shown(args.save_path)
+    print(f"Tables, curves and {folder}/report.html, a page to look at, are in {folder}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -44,7 +44,9 @@ def pictures(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+        raise NotADirectoryError(
+            f"{shown(folder)}: {'is not a folder' if folder.exists() else 'there is no such folder'}"
+        )
     return [
         path for path in sorted(folder.iterdir())
         if path.suffix.lower() in extensions() and not path.name.startswith(".") and path.is_file()
@@ -63,9 +65,11 @@ def find(folder: str | Path) -> dict[str, Path]:
             doubled.append(f"{found[path.stem].name} and {path.name}")
         found[path.stem] = path
     if doubled:
-        raise ValueError(f"{folder}: files that differ only in their extension, keep one of each: {listing(doubled)}")
+        raise ValueError(
+            f"{shown(folder)}: files that differ only in their extension, keep one of each: {listing(doubled)}"
+        )
     if not found:
-        raise ValueError(f"{folder}: holds no picture")
+        raise ValueError(f"{shown(folder)}: holds no picture")
     return dict(sorted(found.items()))
 
 
@@ -75,7 +79,9 @@ def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
     for path in map(Path, paths):
         for stem, picture in ({path.stem: path} if path.is_file() else find(path)).items():
             if stem in found:
-                raise ValueError(f"{found[stem]} and {picture}: have one name; write them to different folders")
+                raise ValueError(
+                    f"{shown(found[stem])} and {shown(picture)}: have one name; write them to different folders"
+                )
             found[stem] = picture
     return found
 
@@ -104,8 +110,8 @@ def pair(
         left, right = find(one), find(other)
         if not left.keys() & right.keys():
             raise ValueError(
-                f"no {names[0]} in {one} has the name of a {names[1]} in {other} "
-                f"(for example {next(iter(left.values())).name} and {next(iter(right.values())).name})"
+                f"no {names[0]} in {shown(one)} has the name of a {names[1]} in {shown(other)} "
+                f"(for example {shown(next(iter(left.values())).name)} and {shown(next(iter(right.values())).name)})"
             )
         pairs += match(left, right, f"{one} and {other}", skip_unpaired, names, mend)
     return pairs
@@ -132,7 +138,7 @@ def match(
         if alone
     ]
     if problems and not skip_unpaired:
-        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {mend}")
+        raise ValueError(f"{shown(where)} do not match; {'; '.join(problems)}; {mend}")
     return [(path, right[stem]) for stem, path in left.items() if stem in right]
 
 
@@ -141,8 +147,8 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def shown(name: str | Path) -> str:
-    """A file's name for one line of a message: line breaks and bytes that are no text are escaped."""
+def shown(name: object) -> str:
+    """A name, mostly of a file, for one line of a message: line breaks and bytes that are no text are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
 
 
@@ -262,7 +268,7 @@ def save_picture(picture: Image.Image, path: str | Path, **options: int) -> None
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise ValueError(f"{path}: is no picture by its extension; name a .png or .jpg")
+        raise ValueError(f"{shown(path)}: is no picture by its extension; name a .png or .jpg")
     buffer = io.BytesIO()  # to a file itself Pillow writes without looking at how much of it went through
     picture.save(buffer, kind, **options)
     with replacing(path) as file:
@@ -277,7 +283,7 @@ def output_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
+        raise OSError(f"{shown(path)}: nothing can be written there: {error.strerror}") from error
 
 
 def unreadable(path: str | Path, error: Exception) -> OSError:
@@ -290,4 +296,4 @@ def why(path: str | Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "in no format that Pillow knows" if os.path.getsize(path) else "an empty file"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (reason.splitlines() or [type(error).__name__])[0]
+    return shown((reason.splitlines() or [type(error).__name__])[0])

@@ -136,7 +136,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             content = checkpoint.read(path)
             if is_run(content):
                 if damaged:
-                    print(f"{damaged[0]} is damaged: going on from {path}")
+                    print(f"{files.shown(damaged[0])} is damaged: going on from {files.shown(path)}")
                 return path, content
             damaged.append(path)
         except FileNotFoundError:  # the first is missing for a moment while it is being replaced
@@ -144,7 +144,9 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except ValueError:
             damaged.append(path)
     if damaged:
-        raise ValueError(f"{' and '.join(map(str, damaged))}: damaged or another program's; delete to start anew")
+        raise ValueError(
+            f"{' and '.join(map(files.shown, damaged))}: damaged or another program's; delete to start anew"
+        )
     return None
 
 
@@ -165,7 +167,9 @@ def go_on(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> Progres
         for name, part in parts.items():
             part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
     except Exception as error:  # they check little of what they are given
-        raise ValueError(f"{path}: its optimiser or scheduler does not fit: the file is damaged") from error
+        raise ValueError(
+            f"{files.shown(path)}: its optimiser or scheduler does not fit: the file is damaged"
+        ) from error
     return Progress(**content["progress"])
 
 
@@ -177,10 +181,10 @@ def start_anew(folder: Path) -> None:
     epoch, epochs = found[1]["progress"]["epoch"], found[1]["recipe"]["--epoch"]
     if epoch <= epochs:
         raise ValueError(
-            f"{folder}: an unfinished run lies there (epoch {epoch} of {epochs}): --resume goes on with it; "
-            f"for a new one name another --save_path, or delete {LAST} and {PREVIOUS}"
+            f"{files.shown(folder)}: holds an unfinished run (epoch {epoch} of {epochs}): continue it with --resume, "
+            f"or for a new run name another --save_path or delete {LAST} and {PREVIOUS}"
         )
-    print(f"{folder}: replacing the finished run there")
+    print(f"{files.shown(folder)}: replacing the finished run there")
     for name in (LAST, PREVIOUS, "best.pth", "log.jsonl"):
         (folder / name).unlink(missing_ok=True)
 
@@ -190,8 +194,8 @@ def check_recipe(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [f"{name} was {then.get(name)}, now it is {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
         raise ValueError(
-            f"{path}: a run goes on as it began, but {'; '.join(changed)}: give what it began with, or start another "
-            f"run from its weights with --init {path} and a new --save_path"
+            f"{files.shown(path)}: a run must be resumed as it began, but {'; '.join(changed)}: give what it began "
+            f"with, or start another run from its weights with --init {files.shown(path)} and a new --save_path"
         )
 
 
@@ -278,7 +282,7 @@ class Log:
             self.file.write(json.dumps(place | figures) + "\n")
             self.file.flush()
         except OSError as error:
-            raise OSError(f"{self.file.name}: cannot be written: {error.strerror}") from error
+            raise OSError(f"{files.shown(self.file.name)}: cannot be written: {error.strerror}") from error
         for name, value in figures.items():
             self.board.add_scalar(f"{group}/{name}", value, total)
 

@@ -233,7 +233,9 @@ def find_tasks(image_paths: Sequence[str], gt_path: str | None, save_path: Path)
     tasks = [Task(path, truths.get(stem), save_path) for stem, path in pictures.items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
-        raise ValueError(f"no ground truth in {gt_path} has the name of a picture in {', '.join(image_paths)}")
+        raise ValueError(
+            f"no ground truth in {files.shown(gt_path)} has the name of a picture in {files.listing(image_paths)}"
+        )
     if gt_path and without:
         print(
             f"{len(without)} pictures without ground truth, their maps get the pictures' size: {files.listing(without)}"
@@ -257,7 +259,8 @@ def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     for task in tasks:
         if any(task.output(kind).resolve() in inputs for kind in kinds):
             raise ValueError(
-                f"--save_path {task.folder}: maps would replace pictures or ground truth; name a new folder"
+                f"--save_path {files.shown(task.folder)}: maps would replace pictures or ground truth; "
+                "name another folder"
             )
 
 
@@ -291,8 +294,8 @@ def still_to_do(tasks: list[Task], settings: Settings, overwrite: bool, batch_si
     if other:
         listed = "; ".join(f"with another {fields}: {files.listing(names)}" for fields, names in other.items())
         raise ValueError(
-            f"--save_path {tasks[0].folder}: holds files made otherwise ({listed}); replace them with --overwrite or "
-            "name another folder"
+            f"--save_path {files.shown(tasks[0].folder)}: holds files made otherwise ({listed}); replace them with "
+            "--overwrite or name another folder"
         )
     for folder in sorted({task.output(kind).parent for task in tasks for kind in settings.kinds}):
         files.output_folder(folder)
@@ -343,7 +346,10 @@ def main(args: argparse.Namespace) -> None:
             model.compile()
     share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
     before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
-    print(f"{args.checkpoint} on {device} in {settings.precision}; {files.count(total, 'picture')}{share}{before}")
+    print(
+        f"{files.shown(args.checkpoint)} on {device} in {settings.precision}; "
+        f"{files.count(total, 'picture')}{share}{before}"
+    )
     with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
         done = len(tasks) - len(remaining)
         with tqdm(total=len(tasks), initial=done, unit="img", disable=rank > 0) as bar:
@@ -352,7 +358,8 @@ def main(args: argparse.Namespace) -> None:
         if failed:
             print(*failed, sep="\n", file=sys.stderr)
             raise OSError(f"{len(failed)} of {len(tasks)} pictures could not be read; all others are done")
-    print(f"{files.count(len(tasks), 'picture')}: {', '.join(f'{kind}s' for kind in settings.kinds)} in {save_path}")
+    written = ", ".join(f"{kind}s" for kind in settings.kinds)
+    print(f"{files.count(len(tasks), 'picture')}: {written} in {files.shown(save_path)}")
 
 
 def kinds(text: str) -> tuple[str, ...]:

@@ -223,11 +223,15 @@ def main(args: argparse.Namespace) -> None:
             progress = run.go_on(path, content, parts)
         warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # of a run resumed at an epoch's end
         if progress.epoch > args.epoch:
-            print(f"{path}: the run is finished")
+            print(f"{files.shown(path)}: the run is finished")
             return
     if args.resume:
         where = f"epoch {progress.epoch}, step {progress.step}"
-        print(f"{path}: going on after {where}" if last else f"{folder}: nothing to go on from, starting anew")
+        print(
+            f"{files.shown(path)}: going on after {where}"
+            if last
+            else f"{files.shown(folder)}: nothing to go on from, starting anew"
+        )
     network = distribute(model, device, args.sync_bn) if processes > 1 else model
 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -245,7 +249,10 @@ def main(args: argparse.Namespace) -> None:
             save()
             if rank == 0:
                 name, where = signal.Signals(number).name, f"epoch {progress.epoch}, step {progress.step}"
-                print(f"\ntrain.py: ended by {name} after {where}; --resume goes on from {folder}", file=sys.stderr)
+                print(
+                    f"\ntrain.py: ended by {name} after {where}; --resume goes on from {files.shown(folder)}",
+                    file=sys.stderr,
+                )
             raise SystemExit(128 + number)
 
     with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY), run.noted_signals() as stop:
@@ -288,7 +295,7 @@ def main(args: argparse.Namespace) -> None:
                     checkpoint.save_network(folder / "best.pth", model, epoch)
                 if epoch % KEPT_EVERY == 0 or epoch == args.epoch:
                     checkpoint.save_network(folder / f"SAM2-UNeXT-{epoch}.pth", model, epoch)
-                    print(f"saved {folder / f'SAM2-UNeXT-{epoch}.pth'}")
+                    print(f"saved {files.shown(folder / f'SAM2-UNeXT-{epoch}.pth')}")
             progress.next_epoch()
             save()
     if log:

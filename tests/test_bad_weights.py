@@ -114,7 +114,7 @@ def tensor(shape=(10,), offsets=(0, 40), dtype="F32"):
 )
 def test_a_safetensors_header_that_lies_is_found_out(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or no file of weights \(.*\); delete"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or not a file of weights \(.*\); get"):
         checkpoint.read(tmp_path / "x.safetensors")
 
 

@@ -141,7 +141,7 @@ def test_published_weights_of_other_auxiliary_encoders_load(name, size, key, tmp
     [
         ("page.pt", b"\n<!DOCTYPE html><html>404</html>", "is a web page.*download"),
         ("empty.pt", b"", "is empty"),
-        ("notes.pt", b"hello, these are no weights", "no file of weights"),
+        ("notes.pt", b"hello, these are no weights", "not a file of weights"),
         ("broken.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":", "is truncated, damaged"),
         ("zip.pt", b"PK\x03\x04 and nothing more", "is truncated, damaged"),
     ],

@@ -158,7 +158,7 @@ def test_an_unfinished_run_is_not_overwritten(half_way, toy, from_files, capsys)
     before = (half_way / "last.pth").read_bytes()
     args = arguments(RECIPE.replace("--resume", ""), toy, half_way, from_files)
     status, line = failure(train.main, args, capsys)
-    assert status == 2 and "an unfinished run lies there (epoch 1 of 2): --resume goes on with it" in line
+    assert status == 2 and "holds an unfinished run (epoch 1 of 2): continue it with --resume" in line
     assert (half_way / "last.pth").read_bytes() == before
 
 

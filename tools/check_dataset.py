@@ -119,7 +119,11 @@ def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
             everything.findings.append(Finding(split, NOT_FOUND, Path(root), str(error).removeprefix(f"{split}: ")))
     if not everything.found:
         reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings]
-        raise ValueError(f"{name}: no split of it is there; {reasons[0]}" if reasons else f"{name}: has no splits")
+        raise ValueError(
+            f"{files.shown(name)}: no split of it is there; {reasons[0]}"
+            if reasons
+            else f"{files.shown(name)}: has no splits"
+        )
     return everything, training
 
 
@@ -292,9 +296,9 @@ def main(args: argparse.Namespace) -> None:
             everything, training = Survey([], [], []), ""
             survey(everything, Path(args.first).resolve().name, benchmarks.Place(), Path(args.first), Path(args.second))
         if not everything.jobs:
-            raise ValueError(f"{args.first}, {args.second}: hold no picture")
+            raise ValueError(f"{files.listing([args.first, args.second])}: hold no picture")
         if args.json and args.json.is_dir():
-            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
+            raise IsADirectoryError(f"--json {files.shown(args.json)}: is a folder; name a file")
         if args.json:
             files.output_folder(args.json.parent)
     with cli.exit_on_error(cli.NOT_COMPLETED):

@@ -35,10 +35,10 @@ def main(args: argparse.Namespace) -> None:
         folders = [files.find(folder) for folder in (args.images, args.masks, args.maps)]
         stems = [stem for stem in folders[0] if all(stem in folder for folder in folders)][: args.count]
         if not stems:
-            raise ValueError(f"no file name stands in all of {args.images}, {args.masks} and {args.maps}")
+            raise ValueError(f"no file name stands in all of {files.listing([args.images, args.masks, args.maps])}")
         rows = [[files.read_image(folder[stem]) for folder in folders] for stem in stems]
         files.save_picture(contact_sheet(rows, args.columns), args.output)
-    print(f"{len(rows)} pictures, their ground truth and maps: {args.output}")
+    print(f"{len(rows)} pictures, their ground truth and maps: {files.shown(args.output)}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:

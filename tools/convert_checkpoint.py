@@ -24,18 +24,18 @@ from SAM2UNeXT import SAM2UNeXT  # noqa: E402
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         if args.output.resolve() == args.input.resolve():
-            raise ValueError(f"{args.output}: is the input too; name another file")
+            raise ValueError(f"{files.shown(args.output)}: is the input too; name another file")
         files.output_folder(args.output.parent)
         model = SAM2UNeXT.from_checkpoint(args.input, args.hiera_path, args.dinov2_path)
         if args.to == "small" and not model.encoders:
-            raise ValueError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
+            raise ValueError(f"{files.shown(args.input)}: name its encoders' files with --hiera_path and --dinov2_path")
         if args.to == "original":
             content = dict(model.state_dict())
         else:
             content = checkpoint.network_content(model, whole=args.to == "whole")
             content["epoch"] = checkpoint.read(args.input).get("epoch")
         checkpoint.save(args.output, content)
-    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
+    print(f"{files.shown(args.output)}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
