@@ -120,8 +120,7 @@ def plain(text: str) -> str:
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
     """What is left out or fitted, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
     problems, notes, mends = [], [], set()
-    for name, maps, truths, _ in datasets:
-        dataset = files.shown(name)
+    for dataset, maps, truths, _ in datasets:
         missing = [path.name for stem, path in truths.items() if stem not in maps]
         extra = [path.name for stem, path in maps.items() if stem not in truths]
         for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
@@ -166,7 +165,7 @@ def evaluate(
                 dark: list[str] = []
                 means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored, dark))
                 if dark:
-                    warnings.append(f"warning: {files.shown(dataset.name)}: {files.dark_masks(dark, len(pairs))}")
+                    warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(pairs))}")
     return means, scored, warnings
 
 
@@ -234,7 +233,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="of the benchmark, these test sets only")
-    data.add_argument("--dataset_name", nargs="+", default=[], metavar="NAME", help="names for the table")
+    data.add_argument(
+        "--dataset_name", nargs="+", default=[], type=files.shown, metavar="NAME", help="names for the table"
+    )
     data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of pictures, for the page")

@@ -89,7 +89,7 @@ def cells(lines: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
     compared = any(row.method != THIS_RUN for row in lines)
     table = [["dataset", *(["method"] if compared else []), "images", *columns]]
     for row in lines:
-        name = files.shown(row.dataset) if row.method == THIS_RUN else ""
+        name = row.dataset if row.method == THIS_RUN else ""
         images = "" if row.images is None else f"{row.images:,}"
         table.append([name, *([row.method] if compared else []), images, *(row.cell(column) for column in columns)])
     return table

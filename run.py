@@ -39,6 +39,7 @@ import checkpoint
 import cli
 import files
 import metrics
+import weights
 from dataset import MEAN, STD, image_tensor, mask_tensor
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
@@ -119,7 +120,7 @@ def save_last(folder: Path, model: torch.nn.Module, parts: dict[str, Any], progr
     `parts` have a `state_dict()`: optimiser, scheduler, scaler. No random state: order and flips come from (seed,
     epoch), and nothing else is drawn. The file before it stays as last.previous.pth. Raises OSError.
     """
-    content = checkpoint.network_content(model, whole=not model.encoders)
+    content = checkpoint.network_content(model, whole=not checkpoint.is_small(model))
     content |= {"parts": {name: part.state_dict() for name, part in parts.items()}}
     content |= {"progress": asdict(progress), "recipe": recipe, "epoch": progress.epoch}
     checkpoint.save(folder / LAST, content, previous=folder / PREVIOUS)
@@ -133,7 +134,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     damaged = []
     for path in (folder / LAST, folder / PREVIOUS):
         try:
-            content = checkpoint.read(path)
+            content = weights.read(path)
             if is_run(content):
                 if damaged:
                     print(f"{files.shown(damaged[0])} is damaged: going on from {files.shown(path)}")
@@ -369,7 +370,7 @@ def panels(model: SAM2UNeXT, pairs: Sequence[tuple[Path, Path]]) -> Iterator[tup
         picture = image * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
         mask = mask_tensor(files.read_mask(mask_path), model.size)
         panel = torch.cat([picture, mask.expand(3, -1, -1), prediction.expand(3, -1, -1)], dim=2)
-        yield image_path.stem, F.interpolate(panel[None], (256, 768), mode="area")[0].clamp(0, 1)
+        yield files.shown(image_path.stem), F.interpolate(panel[None], (256, 768), mode="area")[0].clamp(0, 1)
 
 
 def over_processes(figures: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:

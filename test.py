@@ -313,6 +313,7 @@ def main(args: argparse.Namespace) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (only the first process tells how it goes)
     with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
         device = cli.device(args.device)
+        cli.keep_freed_memory(device)
         precision = cli.precision(args.precision, device)
         save_path = args.save_path
         if bool(args.benchmark) == bool(args.test_image_path):
@@ -330,8 +331,8 @@ def main(args: argparse.Namespace) -> None:
         # Of several processes each takes every so many batches, and looks after their files alone.
         tasks = [task for i, task in enumerate(tasks) if i // args.batch_size % processes == rank]
         files.output_folder(save_path)
-        model = SAM2UNeXT.from_checkpoint(args.checkpoint, args.hiera_path, args.dinov2_path)
-        model.set_precision(precision).to(device)
+        paths = args.checkpoint, args.hiera_path, args.dinov2_path
+        model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
         settings = Settings(
             kinds=args.save,
             checkpoint=fingerprint(model),
@@ -375,6 +376,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
     parser.add_argument("--hiera_path", help="SAM 2's weights, where they are not where a small checkpoint says")
     parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
+    parser.add_argument("--download", action="store_true", help="download the encoders that are not found to weights/")
 
     data = parser.add_argument_group("pictures")
     data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of pictures, or single pictures")

@@ -140,7 +140,7 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=MIN_LEARNING_RATE)
 
 
-def build_model(args: argparse.Namespace) -> SAM2UNeXT:
+def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
     """The network that the arguments describe. Raises ValueError or OSError with the mend."""
     if args.dinov2_path is None and args.aux != "none":
         raise ValueError("--dinov2_path is missing: a file, a URL, or the word random (or --aux none to do without)")
@@ -148,7 +148,7 @@ def build_model(args: argparse.Namespace) -> SAM2UNeXT:
         raise ValueError("--hiera_path or --dinov2_path is empty: give a file, a URL, or the word random")
     paths = (None if path == "random" else path for path in (args.hiera_path, args.dinov2_path))
     options = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
-    model = SAM2UNeXT(*paths, **options, allow_sam2_1=args.allow_sam2_1)
+    model = SAM2UNeXT(*paths, **options, precision=precision, allow_sam2_1=args.allow_sam2_1)
     model.sam.grad_checkpointing = args.grad_checkpointing
     return model
 
@@ -181,6 +181,7 @@ def main(args: argparse.Namespace) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (only the first process tells how it goes)
     with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
         device = cli.device(args.device)
+        cli.keep_freed_memory(device)
         dtype = cli.precision(args.precision, device)
         pairs = find_pairs(args)
         val_pairs = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, mend=UNPAIRED_MEND)
@@ -198,19 +199,19 @@ def main(args: argparse.Namespace) -> None:
                 torch.backends.cuda.enable_mem_efficient_sdp(False)
                 torch.backends.cuda.enable_cudnn_sdp(False)
         torch.manual_seed(args.seed)
-        model = build_model(args)
+        model = build_model(args, dtype)
         recipe = {f"--{name}": getattr(args, name) for name in RECIPE}
         recipe |= {"the precision": str(dtype), "the number of pairs": len(pairs), "the number of processes": processes}
         last = run.read_last(folder) if args.resume else None
         if last:
             path, content = last
             run.check_recipe(path, content["recipe"], recipe)
-            model.load_trained(path, checkpoint.as_network(content, path))
+            checkpoint.load_trained(model, path, checkpoint.as_trained(content, path))
         elif args.init:
-            model.load_trained(args.init, checkpoint.read_network(args.init))
+            checkpoint.load_trained(model, args.init, checkpoint.read_network(args.init))
         if not args.resume:
             run.start_anew(folder)
-        model.set_precision(dtype).to(device)
+        model.to(device)
         if args.compile:
             model.compile()
 

@@ -1,11 +1,13 @@
-"""What the tests share: golden files, small networks, small data sets."""
+"""What the tests share: golden files, small networks and data sets, and how to call the commands."""
 
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import safetensors.torch
@@ -17,30 +19,44 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"  # not part of the repository
 SUIM8 = SHARED / "data" / "suim8"  # eight real pictures
-sys.path.insert(0, str(GOLDEN))
+sys.path[:0] = [str(GOLDEN), str(ROOT / "tests")]
 
-import recipe  # noqa: E402
+import micro  # noqa: F401 (adds a size of the trunk)
+import recipe
 
-import checkpoint  # noqa: E402
-import train  # noqa: E402
-from SAM2UNeXT import SAM2UNeXT  # noqa: E402
-from tools import toy_dataset  # noqa: E402
+import checkpoint
+import cli
+import test
+import train
+import weights
+from sam2.build_sam import build_sam2_trunk
+from SAM2UNeXT import SAM2UNeXT
+from tools import toy_dataset
 
-SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}
-# For tests of the commands, which build and save many networks: quicker still.
-TINY = {"sam2": "tiny", "aux": "vit_tiny_patch16_224", "aux_size": 64, "size": 64}
-NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in TINY.items())
+SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}  # with published encoders
+MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks
+NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in MICRO.items())
+PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU has for these tests, such as avx512_bf16
+
+# The same examples in every run and no time limit: neither luck nor another program may fail a test. tests/fuzz.py
+# draws others.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=60)
+hypothesis.settings.register_profile("anew", deadline=None, database=None, max_examples=2000)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure(config):
-    """The figures of all tests but those marked cuda are a CPU's, also where there is a GPU: it is hidden from them."""
-    if config.option.markexpr != "cuda":
+    if config.option.markexpr != "cuda":  # the figures of the other tests are a CPU's
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if PRETENDED_CPU in os.environ:
+        cli.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk():
-    """Tests write hundreds of megabytes of checkpoints; none has to outlast a power cut."""
+    """Tests write hundreds of megabytes of checkpoints that need not survive a power cut."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -53,8 +69,8 @@ def golden(name: str):
 
 
 def relative_error(ours: torch.Tensor | np.ndarray, theirs: np.ndarray) -> float:
-    """The greatest difference, relative to the greatest magnitude; shapes must agree."""
-    ours = np.asarray(ours)
+    """The largest difference relative to the largest magnitude; shapes must agree."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
@@ -66,8 +82,14 @@ def parameter(key: str, shape, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def small_model() -> SAM2UNeXT:
-    """A small network whose parameters the recipe makes; not to be changed."""
+    """The network SMALL with the recipe's parameters; not to be changed."""
     return recipe.fill(SAM2UNeXT(**SMALL), 0).eval()
+
+
+@pytest.fixture(scope="session")
+def micro_model() -> SAM2UNeXT:
+    """The network MICRO with the recipe's parameters; not to be changed."""
+    return recipe.fill(SAM2UNeXT(**MICRO), 0).eval()
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +101,7 @@ def _empty_full_model() -> SAM2UNeXT:
 
 @pytest.fixture
 def full_model(_empty_full_model):
-    """Gives a function: the full network, filled with the parameters of a seed. One 2 GB network serves all tests."""
+    """A function that returns the full network with the parameters of a seed, in float32; all tests share its 2 GB."""
 
     def fill(seed: int) -> SAM2UNeXT:
         for name, buffer in _empty_full_model.named_buffers():
@@ -88,7 +110,7 @@ def full_model(_empty_full_model):
         return recipe.fill(_empty_full_model, seed).eval()
 
     yield fill
-    _empty_full_model.zero_grad(set_to_none=True)
+    _empty_full_model.float().zero_grad(set_to_none=True)
 
 
 @pytest.fixture(scope="session")
@@ -99,21 +121,24 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
-def sam2_file(path, size="tiny", extra=None, prefix=""):
-    """A file with the keys of the published SAM 2 checkpoint; the trunk's tensors are the recipe's."""
-    shapes = golden(f"sam2_hiera_{size}.keys.json") | (extra or {})
+def sam2_file(path, size="tiny", extra=None, prefix="", seed=0):
+    """A SAM 2 checkpoint of random weights, with the published keys for the published sizes."""
+    trunk = build_sam2_trunk(size, device="meta").state_dict()
+    shapes = {weights.TRUNK + key: tensor.shape for key, tensor in trunk.items()}
+    if size != "micro":
+        shapes = golden(f"sam2_hiera_{size}.keys.json")
     state = {
-        prefix + key: parameter(key, shape)
-        if size == "tiny" and key.startswith(checkpoint.TRUNK)
+        prefix + key: parameter(key, shape, seed)
+        if size in ("micro", "tiny") and key.startswith(weights.TRUNK)
         else torch.zeros(()).expand(shape)  # one number on the disk
-        for key, shape in shapes.items()
+        for key, shape in (shapes | (extra or {})).items()
     }
     torch.save({"model": state}, path)
     return path
 
 
-def dinov2_file(path, name="vit_small_patch14_dinov2", image_size=518):
-    """A file as timm publishes DINOv2: at its native 518 px, with the last norm."""
+def aux_file(path, name="vit_small_patch14_dinov2", image_size=518):
+    """A file as timm publishes its models; DINOv2 at its native 518 px with the last norm."""
     state = timm.create_model(name, num_classes=0, img_size=image_size).state_dict()
     state = {key: parameter(key, value.shape) for key, value in state.items()}
     safetensors.torch.save_file(state, path)
@@ -122,43 +147,44 @@ def dinov2_file(path, name="vit_small_patch14_dinov2", image_size=518):
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory) -> dict[str, Path]:
-    """Files of the encoders of the network TINY, by option."""
+    """Files of the encoders of the network MICRO, by option."""
     folder = tmp_path_factory.mktemp("encoders")
     return {
-        "hiera_path": sam2_file(folder / "sam2_hiera_tiny.pt"),
-        "dinov2_path": dinov2_file(folder / "aux.safetensors", TINY["aux"], TINY["aux_size"]),
+        "hiera_path": sam2_file(folder / "sam2_hiera_micro.pt", "micro"),
+        "dinov2_path": aux_file(folder / f"{MICRO['aux']}.safetensors", MICRO["aux"], MICRO["aux_size"]),
     }
 
 
 @pytest.fixture(scope="session")
 def from_files(encoders) -> str:
-    """The network TINY as options of train.py, its encoders from files: its checkpoints are small."""
-    return " ".join(f"--{name} {value}" for name, value in (encoders | TINY).items())
-
-
-def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
-    """Arguments of train.py: `text` and what it cannot do without."""
-    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
-    words = [
-        *network.split(),
-        *folders,
-        "--save_path",
-        str(save_path),
-        "--workers",
-        "0",
-        "--precision",
-        "fp32",
-        *text.split(),
-    ]
-    return train.get_args_parser().parse_args(words)
+    """The network MICRO as options of train.py, its encoders from files: its checkpoints are small."""
+    return " ".join(f"--{name} {value}" for name, value in (encoders | MICRO).items())
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory, small_model) -> Path:
-    """The small network as train.py saves it."""
+def micro_checkpoint(tmp_path_factory, micro_model) -> Path:
+    """The network MICRO as train.py saves it."""
     path = tmp_path_factory.mktemp("checkpoint") / "SAM2-UNeXT-1.pth"
-    checkpoint.save_network(path, small_model, epoch=1)
+    checkpoint.save_network(path, micro_model, epoch=1)
     return path
+
+
+def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
+    """Arguments of train.py: `text` and what it cannot do without; in fp32."""
+    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+    words = [*network.split(), *folders, "--save_path", str(save_path), "--workers", "0", "--precision", "fp32"]
+    return train.get_args_parser().parse_args(words + text.split())
+
+
+def predict_arguments(checkpoint, images, save_path, *more):
+    """Arguments of test.py; in fp32."""
+    words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path]
+    return test.get_args_parser().parse_args([str(word) for word in (*words, "--precision", "fp32", *more)])
+
+
+def read_maps(folder: Path) -> dict[str, np.ndarray]:
+    """The PNG files directly in a folder, by name."""
+    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
 def save_picture(path: Path, pixels: np.ndarray) -> Path:
@@ -168,7 +194,7 @@ def save_picture(path: Path, pixels: np.ndarray) -> Path:
 
 
 def failure(main, args, capsys) -> tuple[int, str]:
-    """Runs a command that must fail: its exit status and its one line on standard error, progress bars left out."""
+    """Runs a command that must fail: its exit status and its one line on standard error, without progress bars."""
     with pytest.raises(SystemExit) as stop:
         main(args)
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()

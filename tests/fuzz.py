@@ -1,11 +1,12 @@
-"""Damages real pictures and files of weights at random and looks for what ends without a message.
+"""Looks for input that ends without a message: damaged files, odd names, and whatever the property tests draw.
 
-    python tests/fuzz.py --pictures 2000 --weights 500
+    python tests/fuzz.py --pictures 2000 --weights 500 --names 200
 
 Every damaged file goes through all that reads it: pictures through files.py and tools/check_dataset.py, as picture and
 as mask, weights through the networks that they fill. It must be read, or refused with one line that names it; neither
-may take longer than a minute or a process more than 1 GB. Prints counts; exit status 1 where something is amiss. The
-i-th file is the same in each run with one --seed.
+may take longer than a minute or a process more than 1 GB. Files of random names go through the scenarios of names.py.
+Then the property tests run with 2,000 new examples each. Prints counts; the exit status is 1 if something is amiss.
+Each run draws anew; --seed repeats one.
 """
 
 import argparse
@@ -13,12 +14,15 @@ import contextlib
 import io
 import json
 import resource
+import secrets
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -33,11 +37,13 @@ from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "golden")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
-import cli  # noqa: E402
-import files  # noqa: E402
-from tools import check_dataset, toy_dataset  # noqa: E402
+import names
+
+import cli
+import files
+from tools import check_dataset, toy_dataset
 
 PATIENCE = 60  # seconds a file
 MEMORY = 1024  # MB a process
@@ -46,9 +52,9 @@ AUX, AUX_SIZE = "test_vit", 160  # timm's smallest transformer
 
 
 class Outcome(NamedTuple):
-    """What became of a damaged file."""
+    """What became of a file."""
 
-    kind: str  # the base it was made from
+    kind: str  # the file it was made from, or the scenario
     number: int
     verdict: str  # read, refused, or what is amiss
     seconds: float
@@ -156,11 +162,11 @@ def write_weights(folder: Path) -> None:
 
     golden = json.loads((ROOT / "tests/golden/sam2_hiera_tiny.keys.json").read_text())
     sam2 = {"model": {key: torch.zeros(()).expand(shape) for key, shape in golden.items()}}
-    torch.save(sam2, folder / "sam2.pt")
+    torch.save(sam2, folder / "sam2_hiera_tiny.pt")
     torch.save(sam2, folder / "legacy.pt", _use_new_zipfile_serialization=False)
-    safetensors.torch.save_file(build_aux(AUX, AUX_SIZE).model.state_dict(), folder / "aux.safetensors")
+    safetensors.torch.save_file(build_aux(AUX, AUX_SIZE).model.state_dict(), folder / f"{AUX}.safetensors")
     options: dict[str, Any] = {"sam2": "tiny", "aux": AUX, "aux_size": AUX_SIZE, "size": 64}
-    model = SAM2UNeXT(folder / "sam2.pt", folder / "aux.safetensors", **options)
+    model = SAM2UNeXT(folder / "sam2_hiera_tiny.pt", folder / f"{AUX}.safetensors", **options)
     content = checkpoint.network_content(model, whole=False) | {"epoch": 1}
     content["state_dict"] = spread(content["state_dict"])
     torch.save(content, folder / "trained.pth")
@@ -172,15 +178,15 @@ def write_weights(folder: Path) -> None:
 
 def read_weights(path: Path) -> None:
     """Fills what a file is for. Raises OSError or ValueError that names it."""
-    import checkpoint
     import run
+    import weights
     from sam2.build_sam import build_sam2_trunk
     from SAM2UNeXT import SAM2UNeXT, build_aux
 
-    if path.name in ("sam2.pt", "legacy.pt"):
-        checkpoint.load_sam2(build_sam2_trunk("tiny", device="meta"), path)
-    elif path.name == "aux.safetensors":
-        checkpoint.load_aux(build_aux(AUX, AUX_SIZE, device="meta").model, AUX, path)
+    if path.name in ("sam2_hiera_tiny.pt", "legacy.pt"):
+        weights.load_sam2(build_sam2_trunk("tiny", device="meta"), path)
+    elif path.name == f"{AUX}.safetensors":
+        weights.load_aux(build_aux(AUX, AUX_SIZE, device="meta").model, AUX, path)
     elif path.name == "last.pth":
         run.read_last(path.parent)
         SAM2UNeXT.from_checkpoint(path)
@@ -192,6 +198,21 @@ KINDS = {
     "pictures": (write_pictures, deepen_picture, read_picture),
     "weights": (write_weights, deepen_weights, read_weights),
 }
+# What names are made of: controls, line breaks of all kinds, formats, colours of terminals, bytes that are not UTF-8.
+ALPHABET = [
+    *map(chr, range(1, 48)),
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\ufeff",
+    "\x1b[31m",
+    "é",
+    "日",
+]
+ALPHABET = [*(c for c in ALPHABET if c != "/"), "a", "B", "%", "{", "}", "\udcff", "\udc80"]
 
 
 @cache
@@ -227,12 +248,24 @@ def attempt(number: int, what: str, seed: int, bases_folder: Path) -> Outcome:
     return Outcome(name, number, verdict, time.monotonic() - start, memory)
 
 
+def attempt_name(number: int, seed: int) -> Outcome:
+    """Runs a scenario with a random name."""
+    rng = np.random.default_rng([seed, number, len(KINDS)])
+    scenario = list(names.SCENARIOS)[rng.integers(len(names.SCENARIOS))]
+    name = "x" + "".join(rng.choice(ALPHABET, rng.integers(1, 12)))
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = names.amiss(scenario, name, Path(folder))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Outcome(scenario, number, wrong or "read", time.monotonic() - start, memory)
+
+
 def judge(read: Callable[[Path], None], path: Path) -> str:
     """Whether the file was read, refused in one line with its name, or what is amiss."""
     try:
         read(path)
     except (OSError, ValueError) as error:
-        plain = str(path) in str(error) and len(str(error).splitlines()) == 1
+        plain = files.shown(path) in str(error) and str(error).isprintable()
         return "refused" if plain else f"refused without its name, or in several lines: {error!r}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -252,18 +285,32 @@ def summary(what: str, outcomes: list[Outcome]) -> tuple[str, list[str]]:
     return f"{line}longest {max(one.seconds for one in outcomes):.1f} s, most memory {memory:,.0f} MB", amiss
 
 
+def quiet() -> None:
+    """In each worker process: no warnings amid the bar."""
+    warnings.simplefilter("ignore")
+
+
 def main(args: argparse.Namespace) -> None:
     amiss = []
+    print(f"--seed {args.seed}")
     with cli.exit_on_error(cli.NOT_COMPLETED):
         for what, number in (("pictures", args.pictures), ("weights", args.weights)):
             with tempfile.TemporaryDirectory() as folder:
                 KINDS[what][0](Path(folder))
                 function = partial(attempt, what=what, seed=args.seed, bases_folder=Path(folder))
-                results = cli.in_processes(function, range(number), args.workers, check_dataset.no_warnings)
+                results = cli.in_processes(function, range(number), args.workers, quiet)
                 with closing(results):
                     line, wrong = summary(what, list(tqdm(results, what, number)))
             print(line)
             amiss += wrong
+        results = cli.in_processes(partial(attempt_name, seed=args.seed), range(args.names), args.workers, quiet)
+        with closing(results):
+            line, wrong = summary("names", list(tqdm(results, "names", args.names)))
+        print(line)
+        amiss += wrong
+        options = ["-q", "-m", "hypothesis", "--hypothesis-profile", "anew", "--hypothesis-seed", str(args.seed)]
+        if subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT).returncode:
+            amiss.append("a property does not hold, see above")
     if amiss:
         print(*amiss, sep="\n")
         raise SystemExit(cli.NOT_COMPLETED)
@@ -273,7 +320,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--pictures", type=cli.number(), default=2000, help="damaged pictures")
     parser.add_argument("--weights", type=cli.number(), default=500, help="damaged files of weights")
-    parser.add_argument("--seed", type=cli.number(least=0), default=0, help="another seed makes other damage")
+    parser.add_argument("--names", type=cli.number(), default=200, help="scenarios with names")
+    parser.add_argument("--seed", type=cli.number(least=0), default=secrets.randbits(32), help="repeats a run")
     parser.add_argument("--workers", type=cli.number(), default=2, help="processes")
     return parser
 

@@ -1,17 +1,23 @@
-"""Runs train.py's main in several processes, as torchrun starts them, with BatchNorm in eval mode and plain descent.
+"""Runs train.py's main in several processes, as torchrun starts them, in float64 with plain gradient descent.
 
-    python processes.py NUMBER PORT ARGUMENTS [RANK STEP]
+    python processes.py RUN...
 
-ARGUMENTS is a JSON list of words. The process RANK gets SIGTERM in STEP. Prints the exit status of each.
+A RUN is a JSON object: "processes", how many; "words", the arguments of train.py; and perhaps "signal", the rank of the
+process that gets SIGTERM and the step in which. Prints the exit status of each process, a line for each run. All are
+forks of one process that has loaded the libraries, to save time.
 """
 
 import json
 import os
 import signal
+import socket
 import sys
+import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+import micro  # noqa: F401
+import torch
 from torch import nn, optim
 
 import train
@@ -21,37 +27,52 @@ from SAM2UNeXT import SAM2UNeXT
 class Descent(optim.SGD):
     """Its step is proportional to the gradient: equal gradients, equal weights. Adam's is not, near 0."""
 
+    signal_at: list[int] | None = None  # rank, step
+
     def __init__(self, parameters, lr, weight_decay):
         super().__init__(parameters, lr, weight_decay=weight_decay)
         self.steps = 0
 
     def step(self):
         self.steps += 1
-        if sys.argv[4:] == [os.environ["RANK"], str(self.steps)]:
+        if self.signal_at == [int(os.environ["RANK"]), self.steps]:
             os.kill(os.getpid(), signal.SIGTERM)
         super().step()
 
 
-def start(rank: int, number: str, port: str, words: list[str]) -> int:
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(rank: int, processes: int, port: int, words: list[str]) -> int:
     """The id of a forked process."""
     if pid := os.fork():
         return pid
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": number}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     status = 99
     try:
         train.main(train.get_args_parser().parse_args(words))
         status = 0
     except SystemExit as stop:
         status = stop.code
+    except Exception:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 if __name__ == "__main__":
     optim.AdamW = Descent
-    SAM2UNeXT.train = lambda self, mode=True: nn.Module.train(self, False)
-    number, port, words = sys.argv[1:4]
-    pids = [start(rank, number, port, json.loads(words)) for rank in range(int(number))]
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]))
+    torch.set_default_dtype(torch.float64)  # so that the order of sums does not show
+    SAM2UNeXT.set_precision = lambda self, dtype: setattr(self, "precision", dtype)
+    SAM2UNeXT.train = lambda self, mode=True: nn.Module.train(self, False)  # BatchNorm's statistics differ by design
+    for run in map(json.loads, sys.argv[1:]):
+        Descent.signal_at = run.get("signal")
+        port = free_port()
+        pids = [start(rank, run["processes"], port, run["words"]) for rank in range(run["processes"])]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)

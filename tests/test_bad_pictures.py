@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 import pytest
 import recipe
-from conftest import failure, save_picture
+from conftest import failure, predict_arguments, read_maps, save_picture
 from conftest import train_arguments as arguments
 from PIL import Image
-from test_predict import arguments as predict_arguments
-from test_predict import read_maps, script
 
 import eval as evaluation
 import files
 import run
+import test as script
 import train
 from tools import check_dataset
 
@@ -162,9 +161,9 @@ def odd_names(toy, tmp_path_factory):
     return folder
 
 
-def test_odd_names_go_through_all_three_programs(odd_names, small_checkpoint, from_files, tmp_path, capsys):
+def test_odd_names_go_through_all_three_programs(odd_names, micro_checkpoint, from_files, tmp_path, capsys):
     images, masks, maps = odd_names / "Image", odd_names / "Mask", tmp_path / "maps"
-    script.main(predict_arguments(small_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6))
+    script.main(predict_arguments(micro_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6))
     assert sorted(read_maps(maps)) == sorted(f"{name}.png" for name in NAMES)
     words = ["--pred_path", maps, "--gt_path", masks, "--image_path", images, "--dataset_name", "odd"]
     words += ["--save_path", tmp_path / "results", "--workers", 1]
@@ -201,20 +200,20 @@ def test_stems_that_differ_in_case_alone_are_two(tmp_path):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 5000), (5000, 1)])
-def test_extreme_sizes_are_predicted_at_their_size(height, width, small_checkpoint, tmp_path):
+def test_extreme_sizes_are_predicted_at_their_size(height, width, micro_checkpoint, tmp_path):
     save_picture(tmp_path / "in" / "x.png", np.zeros((height, width, 3), np.uint8))
-    script.main(predict_arguments(small_checkpoint, tmp_path / "in", tmp_path / "maps", "--save", "map,overlay,cutout"))
+    script.main(predict_arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--save", "map,overlay,cutout"))
     assert read_maps(tmp_path / "maps")["x.png"].shape == (height, width)
 
 
-def test_prediction_goes_on_past_everything_that_is_no_picture(small_checkpoint, tmp_path, capsys):
+def test_prediction_goes_on_past_everything_that_is_no_picture(micro_checkpoint, tmp_path, capsys):
     images = tmp_path / "in"
     save_picture(images / "good.png", PHOTO)
     save_picture(images / "cut.png", PHOTO).write_bytes(save_picture(images / "cut.png", PHOTO).read_bytes()[:-900])
     for name, content in (("zero.jpg", b""), ("text.jpg", b"hi"), ("bomb.pgm", BOMB), ("new\nline.jpg", b"\xff\xd8")):
         write(images / name, content)
     with pytest.raises(SystemExit) as stop:
-        script.main(predict_arguments(small_checkpoint, images, tmp_path / "maps", "--batch_size", 2))
+        script.main(predict_arguments(micro_checkpoint, images, tmp_path / "maps", "--batch_size", 2))
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     assert stop.value.code == 1 and list(read_maps(tmp_path / "maps")) == ["good.png"]
     for name in ("cut.png", "zero.jpg", "text.jpg", "bomb.pgm", r"new\nline.jpg"):

@@ -10,22 +10,22 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, TINY, failure
+from conftest import MICRO, NETWORK, failure
 from conftest import train_arguments as arguments
 
-import checkpoint
 import run
 import train
+import weights
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
 
-KEY = checkpoint.TRUNK + "blocks.3.attn.qkv.weight"
+KEY = weights.TRUNK + "blocks.3.attn.qkv.weight"
 
 
 @pytest.fixture(scope="module")
 def sam2_state(encoders):
     """The tensors of a whole SAM 2 file; not to be changed."""
-    return checkpoint.read(encoders["hiera_path"])["model"]
+    return weights.read(encoders["hiera_path"])["model"]
 
 
 def sam2_with(state, path, value):
@@ -35,8 +35,8 @@ def sam2_with(state, path, value):
 
 
 def load(path):
-    trunk = build_sam2_trunk("tiny", device="meta")
-    checkpoint.load_sam2(trunk, path)
+    trunk = build_sam2_trunk("micro", device="meta")
+    weights.load_sam2(trunk, path)
     return trunk
 
 
@@ -50,16 +50,16 @@ def spoilt(tensor, value):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: spoilt(t, torch.nan), "holds NaN or infinity in blocks.3.attn.qkv.weight"),
-        (lambda t: spoilt(t, -torch.inf), "holds NaN or infinity in blocks.3.attn.qkv.weight"),
-        (lambda t: t.double() * 1e300, "holds NaN or infinity"),  # in float32, which the network computes in
-        (lambda t: t.to(torch.int32), "blocks.3.attn.qkv.weight holds int32 instead of float32"),
-        (lambda t: t > 0, "holds bool instead of float32"),
-        (lambda t: t.to(torch.complex64), "holds complex64 instead of float32"),
-        (lambda t: t.to(torch.float8_e4m3fn), "holds float8_e4m3fn instead of float32"),
-        (lambda t: t.to_sparse(), "holds no plain numbers"),
-        (lambda t: t.to("meta"), "holds no plain numbers"),
-        (lambda t: t[:5], "is (5, 192) instead of (1152, 192)"),
+        (lambda t: spoilt(t, torch.nan), "has NaN or infinity in blocks.3.attn.qkv.weight"),
+        (lambda t: spoilt(t, -torch.inf), "has NaN or infinity in blocks.3.attn.qkv.weight"),
+        (lambda t: t.double() * 1e300, "has NaN or infinity"),  # in float32, which the network computes in
+        (lambda t: t.to(torch.int32), "blocks.3.attn.qkv.weight is int32 instead of float32"),
+        (lambda t: t > 0, "is bool instead of float32"),
+        (lambda t: t.to(torch.complex64), "is complex64 instead of float32"),
+        (lambda t: t.to(torch.float8_e4m3fn), "is float8_e4m3fn instead of float32"),
+        (lambda t: t.to_sparse(), "is not a dense tensor"),
+        (lambda t: t.to("meta"), "is not a dense tensor"),
+        (lambda t: t[:5], "is (5, 64) instead of (192, 64)"),
         (lambda t: "no tensor", "lacks blocks.3.attn.qkv.weight"),
     ],
 )
@@ -73,19 +73,19 @@ def test_values_that_cannot_be_weights_are_named(change, message, sam2_state, tm
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floating_point_of_another_width_is_converted(dtype, sam2_state, tmp_path):
     trunk = load(sam2_with(sam2_state, tmp_path / "x.pt", sam2_state[KEY].to(dtype)))
-    weight = trunk.state_dict()[KEY.removeprefix(checkpoint.TRUNK)]
+    weight = trunk.state_dict()[KEY.removeprefix(weights.TRUNK)]
     assert weight.dtype == torch.float32 and torch.equal(weight, sam2_state[KEY].to(dtype).float())
 
 
 def test_large_values_are_finite():
-    assert checkpoint.is_finite(torch.full((9,), 3e38))  # though their sum is not
-    assert not checkpoint.is_finite(torch.tensor([torch.inf, -torch.inf]))
+    assert weights.is_finite(torch.full((9,), 3e38))  # though their sum is not
+    assert not weights.is_finite(torch.tensor([torch.inf, -torch.inf]))
 
 
 def test_a_trained_checkpoint_with_nan_is_refused(small_model, tmp_path):
     state = small_model.state_dict()
     torch.save(state | {"head.bias": torch.tensor([torch.nan])}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="x.pth: holds NaN or infinity in head.bias"):
+    with pytest.raises(ValueError, match="x.pth: has NaN or infinity in head.bias"):
         SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
 
 
@@ -115,7 +115,7 @@ def tensor(shape=(10,), offsets=(0, 40), dtype="F32"):
 def test_a_safetensors_header_that_lies_is_found_out(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or not a file of weights \(.*\); get"):
-        checkpoint.read(tmp_path / "x.safetensors")
+        weights.read(tmp_path / "x.safetensors")
 
 
 def archive(name="a.txt") -> bytes:
@@ -139,7 +139,7 @@ def archive(name="a.txt") -> bytes:
 def test_archives_and_pickles_of_other_things_are_refused_in_a_line(content, tmp_path):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"^.*x\.pt: [^\n]*$") as error:
-        checkpoint.read(tmp_path / "x.pt")
+        weights.read(tmp_path / "x.pt")
     assert "weights_only" not in str(error.value)  # nobody is told to load it all the same
 
 
@@ -147,9 +147,9 @@ def test_folders_and_links_to_nothing_are_named(tmp_path):
     (tmp_path / "link.pt").symlink_to("nowhere.pt")
     (tmp_path / "self.pt").symlink_to("self.pt")
     (tmp_path / "folder.pt").mkdir()
-    for name, problem in (("link", "a link to nothing"), ("self", "a link to nothing"), ("folder", "not a file")):
+    for name, problem in (("link", "a broken link"), ("self", "a broken link"), ("folder", "not a file")):
         with pytest.raises(OSError, match=f"{name}.pt: is {problem}"):
-            checkpoint.read(tmp_path / f"{name}.pt")
+            weights.read(tmp_path / f"{name}.pt")
 
 
 class Payload:
@@ -183,11 +183,11 @@ def test_no_option_runs_code_from_a_file(option, toy, tmp_path, capsys):
         ("dino.model.patch_embed.proj.weight", ()),
         ("dino.model.pos_embed", ()),
         ("dino.model.pos_embed", (1, 0, 0)),
-        (checkpoint.TRUNK + "patch_embed.proj.weight", ()),
+        (weights.TRUNK + "patch_embed.proj.weight", ()),
     ],
 )
-def test_shapes_that_make_no_sense_are_no_crash(key, shape, small_model, tmp_path):
-    torch.save(small_model.state_dict() | {key: torch.zeros(shape)}, tmp_path / "x.pth")
+def test_shapes_that_make_no_sense_are_no_crash(key, shape, micro_model, tmp_path):
+    torch.save(micro_model.state_dict() | {key: torch.zeros(shape)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: "):
         SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: "):
@@ -195,15 +195,15 @@ def test_shapes_that_make_no_sense_are_no_crash(key, shape, small_model, tmp_pat
 
 
 @pytest.mark.parametrize("size", [{"size": 0}, {"size": 2**40}, {"aux_size": -1}, {"aux_size": 2**40}])
-def test_a_header_cannot_ask_for_any_size(size, small_model, tmp_path):
-    header = {"format": 2, "network": TINY | size, "encoders": {}}
-    torch.save(header | {"state_dict": small_model.state_dict()}, tmp_path / "x.pth")
+def test_a_header_cannot_ask_for_any_size(size, micro_model, tmp_path):
+    header = {"format": 2, "network": MICRO | size, "encoders": {}}
+    torch.save(header | {"state_dict": micro_model.state_dict()}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: its header does not say which network"):
         SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
 
 
 def test_an_unknown_tag_of_timm_is_one_line_and_status_2(toy, tmp_path, capsys):
-    network = NETWORK.replace(TINY["aux"], TINY["aux"] + ".bogus")
+    network = NETWORK.replace(MICRO["aux"], MICRO["aux"] + ".bogus")
     status, line = failure(train.main, arguments("", toy, tmp_path, network), capsys)
     assert status == 2 and "Invalid pretrained tag" in line
 

@@ -11,11 +11,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, ROOT, failure
+from conftest import NETWORK, ROOT, failure, predict_arguments, read_maps
 from conftest import train_arguments as arguments
 from PIL import Image
-from test_predict import arguments as predict_arguments
-from test_predict import read_maps, script
 
 import checkpoint
 import cli
@@ -23,7 +21,9 @@ import eval as evaluation
 import files
 import report
 import run
+import test as script
 import train
+import weights
 
 
 @contextlib.contextmanager
@@ -86,8 +86,8 @@ def test_a_log_that_does_not_fit_is_named(tmp_path):
         log.write({"epoch": 1}, {"loss": 1.0}, "epoch", 1)
 
 
-def test_maps_onto_a_full_disk_are_whole_or_not_there(small_checkpoint, toy, tmp_path, capsys):
-    args = predict_arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps", "--save", "map,cutout")
+def test_maps_onto_a_full_disk_are_whole_or_not_there(micro_checkpoint, toy, tmp_path, capsys):
+    args = predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--save", "map,cutout")
     with full_disk(90_000):  # a map fits, a cut-out does not
         status, line = failure(script.main, args, capsys)
     assert status == 1 and "cutout/toy_" in line and "cannot be written: File too large" in line
@@ -122,7 +122,7 @@ def test_a_folder_that_goes_away_while_training_is_named(gone, toy, from_files, 
     assert status == 1 and f"{tmp_path / gone}/" in line and "No such file or directory" in line
 
 
-def test_a_folder_of_maps_that_goes_away_is_named(small_checkpoint, toy, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_maps_that_goes_away_is_named(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
     render = script.render
 
     def remove_and_render(*words):
@@ -130,12 +130,12 @@ def test_a_folder_of_maps_that_goes_away_is_named(small_checkpoint, toy, tmp_pat
         return render(*words)
 
     monkeypatch.setattr(script, "render", remove_and_render)
-    args = predict_arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps")
+    args = predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps")
     status, line = failure(script.main, args, capsys)
     assert status == 1 and "maps/toy_0000.png: cannot be written: No such file or directory" in line
 
 
-def test_pictures_that_go_away_are_listed(small_checkpoint, toy, tmp_path, monkeypatch, capsys):
+def test_pictures_that_go_away_are_listed(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
     shutil.copytree(toy / "test/Image", tmp_path / "in")
     read_image = files.read_image
 
@@ -146,7 +146,7 @@ def test_pictures_that_go_away_are_listed(small_checkpoint, toy, tmp_path, monke
 
     monkeypatch.setattr(files, "read_image", read_and_remove)
     with pytest.raises(SystemExit) as stop:
-        script.main(predict_arguments(small_checkpoint, tmp_path / "in", tmp_path / "maps", "--workers", 1))
+        script.main(predict_arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--workers", 1))
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1 and "toy_0001.jpg: cannot be read as a picture: No such file" in lines[-2]
     assert len(read_maps(tmp_path / "maps")) == 3
@@ -218,8 +218,8 @@ def test_an_empty_path_is_not_this_folder(parse, words, capsys):
 
 @pytest.mark.parametrize("source", ["s3://bucket/x.pt", "http://[bad/x.pt", "file:///x.pt", "https:///x.pt"])
 def test_urls_of_other_kinds_are_refused(source):
-    with pytest.raises(ValueError, match="is no URL that can be downloaded"):
-        checkpoint.read(source)
+    with pytest.raises(ValueError, match="is not a URL that can be downloaded"):
+        weights.read(source)
 
 
 def test_a_picture_that_does_not_fit_is_not_half_written(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recipe
 from conftest import SUIM8, golden
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import files
@@ -45,7 +45,6 @@ def test_the_data_set_has_the_figures_of_the_original(engine):
     assert scores.figures() == pytest.approx(golden("metrics.json")["all"], abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     height=st.integers(1, 300),
     width=st.integers(1, 300),

@@ -3,7 +3,7 @@
 import pytest
 import recipe
 import torch
-from conftest import TINY
+from conftest import MICRO, SMALL
 
 import cli
 from SAM2UNeXT import SAM2UNeXT
@@ -12,8 +12,8 @@ IMAGES = recipe.image("precision", (2, 3, 64, 64))
 MASKS = recipe.mask("precision", (2, 1, 64, 64))
 
 
-def network(dtype=torch.float32) -> SAM2UNeXT:
-    return recipe.fill(SAM2UNeXT(**TINY), 0).eval().set_precision(dtype)
+def network(dtype=torch.float32, sizes=MICRO) -> SAM2UNeXT:
+    return recipe.fill(SAM2UNeXT(**sizes), 0).eval().set_precision(dtype)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -23,7 +23,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_frozen_matrices_are_stored_in_the_compute_type_and_what_trains_is_not(dtype):
-    model = network(dtype)
+    model = network(dtype, SMALL)
     types = {True: set(), False: set()}
     stored = {torch.float32: 0, dtype: 0}
     for parameter in model.parameters():
@@ -68,7 +68,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype)
         loss.backward()
         return sum(storages.values()), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
-    model, saving = network(dtype), network(dtype)
+    model, saving = network(dtype, SMALL), network(dtype, SMALL)
     saving.sam.grad_checkpointing = True
     (plenty, expected), (little, found) = kept(model), kept(saving)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -1,6 +1,5 @@
 """test.py: prediction maps."""
 
-import importlib.util
 import os
 import shutil
 
@@ -8,25 +7,12 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import GOLDEN, ROOT, SUIM8, failure, save_picture
+from conftest import GOLDEN, SUIM8, failure, read_maps, save_picture
+from conftest import predict_arguments as arguments
 from PIL import Image
 
+import test as script
 from SAM2UNeXT import SAM2UNeXT
-
-specification = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")  # "test" is Python's own
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
-
-
-def arguments(checkpoint, images, save_path, *more):
-    words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path]
-    words += ["--precision", "fp32", *more]
-    return script.get_args_parser().parse_args([str(word) for word in words])
-
-
-def read_maps(folder):
-    return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
-
 
 SUIM8_NAMES = ["d_r_47_", "w_r_147_"]
 
@@ -65,13 +51,13 @@ def test_maps_of_real_pictures_are_those_of_the_original(name, full_maps):
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
 
 
-def test_a_map_is_the_stretched_prediction(small_model, small_checkpoint, toy, tmp_path):
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps"))
+def test_a_map_is_the_stretched_prediction(micro_model, micro_checkpoint, toy, tmp_path):
+    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps"))
     maps = read_maps(tmp_path / "maps")
     assert list(maps) == [f"toy_{i:04}.png" for i in range(4)]
     for name, written in maps.items():
         picture = Image.open(toy / "test/Image" / name.replace("png", "jpg"))
-        probability = small_model.predict(picture)
+        probability = micro_model.predict(picture)
         low, high = probability.min(), probability.max()
         expected = ((probability - low) / (high - low) * 255).astype(int)
         assert written.dtype == np.uint8 and written.shape == (picture.height, picture.width)
@@ -79,11 +65,11 @@ def test_a_map_is_the_stretched_prediction(small_model, small_checkpoint, toy, t
         assert written.min() == 0 and written.max() >= 254
 
 
-def test_maps_take_the_size_of_the_ground_truth_where_there_is_one(small_checkpoint, toy, tmp_path, capsys):
+def test_maps_take_the_size_of_the_ground_truth_where_there_is_one(micro_checkpoint, toy, tmp_path, capsys):
     save_picture(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
     save_picture(tmp_path / "masks" / "surplus.png", np.zeros((5, 5), np.uint8))
     script.main(
-        arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
+        arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
     )
     maps = read_maps(tmp_path / "maps")
     assert maps["toy_0001.png"].shape == (33, 55)
@@ -91,21 +77,21 @@ def test_maps_take_the_size_of_the_ground_truth_where_there_is_one(small_checkpo
     assert "3 pictures without ground truth" in capsys.readouterr().out
 
 
-def test_batches_and_threads_change_nothing(small_checkpoint, toy, tmp_path):
-    script.main(arguments(small_checkpoint, toy / "train/Image", tmp_path / "one", "--workers", 1))
-    script.main(arguments(small_checkpoint, toy / "train/Image", tmp_path / "four", "--batch_size", 4, "--workers", 3))
+def test_batches_and_threads_change_nothing(micro_checkpoint, toy, tmp_path):
+    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path / "one", "--workers", 1))
+    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path / "four", "--batch_size", 4, "--workers", 3))
     one, four = read_maps(tmp_path / "one"), read_maps(tmp_path / "four")
     assert one.keys() == four.keys() and len(one) == 6
     for name in one:
         assert np.abs(one[name].astype(int) - four[name]).max() <= 1
 
 
-def test_the_size_is_that_of_the_training_unless_given(small_checkpoint, toy, tmp_path, monkeypatch):
+def test_the_size_is_that_of_the_training_unless_given(micro_checkpoint, toy, tmp_path, monkeypatch):
     seen = []
     forward = SAM2UNeXT.forward
     monkeypatch.setattr(SAM2UNeXT, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / "one"))
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / "two", "--size", 96, "--batch_size", 3))
+    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / "one"))
+    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / "two", "--size", 96, "--batch_size", 3))
     assert seen == [(1, 3, 64, 64)] * 4 + [(3, 3, 96, 96), (1, 3, 96, 96)]
 
 
@@ -117,44 +103,44 @@ def test_fractions_of_a_grey_level_are_cut_off():
     assert script.stretch(torch.tensor([[0, 0.5, 1]])).tolist() == [[0, 127, 255]]
 
 
-def test_it_goes_on_past_unreadable_pictures_and_lists_them_at_the_end(small_checkpoint, toy, tmp_path, capsys):
+def test_it_goes_on_past_unreadable_pictures_and_lists_them_at_the_end(micro_checkpoint, toy, tmp_path, capsys):
     shutil.copytree(toy / "test/Image", tmp_path / "images")
     for name in ("toy_0000", "toy_0002"):
         (tmp_path / "images" / f"{name}.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.raises(SystemExit) as stop:
-        script.main(arguments(small_checkpoint, tmp_path / "images", tmp_path / "maps"))
+        script.main(arguments(micro_checkpoint, tmp_path / "images", tmp_path / "maps"))
     last = capsys.readouterr().err.splitlines()[-3:]
     assert stop.value.code == 1 and "2 of 4 pictures could not be read" in last[2]
     assert "toy_0000.jpg: cannot be read" in last[0] and "toy_0002.jpg: cannot be read" in last[1]
     assert list(read_maps(tmp_path / "maps")) == ["toy_0001.png", "toy_0003.png"]
 
 
-def test_input_that_needs_mending_is_one_line_and_status_2(small_checkpoint, toy, tmp_path, capsys):
+def test_input_that_needs_mending_is_one_line_and_status_2(micro_checkpoint, toy, tmp_path, capsys):
     images = toy / "test/Image"
     for args, message in (
         (arguments(tmp_path / "none.pth", images, tmp_path), "none.pth: there is no such file"),
-        (arguments(small_checkpoint, tmp_path / "none", tmp_path), "none: there is no such folder"),
-        (arguments(small_checkpoint, images, tmp_path, "--test_gt_path", tmp_path / "x"), "x: there is no such folder"),
-        (arguments(small_checkpoint, images, small_checkpoint), "nothing can be written there"),
+        (arguments(micro_checkpoint, tmp_path / "none", tmp_path), "none: there is no such folder"),
+        (arguments(micro_checkpoint, images, tmp_path, "--test_gt_path", tmp_path / "x"), "x: there is no such folder"),
+        (arguments(micro_checkpoint, images, micro_checkpoint), "nothing can be written there"),
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and message in line
 
 
-def test_maps_are_never_written_over_their_input(small_checkpoint, toy, tmp_path, capsys):
+def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path, capsys):
     shutil.copytree(toy / "test/Mask", tmp_path / "pictures")
     (tmp_path / "link").symlink_to(tmp_path / "pictures")
     before = read_maps(tmp_path / "pictures")
     for args in (
-        arguments(small_checkpoint, tmp_path / "pictures", tmp_path / "link"),
-        arguments(small_checkpoint, toy / "test/Image", tmp_path / "pictures", "--test_gt_path", tmp_path / "pictures"),
+        arguments(micro_checkpoint, tmp_path / "pictures", tmp_path / "link"),
+        arguments(micro_checkpoint, toy / "test/Image", tmp_path / "pictures", "--test_gt_path", tmp_path / "pictures"),
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and "would replace pictures or ground truth" in line
     assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "pictures").items())
 
 
-def test_a_map_that_cannot_be_written_whole_is_not_written(small_checkpoint, toy, tmp_path, capsys, monkeypatch):
+def test_a_map_that_cannot_be_written_whole_is_not_written(micro_checkpoint, toy, tmp_path, capsys, monkeypatch):
     replace = os.replace
 
     def full_disk(source, target):
@@ -163,13 +149,13 @@ def test_a_map_that_cannot_be_written_whole_is_not_written(small_checkpoint, toy
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full_disk)
-    status, line = failure(script.main, arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps"), capsys)
+    status, line = failure(script.main, arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps"), capsys)
     assert status == 1 and "No space left on device" in line and ".png: cannot be written" in line
     assert not list((tmp_path / "maps").iterdir())
 
 
-def test_ground_truth_of_other_names_is_an_error(small_checkpoint, toy, tmp_path, capsys):
+def test_ground_truth_of_other_names_is_an_error(micro_checkpoint, toy, tmp_path, capsys):
     save_picture(tmp_path / "masks" / "other.png", np.zeros((5, 5), np.uint8))
-    args = arguments(small_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
+    args = arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
     status, line = failure(script.main, args, capsys)
     assert status == 2 and "no ground truth in" in line

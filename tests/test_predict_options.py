@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import ROOT, SMALL, TINY, failure, save_picture
+from conftest import MICRO, ROOT, failure, read_maps, save_picture
+from conftest import predict_arguments as arguments
 from PIL import Image
-from test_predict import arguments, read_maps, script
 
 import checkpoint
+import test as script
 from SAM2UNeXT import SAM2UNeXT, stretch
 
 FOUR = ("--save", "map,mask,overlay,cutout")
@@ -25,8 +26,8 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_kind_is_written_in_its_place(small_checkpoint, toy, tmp_path):
-    script.main(arguments(small_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR, "--threshold", 0.4))
+def test_every_kind_is_written_in_its_place(micro_checkpoint, toy, tmp_path):
+    script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR, "--threshold", 0.4))
     picture = np.array(Image.open(toy / "test/Image/toy_0001.jpg")).astype(int)
     grey, mask, overlay, cutout = (
         np.array(Image.open(tmp_path / name))
@@ -43,46 +44,46 @@ def test_every_kind_is_written_in_its_place(small_checkpoint, toy, tmp_path):
     assert edge < inside  # the outline is nothing but tint
 
 
-def test_overlay_and_cutout_have_the_pictures_size_whatever_the_ground_truths(small_checkpoint, toy, tmp_path):
+def test_overlay_and_cutout_have_the_pictures_size_whatever_the_ground_truths(micro_checkpoint, toy, tmp_path):
     save_picture(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
     picture = toy / "test/Image/toy_0001.jpg"
     more = ("--test_gt_path", tmp_path / "masks", *FOUR)
-    script.main(arguments(small_checkpoint, picture, tmp_path / "out", *more))
+    script.main(arguments(micro_checkpoint, picture, tmp_path / "out", *more))
     sizes = {
         kind: Image.open(next((tmp_path / "out" / kind).glob("toy*"))).size for kind in ("mask", "overlay", "cutout")
     }
     assert sizes == {"mask": (55, 33), "overlay": Image.open(picture).size, "cutout": Image.open(picture).size}
 
 
-def test_without_the_stretch_a_map_is_the_probability(small_model, small_checkpoint, toy, tmp_path):
+def test_without_the_stretch_a_map_is_the_probability(micro_model, micro_checkpoint, toy, tmp_path):
     picture = toy / "test/Image/toy_0001.jpg"
-    script.main(arguments(small_checkpoint, picture, tmp_path, "--no_stretch"))
+    script.main(arguments(micro_checkpoint, picture, tmp_path, "--no_stretch"))
     assert np.array_equal(
-        read_maps(tmp_path)["toy_0001.png"], (small_model.predict(Image.open(picture)) * 255).astype("u1")
+        read_maps(tmp_path)["toy_0001.png"], (micro_model.predict(Image.open(picture)) * 255).astype("u1")
     )
 
 
-def test_flip_gives_the_mean_with_the_mirrored_picture(small_model, small_checkpoint, tmp_path):
+def test_flip_gives_the_mean_with_the_mirrored_picture(micro_model, micro_checkpoint, tmp_path):
     half = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     save_picture(tmp_path / "in" / "a.png", half)
     save_picture(tmp_path / "in" / "mirrored.png", half[:, ::-1])
-    script.main(arguments(small_checkpoint, tmp_path / "in", tmp_path / "out", "--flip", "--no_stretch"))
+    script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--flip", "--no_stretch"))
     maps = read_maps(tmp_path / "out")
-    expected = (small_model.predict(half) + small_model.predict(half[:, ::-1].copy())[:, ::-1]) / 2
+    expected = (micro_model.predict(half) + micro_model.predict(half[:, ::-1].copy())[:, ::-1]) / 2
     assert np.abs(maps["a.png"] - expected * 255).max() <= 1.01
     assert np.abs(maps["a.png"].astype(int) - maps["mirrored.png"][:, ::-1]).max() <= 1
 
 
-def test_folders_and_single_files_together(small_checkpoint, toy, tmp_path, capsys):
+def test_folders_and_single_files_together(micro_checkpoint, toy, tmp_path, capsys):
     one, folder = toy / "train/Image/toy_0005.jpg", toy / "test/Image"
-    script.main(arguments(small_checkpoint, folder, tmp_path / "maps", "--test_image_path", folder, one))
+    script.main(arguments(micro_checkpoint, folder, tmp_path / "maps", "--test_image_path", folder, one))
     assert list(read_maps(tmp_path / "maps")) == [f"toy_{i:04}.png" for i in (0, 1, 2, 3, 5)]
-    args = arguments(small_checkpoint, one, tmp_path, "--test_image_path", toy / "train/Image", one)
+    args = arguments(micro_checkpoint, one, tmp_path, "--test_image_path", toy / "train/Image", one)
     status, line = failure(script.main, args, capsys)
     assert status == 2 and "toy_0005.jpg: have one name" in line
 
 
-def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(small_model, small_checkpoint, tmp_path):
+def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
@@ -93,21 +94,22 @@ def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(small
         ("free", (), np.rot90(pixels, -1)),
         ("gt", ("--test_gt_path", tmp_path / "gt"), pixels),
     ):
-        script.main(arguments(small_checkpoint, tmp_path / "in", tmp_path / "maps" / folder, *more))
+        script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps" / folder, *more))
         grey = read_maps(tmp_path / "maps" / folder)["a.png"]
-        expected = script.stretch(torch.from_numpy(small_model.predict(shown.copy()))).numpy()
+        expected = script.stretch(torch.from_numpy(micro_model.predict(shown.copy()))).numpy()
         assert grey.shape == expected.shape and np.abs(grey.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(small_checkpoint, toy, tmp_path):
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(micro_checkpoint, toy, tmp_path):
     pictures = tmp_path / "in"
     pictures.mkdir()
     for i in range(60):
         shutil.copy(toy / f"test/Image/toy_{i % 4:04}.jpg", pictures / f"{i:02}.jpg")
     more = ("--batch_size", 3, "--save", "map,mask", "--workers", 2)
-    script.main(arguments(small_checkpoint, pictures, tmp_path / "whole", *more))
-    words = ["--checkpoint", small_checkpoint, "--test_image_path", pictures, "--save_path", tmp_path / "parts", *more]
+    script.main(arguments(micro_checkpoint, pictures, tmp_path / "whole", *more))
+    words = ["--checkpoint", micro_checkpoint, "--test_image_path", pictures, "--save_path", tmp_path / "parts"]
+    words += ["--precision", "fp32", *more]
     stopped = []
     for number in (signal.SIGKILL, signal.SIGINT):
         command = [sys.executable, "test.py", *map(str, words)]
@@ -120,18 +122,18 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(small_checkpoint,
         process.wait(timeout=30)
         stopped.append(len(list(tmp_path.glob("parts/*.png"))))
     assert 8 <= stopped[0] < stopped[1] < 60
-    script.main(arguments(small_checkpoint, pictures, tmp_path / "parts", *more))
+    script.main(arguments(micro_checkpoint, pictures, tmp_path / "parts", *more))
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
-def test_nothing_is_made_twice_unless_overwritten(small_checkpoint, toy, tmp_path, capsys):
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path))
+def test_nothing_is_made_twice_unless_overwritten(micro_checkpoint, toy, tmp_path, capsys):
+    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path))
     (tmp_path / "toy_0002.png").unlink()
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path))
+    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path))
     assert "3 of 4 are done already" in capsys.readouterr().out
     assert times == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png") if path.name in times}
-    script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path, "--overwrite"))
+    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path, "--overwrite"))
     assert not times.items() & {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()
 
 
@@ -139,33 +141,33 @@ def test_nothing_is_made_twice_unless_overwritten(small_checkpoint, toy, tmp_pat
 def other_checkpoint(tmp_path_factory):
     """Another training of the same network."""
     path = tmp_path_factory.mktemp("other") / "SAM2-UNeXT-1.pth"
-    checkpoint.save_network(path, recipe.fill(SAM2UNeXT(**SMALL), 1), epoch=1)
+    checkpoint.save_network(path, recipe.fill(SAM2UNeXT(**MICRO), 1), epoch=1)
     return path
 
 
-def test_files_made_otherwise_are_neither_mixed_nor_lost(small_checkpoint, other_checkpoint, toy, tmp_path, capsys):
+def test_files_made_otherwise_are_neither_mixed_nor_lost(micro_checkpoint, other_checkpoint, toy, tmp_path, capsys):
     first, second = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg"
     for name, pixels in (("same.jpg", (30, 40, 3)), ("truth/toy_0000.png", (33, 55))):
         save_picture(tmp_path / name, np.zeros(pixels, np.uint8))
     shutil.copy(tmp_path / "same.jpg", tmp_path / "toy_0000.jpg")
     maps = tmp_path / "maps"
-    script.main(arguments(small_checkpoint, first, maps, "--save", "map,mask"))
+    script.main(arguments(micro_checkpoint, first, maps, "--save", "map,mask"))
     before = content(maps)
     for args, difference in (
         (arguments(other_checkpoint, first, maps), "another checkpoint: toy_0000.png"),
-        (arguments(small_checkpoint, first, maps, "--flip"), "another flip"),
-        (arguments(small_checkpoint, first, maps, "--size", 96, "--no_stretch"), "another size and stretch"),
-        (arguments(small_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), "another threshold"),
-        (arguments(small_checkpoint, tmp_path / "toy_0000.jpg", maps), "another picture"),
+        (arguments(micro_checkpoint, first, maps, "--flip"), "another flip"),
+        (arguments(micro_checkpoint, first, maps, "--size", 96, "--no_stretch"), "another size and stretch"),
+        (arguments(micro_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), "another threshold"),
+        (arguments(micro_checkpoint, tmp_path / "toy_0000.jpg", maps), "another picture"),
         (
-            arguments(small_checkpoint, first, maps, "--test_gt_path", tmp_path / "truth"),
+            arguments(micro_checkpoint, first, maps, "--test_gt_path", tmp_path / "truth"),
             "another ground truth: toy_0000.png",
         ),
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and difference in line and "--overwrite" in line
     assert content(maps) == before
-    script.main(arguments(small_checkpoint, first, maps, "--threshold", 0.4))  # no map depends on it
+    script.main(arguments(micro_checkpoint, first, maps, "--threshold", 0.4))  # no map depends on it
     assert content(maps) == before
 
     script.main(arguments(other_checkpoint, second, maps))  # another picture's map is no reason to refuse
@@ -180,14 +182,14 @@ def test_files_made_otherwise_are_neither_mixed_nor_lost(small_checkpoint, other
     assert status == 2 and "another checkpoint: toy_0000.png" in line  # the mask of the first
 
 
-def test_a_file_of_another_program_is_not_replaced_unless_told(small_checkpoint, toy, tmp_path, capsys):
+def test_a_file_of_another_program_is_not_replaced_unless_told(micro_checkpoint, toy, tmp_path, capsys):
     save_picture(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
-    status, line = failure(script.main, arguments(small_checkpoint, toy / "test/Image", tmp_path), capsys)
+    status, line = failure(script.main, arguments(micro_checkpoint, toy / "test/Image", tmp_path), capsys)
     assert status == 2 and "with another program: toy_0001.png" in line
 
 
-def test_every_file_says_what_it_was_made_from(small_checkpoint, toy, tmp_path):
-    script.main(arguments(small_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
+def test_every_file_says_what_it_was_made_from(micro_checkpoint, toy, tmp_path):
+    script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
     for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png"):
         text = script.read_note(tmp_path / name)
         assert "precision float32; size 64; stretch True; flip False" in text and ("threshold" in text) == (
@@ -195,12 +197,12 @@ def test_every_file_says_what_it_was_made_from(small_checkpoint, toy, tmp_path):
         )
 
 
-def test_a_benchmark_has_a_folder_of_maps_a_set(small_checkpoint, toy, tmp_path, capsys):
+def test_a_benchmark_has_a_folder_of_maps_a_set(micro_checkpoint, toy, tmp_path, capsys):
     root = tmp_path / "COD"
     for name in ("CAMO", "NC4K"):
         shutil.copytree(toy / "test/Image", root / "TestDataset" / name / "Imgs")
         shutil.copytree(toy / "test/Mask", root / "TestDataset" / name / "GT")
-    words = ["--checkpoint", small_checkpoint, "--benchmark", "COD", root, "--save_path", tmp_path / "maps"]
+    words = ["--checkpoint", micro_checkpoint, "--benchmark", "COD", root, "--save_path", tmp_path / "maps"]
     parse = script.get_args_parser().parse_args
     status, line = failure(script.main, parse(list(map(str, words))), capsys)
     assert status == 2 and "CHAMELEON: not found" in line and "TestDataset/NC4K/Imgs" in line
@@ -211,59 +213,57 @@ def test_a_benchmark_has_a_folder_of_maps_a_set(small_checkpoint, toy, tmp_path,
 
 
 @pytest.mark.slow
-def test_processes_share_the_pictures_and_the_maps_are_those_of_one(small_checkpoint, toy, tmp_path):
+def test_processes_share_the_pictures_and_the_maps_are_those_of_one(micro_checkpoint, toy, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "test.py"]
-    command += ["--checkpoint", small_checkpoint, "--test_image_path", toy / "train/Image", "--precision", "fp32"]
+    command += ["--checkpoint", micro_checkpoint, "--test_image_path", toy / "train/Image", "--precision", "fp32"]
     command += ["--save_path", tmp_path / "two", "--batch_size", "2", "--device", "cpu"]
     result = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "6 pictures, of which this process takes 4" in result.stdout
-    script.main(arguments(small_checkpoint, toy / "train/Image", tmp_path / "one", "--batch_size", 2))
+    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path / "one", "--batch_size", 2))
     one, two = read_maps(tmp_path / "one"), read_maps(tmp_path / "two")  # a process of several computes with one thread
     assert one.keys() == two.keys() and all(np.abs(one[name].astype(int) - two[name]).max() <= 1 for name in one)
 
 
-def test_a_small_checkpoint_takes_its_encoders_from_where_they_are(encoders, toy, tmp_path, capsys):
-    model = SAM2UNeXT(*encoders.values(), **TINY).eval()
+def test_a_small_checkpoint_takes_its_encoders_from_where_they_are(encoders, toy, tmp_path, monkeypatch, capsys):
+    model = SAM2UNeXT(*encoders.values(), **MICRO).eval()
+    for record in model.encoders.values():
+        record["path"] = "/nowhere/" + record["path"].split("/")[-1]
     checkpoint.save_network(tmp_path / "small.pth", model, epoch=1)
-    moved = {option: shutil.copy(path, tmp_path) for option, path in encoders.items()}
-    content = torch.load(tmp_path / "small.pth", weights_only=True)
-    for record in content["encoders"].values():
-        record["source"] = "/nowhere/" + record["source"].split("/")[-1]
-    torch.save(content, tmp_path / "small.pth")
+    moved = {option: shutil.copy(path, tmp_path / f"moved_{path.name}") for option, path in encoders.items()}
     picture = toy / "test/Image/toy_0000.jpg"
     status, line = failure(script.main, arguments(tmp_path / "small.pth", picture, tmp_path / "maps"), capsys)
-    assert status == 2 and "/nowhere/" in line and "--hiera_path" in line
+    assert status == 2 and "/nowhere" in line and "--hiera_path" in line
     more = [word for option, path in moved.items() for word in (f"--{option}", path)]
     script.main(arguments(tmp_path / "small.pth", picture, tmp_path / "maps", *more))
     expected = stretch(torch.from_numpy(model.predict(Image.open(picture)))).numpy()
     assert np.abs(read_maps(tmp_path / "maps")["toy_0000.png"].astype(int) - expected).max() <= 1
 
 
-def test_what_to_save_and_from_where_is_checked(small_checkpoint, toy, tmp_path, capsys):
+def test_what_to_save_and_from_where_is_checked(micro_checkpoint, toy, tmp_path, capsys):
     for more, message in ((("--save", "map,sketch"), "'sketch' is none of"), (("--threshold", 2), "from 0 to 1")):
         with pytest.raises(SystemExit) as stop:
-            arguments(small_checkpoint, toy, tmp_path, *more)
+            arguments(micro_checkpoint, toy, tmp_path, *more)
         assert stop.value.code == 2 and message in capsys.readouterr().err
     parse = script.get_args_parser().parse_args
     benchmark = ["--checkpoint", "x", "--save_path", "x", "--benchmark", "COD", "x"]
     for args, message in (
-        (arguments(small_checkpoint, toy, tmp_path, "--benchmark", "COD", toy), "either --test_image_path or"),
-        (arguments(small_checkpoint, toy, tmp_path, "--sets", "CAMO"), "--sets belongs to --benchmark"),
+        (arguments(micro_checkpoint, toy, tmp_path, "--benchmark", "COD", toy), "either --test_image_path or"),
+        (arguments(micro_checkpoint, toy, tmp_path, "--sets", "CAMO"), "--sets belongs to --benchmark"),
         (parse([*benchmark, "--test_gt_path", "x"]), "leave out --test_gt_path"),
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and message in line
 
 
-def test_a_compiled_network_sees_whole_batches(small_checkpoint, toy, tmp_path, monkeypatch):
+def test_a_compiled_network_sees_whole_batches(micro_checkpoint, toy, tmp_path, monkeypatch):
     shapes = []
     monkeypatch.setattr(SAM2UNeXT, "compile", lambda self: self.register_forward_pre_hook(
         lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     )  # fmt: skip
     for name, more in (("plain", ()), ("compiled", ("--compile",))):
         words = ("--batch_size", 3, *more)
-        script.main(arguments(small_checkpoint, toy / "test/Image", tmp_path / name, *words))
+        script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / name, *words))
     assert shapes == [(3, 3, 64, 64)] * 2  # of four pictures
     ours, theirs = read_maps(tmp_path / "compiled"), read_maps(tmp_path / "plain")
     assert ours.keys() == theirs.keys() and len(ours) == 4

@@ -1,15 +1,17 @@
 """The toy data set and the contact sheet."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import failure
+from conftest import ROOT, failure
 from PIL import Image
 
 import files
 import metrics
-from tools import benchmark, contact_sheet, toy_dataset
+from tools import benchmark, benchmark_eval, contact_sheet, toy_dataset
 
 
 def test_the_toy_data_set_has_pictures_masks_and_a_baseline(toy):
@@ -81,10 +83,10 @@ def test_a_sheet_without_common_names_is_an_error(toy, tmp_path, capsys):
     assert status == 2 and "no file name stands in all of" in line
 
 
-def test_the_benchmark_of_the_evaluator_gives_times_ratio_agreement_and_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "SIZES", ((60, 80), (90, 100)))
-    words = ["eval", "--files", "8", "--repeats", "1", "--json", str(tmp_path / "figures.json")]
-    benchmark.main(benchmark.get_args_parser().parse_args(words))
+def test_the_benchmark_of_the_evaluation_gives_times_ratio_agreement_and_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_eval, "SIZES", ((60, 80), (90, 100)))
+    words = ["--files", "8", "--repeats", "1", "--json", str(tmp_path / "figures.json")]
+    benchmark_eval.main(benchmark_eval.get_args_parser().parse_args(words))
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert list(figures) == ["60 x 80", "90 x 100", "eval.py, 8 files"]
     for name in ("60 x 80", "90 x 100"):
@@ -93,45 +95,49 @@ def test_the_benchmark_of_the_evaluator_gives_times_ratio_agreement_and_memory(t
     assert 20 < figures["eval.py, 8 files"]["peak MB a worker"] < 600
 
 
-NETWORK = "--sam2 tiny --aux test_vit --aux_size 160 --size 64 --device cpu --repeats 1"
+NETWORK = [*["--aux", "test_vit", "--aux_size", "64", "--size", "64", "--device", "cpu", "--repeats", "1"], "--sam2"]
+
+
+def figures_of(tmp_path, *words):
+    benchmark.main(benchmark.get_args_parser().parse_args([*words, "--json", str(tmp_path / "figures.json")]))
+    return json.loads((tmp_path / "figures.json").read_text())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["infer", "train"])
 def test_the_benchmark_of_the_network_compares_with_the_plain_one(command, tmp_path):
-    words = [command, *NETWORK.split(), "--batch_size", "2", "--json", str(tmp_path / "figures.json")]
-    benchmark.main(benchmark.get_args_parser().parse_args(words))
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = figures_of(tmp_path, command, *NETWORK, "tiny", "--batch_size", "2")
     assert list(figures) == ["plain", "fp32", "bf16", *(["bf16 checkpointed"] if command == "train" else [])]
     for way, found in figures.items():
         assert found["times as fast"] == figures["plain"]["s"] / found["s"] > 0
         assert 100 < found["peak MB"] < 3000
-        assert found["largest difference"] <= (1e-5 if way in ("plain", "fp32") else 0.05)
+        assert found["largest difference"] <= (1e-4 if way in ("plain", "fp32") else 0.05)
     assert figures["bf16"]["largest difference"] > 0
 
 
 def test_the_benchmark_of_the_start_reads_the_same_weights_both_ways(tmp_path):
-    words = ["start", *NETWORK.split(), "--json", str(tmp_path / "figures.json")]
-    benchmark.main(benchmark.get_args_parser().parse_args(words))
-    fast = json.loads((tmp_path / "figures.json").read_text())["fast"]
+    fast = figures_of(tmp_path, "start", *NETWORK, "micro")["fast"]
     assert fast["largest difference"] == 0 and fast["times as fast"] > 0
 
 
-def test_the_benchmark_of_test_py_tells_how_busy_the_network_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "SIZES", ((60, 80), (90, 100)))
-    words = ["predict", *NETWORK.split(), "--pictures", "8", "--json", str(tmp_path / "figures.json")]
-    benchmark.main(benchmark.get_args_parser().parse_args(words))
-    figures = json.loads((tmp_path / "figures.json").read_text())["test.py"]
-    assert 0 < figures["share of the time in the network"] < 1 and figures["pictures a second"] > 0
+def test_the_benchmark_of_test_py_tells_for_how_long_the_network_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "LARGE", (90, 100))
+    figures = figures_of(tmp_path, "predict", *NETWORK, "micro", "--pictures", "8", "--precision", "fp32")["test.py"]
+    assert figures["share"] > 0 and figures["pictures a second"] > 0
 
 
 def test_the_median_does_not_count_the_first_turn():
     calls = []
-    seconds = benchmark.interleaved(3, one=lambda: calls.append("one"), two=lambda: calls.append("two"))
+    seconds = benchmark_eval.interleaved(3, one=lambda: calls.append("one"), two=lambda: calls.append("two"))
     assert calls == ["one", "two"] * 4 and seconds.keys() == {"one", "two"}
 
 
-@pytest.mark.parametrize("tool", [toy_dataset, contact_sheet, benchmark])
+def test_the_benchmark_of_the_evaluation_needs_no_torch():
+    code = "from tools import benchmark_eval; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("tool", [toy_dataset, contact_sheet, benchmark, benchmark_eval])
 def test_tools_explain_themselves(tool, capsys):
     with pytest.raises(SystemExit) as stop:
         tool.get_args_parser().parse_args(["--help"])

@@ -26,9 +26,9 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import benchmarks  # noqa: E402
-import cli  # noqa: E402
-import files  # noqa: E402
+import benchmarks
+import cli
+import files
 
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli  # noqa: E402
-import files  # noqa: E402
+import cli
+import files
 
 CELL, GAP = 160, 6  # pixels
 

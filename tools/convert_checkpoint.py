@@ -15,10 +15,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import checkpoint  # noqa: E402
-import cli  # noqa: E402
-import files  # noqa: E402
-from SAM2UNeXT import SAM2UNeXT  # noqa: E402
+import checkpoint
+import cli
+import files
+import weights
+from SAM2UNeXT import SAM2UNeXT
 
 
 def main(args: argparse.Namespace) -> None:
@@ -27,13 +28,13 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"{files.shown(args.output)}: is the input too; name another file")
         files.output_folder(args.output.parent)
         model = SAM2UNeXT.from_checkpoint(args.input, args.hiera_path, args.dinov2_path)
-        if args.to == "small" and not model.encoders:
+        if args.to == "small" and not checkpoint.is_small(model):
             raise ValueError(f"{files.shown(args.input)}: name its encoders' files with --hiera_path and --dinov2_path")
         if args.to == "original":
             content = dict(model.state_dict())
         else:
             content = checkpoint.network_content(model, whole=args.to == "whole")
-            content["epoch"] = checkpoint.read(args.input).get("epoch")
+            content["epoch"] = weights.read(args.input).get("epoch")
         checkpoint.save(args.output, content)
     print(f"{files.shown(args.output)}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
 

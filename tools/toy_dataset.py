@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli  # noqa: E402
-import files  # noqa: E402
+import cli
+import files
 
 SIDES = (224, 320)  # pixels, least and most
 CONTRAST = 26.0  # standard deviation of the texture's brightness, of 255

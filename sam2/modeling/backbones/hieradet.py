@@ -15,9 +15,7 @@ from sam2.modeling.backbones.utils import (
     MLP,
     PatchEmbed,
     absolute_position,
-    in_portions,
     max_pool_2x2,
-    sums_as_published,
     window_partition,
     window_unpartition,
 )
@@ -61,8 +59,7 @@ class MultiScaleBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = MultiScaleAttention(dim, dim_out, num_heads, q_pool=self.new_stage)
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
-        self.hidden_dim = int(dim_out * mlp_ratio)
-        self.mlp = MLP(dim_out, self.hidden_dim)
+        self.mlp = MLP(dim_out, int(dim_out * mlp_ratio))
         if self.new_stage:
             self.proj = nn.Linear(dim, dim_out)
 
@@ -72,21 +69,18 @@ class MultiScaleBlock(nn.Module):
         x = self.norm1(x)
         if self.new_stage:
             shortcut = max_pool_2x2(self.proj(x))
-
-        if self.window_size == 0:
-            x = self.attn(x)
-        else:
-            windows, (pad_h, pad_w) = window_partition(x, self.window_size)  # (B * windows, S, S, dim)
-            windows = self.attn(windows)
-            scale = 2 if self.new_stage else 1  # pooled queries halve the windows too
-            x = window_unpartition(
-                windows, self.window_size // scale, (pad_h // scale, pad_w // scale), shortcut.shape[1:3]
-            )
+        x = self.window_attention(x) if self.window_size else self.attn(x)
         x = shortcut + x
-        return in_portions(self.add_mlp, x.flatten(0, 2), self.hidden_dim).view(x.shape)
-
-    def add_mlp(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.norm2(x))
+
+    def window_attention(self, x: Tensor) -> Tensor:
+        """Attention within windows of a map; pooled queries halve map and windows."""
+        _, H, W, _ = x.shape
+        scale = 2 if self.new_stage else 1
+        windows, (padded_h, padded_w) = window_partition(x, self.window_size)  # (B * windows, S, S, dim)
+        windows = self.attn(windows)  # (B * windows, S / scale, S / scale, dim_out)
+        padded = (padded_h // scale, padded_w // scale)
+        return window_unpartition(windows, self.window_size // scale, padded, (H // scale, W // scale))
 
 
 class Hiera(nn.Module):
@@ -105,8 +99,7 @@ class Hiera(nn.Module):
         window_pos_embed_bkg_spatial_size: tuple[int, int],  # size of the background position embedding
     ):
         super().__init__()
-        self.grad_checkpointing = False  # compute blocks anew in the backward pass instead of keeping what they made
-        self._position: tuple[object, Tensor | None] = (None, None)
+        self.grad_checkpointing = False  # recompute each block's activations in the backward pass
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
         self.patch_embed = PatchEmbed(embed_dim)
         self.pos_embed = Parameter(torch.zeros(1, embed_dim, *window_pos_embed_bkg_spatial_size))
@@ -122,8 +115,6 @@ class Hiera(nn.Module):
             dim_out = embed_dim * 2**stage
             self.blocks.append(MultiScaleBlock(dim, dim_out, num_heads * 2**stage, window_size))
             dim = dim_out
-        self.window_sizes = [block.window_size for block in self.blocks]
-        self.hidden_dims = [block.hidden_dim for block in self.blocks]
         self.channel_list = [self.blocks[end].dim_out for end in reversed(self.stage_ends)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -134,42 +125,14 @@ class Hiera(nn.Module):
         if x.shape[-2] % 32 or x.shape[-1] % 32:
             raise ValueError(f"the sides of the input must be multiples of 32, got {x.shape[-2]} x {x.shape[-1]}")
         x = self.patch_embed(x)  # (B, H/4, W/4, C)
-        _, H, W, _ = x.shape
-        x = x + self.position(H, W)
+        x = x + absolute_position(self.pos_embed, self.pos_embed_window, x.shape[1], x.shape[2])
         maps = []
-        # All but attention acts on each token alone, so tokens stay in windows, x (B * windows, S, S, C), while blocks
-        # have windows alike, and go back to the map only to be returned. S = 0: x is the map itself, (B, H, W, C).
-        S, in_windows = 0, not sums_as_published(x)
-        for i, (block, window) in enumerate(zip(self.blocks, self.window_sizes, strict=True)):
-            if window != S:
-                x = to_map(x, S, H, W)
-                fits = window and H % window == W % window == 0  # else blocks pad the map themselves
-                S = window if in_windows and fits else 0
-                x = window_partition(x, S)[0] if S else x
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                # Non-reentrant: the input of the first block needs no gradient, yet its adapter does. No dropout.
+        for i, block in enumerate(self.blocks):
+            if self.grad_checkpointing:
+                # Non-reentrant: a reentrant checkpoint would not train an adapter whose input needs no gradient.
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            elif S:
-                x = in_portions(block, x, values=S * S * self.hidden_dims[i])
             else:
                 x = block(x)
-            if i - 1 in self.stage_ends:  # the first of a new stage
-                H, W, S = H // 2, W // 2, S // 2
             if i in self.stage_ends:
-                maps.append(to_map(x, S, H, W).permute(0, 3, 1, 2))
+                maps.append(x.permute(0, 3, 1, 2))
         return maps
-
-    def position(self, H: int, W: int) -> Tensor:
-        """The position embedding (1, H, W, C) of a map; that of the last size is kept."""
-        parts = (self.pos_embed, self.pos_embed_window)
-        if torch.compiler.is_compiling() or any(part.requires_grad for part in parts):
-            return absolute_position(*parts, H, W)
-        key = (H, W, *((part.data_ptr(), part._version) for part in parts))
-        if self._position[0] != key:
-            self._position = (key, absolute_position(*parts, H, W))
-        return self._position[1]
-
-
-def to_map(x: Tensor, S: int, H: int, W: int) -> Tensor:
-    """Tokens in windows of side `S`, or in the map itself where that is 0, as a map (B, H, W, C)."""
-    return window_unpartition(x, S, (H, W), (H, W)) if S else x

@@ -1,13 +1,8 @@
 """Small layers of the Hiera trunk. Shapes: B batch, H W height and width, C channels, S side of a window."""
 
-import math
-from collections.abc import Callable, Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-PORTION = 8 * 2**20  # bytes of the widest intermediate result that a CPU works on at a time
 
 
 class PatchEmbed(nn.Module):
@@ -33,10 +28,10 @@ class MLP(nn.Module):
 
 
 def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, tuple[int, int]]:
-    """Cuts (B, H, W, C) into windows (B * windows, S, S, C).
+    """Splits (B, H, W, C) into windows (B * windows, S, S, C), row by row within each image.
 
-    Where windows do not fit, zeros are added at the bottom and right. Returns the windows, row by row within each
-    image, and the padded (height, width) that `window_unpartition` needs.
+    Pads with zeros at the bottom and right where the windows do not fit. Returns the windows and the padded
+    (height, width) that `window_unpartition` needs.
     """
     B, H, W, C = x.shape
     S = window_size
@@ -49,7 +44,7 @@ def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, tuple[int, in
 
 
 def window_unpartition(windows: Tensor, window_size: int, pad_hw: tuple[int, int], hw: tuple[int, int]) -> Tensor:
-    """Puts windows (B * windows, S, S, C) together to (B, H, W, C) and drops the padding; `hw` is (H, W)."""
+    """Merges windows (B * windows, S, S, C) into (B, H, W, C) and removes the padding; `hw` is (H, W)."""
     S = window_size
     rows, columns = pad_hw[0] // S, pad_hw[1] // S
     x = windows.view(-1, rows, columns, S, S, windows.shape[-1]).transpose(2, 3)
@@ -63,54 +58,11 @@ def max_pool_2x2(x: Tensor) -> Tensor:
 
 
 def absolute_position(background: Tensor, window: Tensor, height: int, width: int) -> Tensor:
-    """The position embedding of a map (arXiv:2311.05613): a resized background plus a tiled window.
+    """The absolute window position embedding (1, height, width, C) of arXiv:2311.05613.
 
-    `background` (1, C, h, w) is resized bicubically to height x width; `window` (1, C, S, S) is repeated over it, so
-    both sides must be multiples of S. Returns (1, height, width, C).
+    Resizes `background` (1, C, h, w) bicubically to height x width and adds `window` (1, C, S, S) tiled over it; both
+    sides must be multiples of S.
     """
-    resized = F.interpolate(background, size=(height, width), mode="bicubic")
+    resized = F.interpolate(background, size=(height, width), mode="bicubic", align_corners=False)
     tiled = torch.tile(window, (1, 1, height // window.shape[2], width // window.shape[3]))
     return (resized + tiled).permute(0, 2, 3, 1)
-
-
-def sums_as_published(x: Tensor) -> bool:
-    """Whether to add up in the order of the published program: while training in fp32.
-
-    Any other order is as right, but AdamW's first steps divide by gradients near 0 and make visible differences of
-    the last bits, so that losses would no longer be those of the original.
-    """
-    return torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
-
-
-def portions_of(values: int, device: torch.device) -> int:
-    """Into how many portions to cut the work whose widest intermediate result holds so many numbers of 4 bytes.
-
-    What a portion needs stays in a CPU's cache and in memory that malloc has at hand, whereas it gives large arrays
-    back to the system each time, to be filled with zeros anew. GPUs, compiled code and the backward pass want it all
-    at once.
-    """
-    whole = device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return 1 if whole else math.ceil(4 * values / PORTION)
-
-
-def in_portions(function: Callable[[Tensor], Tensor], x: Tensor, values: int) -> Tensor:
-    """function(x), which acts on each entry of the first dimension alone; on a CPU, a portion of x at a time.
-
-    `values` is how many numbers the widest intermediate result holds for one entry.
-    """
-    portions = min(len(x), portions_of(len(x) * values, x.device))
-    if portions == 1:
-        return function(x)
-    # Portions are of one length: malloc fits the next one's arrays where those of the last one were.
-    return joined(map(function, x.split(math.ceil(len(x) / portions))), len(x))
-
-
-def joined(parts: Iterable[Tensor], length: int) -> Tensor:
-    """torch.cat(parts), `length` long, without two of it: each part is copied to its place when it is made."""
-    whole, done = None, 0
-    for part in parts:
-        if whole is None:
-            whole = part.new_empty((length, *part.shape[1:]))
-        whole[done : done + len(part)] = part
-        done += len(part)
-    return whole

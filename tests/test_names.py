@@ -1,0 +1,16 @@
+"""Messages about files of any name: see names.py."""
+
+import names
+import pytest
+
+
+@pytest.mark.parametrize("name", [names.NASTY, names.BYTES], ids=["nasty", "bytes"])
+@pytest.mark.parametrize("scenario", names.SCENARIOS)
+def test_each_message_is_one_printable_line_that_names_the_file(scenario, name, tmp_path):
+    assert names.amiss(scenario, name, tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\u2028b", "a\rb"])
+def test_a_message_that_shows_a_name_as_it_is_would_be_noticed(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(names.SCENARIOS, "careless", lambda folder, name: print(f"{name}: is missing"))
+    assert names.amiss("careless", name, tmp_path)

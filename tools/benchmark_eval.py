@@ -1,0 +1,138 @@
+"""Times the evaluation against pysodmetrics.
+
+    python tools/benchmark_eval.py                 pysodmetrics against metrics.score, in memory, one thread each
+    python tools/benchmark_eval.py --files 60      also eval.py on that many files of 2200 x 3000: workers, memory
+
+Prints medians and ratios of alternating turns; `--json FILE` writes them too.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import cli
+import metrics
+
+Figures = dict[str, dict[str, float]]
+
+SIZES = ((1024, 1024), (2200, 3000))  # height, width
+DISTINCT = 6  # pairs of which the others are copies
+
+
+def interleaved(repeats: int, **ways: Callable[[], object]) -> dict[str, float]:
+    """The median seconds of each way of doing a thing, in alternation, after one turn that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+def generate_pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A soft, noisy prediction map and its ground truth, an object with thin parts as in DIS5K: uint8 (H, W) each."""
+    rng = np.random.default_rng(seed)
+    truth = np.zeros((height, width), np.uint8)
+    centre = (int(width * rng.uniform(0.4, 0.6)), int(height * rng.uniform(0.4, 0.6)))
+    cv2.ellipse(truth, centre, (width // 4, height // 4), rng.uniform(0, 180), 0, 360, 255, -1)
+    for _ in range(25):
+        end = (int(rng.integers(width)), int(rng.integers(height)))
+        cv2.line(truth, centre, end, int(rng.choice([0, 255])), int(rng.integers(3, 12)))
+    soft = cv2.GaussianBlur(truth, (0, 0), 5).astype(np.int16)
+    return np.clip(soft + rng.integers(-15, 16, truth.shape), 0, 255).astype(np.uint8), truth
+
+
+def benchmark_scores(repeats: int) -> Figures:
+    """The library against `metrics.score` on one pair of each size, one thread each."""
+    cv2.setNumThreads(1)
+    results = {}
+    for height, width in SIZES:
+        pair = generate_pair(height, width, seed=0)
+        library, ours = metrics.score_with_pysodmetrics(*pair).figures(), metrics.score(*pair).figures()
+        seconds = interleaved(
+            repeats,
+            pysodmetrics=lambda pair=pair: metrics.score_with_pysodmetrics(*pair),
+            fast=lambda pair=pair: metrics.score(*pair),
+        )
+        results[f"{height} x {width}"] = {
+            "pysodmetrics s": seconds["pysodmetrics"],
+            "fast s": seconds["fast"],
+            "ratio": seconds["pysodmetrics"] / seconds["fast"],
+            "largest difference": max(abs(library[name] - ours[name]) for name in library),
+        }
+    return results
+
+
+def peak_memory(command: list[str]) -> float:
+    """Runs a command; the peak, in megabytes, of the largest of its processes."""
+    watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    watch += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"  # kB on Linux
+    # Through a small process: a new one starts with the size of its parent, which would count.
+    output = subprocess.run([sys.executable, "-c", watch, *command], check=True, capture_output=True, text=True).stdout
+    return int(output) / 1024
+
+
+def benchmark_files(files: int, repeats: int) -> Figures:
+    """eval.py, the whole command, on files of the largest size: one worker against two, and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("maps", "masks"):
+            (root / name).mkdir()
+        for i in range(files):
+            pair = generate_pair(*SIZES[-1], i) if i < DISTINCT else (None, None)
+            for name, array in zip(("maps", "masks"), pair, strict=True):
+                if array is None:
+                    os.link(root / name / f"{i % DISTINCT}.png", root / name / f"{i}.png")
+                else:
+                    cv2.imwrite(str(root / name / f"{i}.png"), array)
+
+        def run(workers: int) -> float:
+            words = f"--dataset_name set --pred_path {root}/maps --gt_path {root}/masks --workers {workers}"
+            return peak_memory(
+                [sys.executable, str(ROOT / "eval.py"), *words.split(), "--save_path", f"{root}/results"]
+            )
+
+        peak = run(2)
+        seconds = interleaved(repeats, one=lambda: run(1), two=lambda: run(2))
+    return {
+        f"eval.py, {files} files": {
+            "1 worker s": seconds["one"],
+            "2 workers s": seconds["two"],
+            "ratio": seconds["one"] / seconds["two"],
+            "peak MB a worker": peak,
+        }
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    with cli.exit_on_error(cli.NOTHING_STARTED):
+        results = benchmark_scores(args.repeats) | (benchmark_files(args.files, args.repeats) if args.files else {})
+    for name, figures in results.items():
+        print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--files", type=cli.number(least=0), default=0, help="for eval.py; 0 leaves it out")
+    parser.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    return parser
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())

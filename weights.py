@@ -1,0 +1,337 @@
+"""Files of weights: finding, downloading and reading them safely, telling what they hold, filling modules from them.
+
+Reading never runs code from a file (torch's `weights_only`, safetensors), maps large files into memory instead of
+copying them, and names the kind of a file that does not belong. What a trained SAM2-UNeXT needs is in checkpoint.py.
+"""
+
+import hashlib
+import http.client
+import logging
+import os
+import pickle
+import re
+import shutil
+import socket
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import safetensors
+import safetensors.torch
+import torch
+from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
+from torch import Tensor, nn
+
+from files import shown
+
+TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
+TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # by (width, blocks)
+TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
+DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
+PUBLISHED = {  # addresses of the encoders' weights by file name
+    name: f"https://dl.fbaipublicfiles.com/segment_anything_2/072824/{name}" for name in TRUNK_FILES.values()
+} | {
+    f"vit_{size}_patch14_dinov2.safetensors": (
+        f"https://huggingface.co/timm/vit_{size}_patch14_dinov2.lvd142m/resolve/main/model.safetensors"
+    )
+    for size in DINOV2_SIZES.values()
+}
+SAM2_1_KEY = "no_obj_embed_spatial"  # only SAM 2.1 checkpoints have it
+DINOV2_PATCH = 14
+DINOV2_PATCH_SHAPE = (3, DINOV2_PATCH, DINOV2_PATCH)  # of the patch embedding's kernels
+SAMPLED = 64  # values of each matrix that a fingerprint includes, about
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that are converted
+TIMEOUT = 60  # seconds without data after which a download is abandoned
+
+
+def fetch(source: str | Path) -> Path:
+    """The local path of `source`, a path or a URL.
+
+    A URL is downloaded once, with a progress bar, and cached by iopath (below $FVCORE_CACHE, by default
+    ~/.torch/iopath_cache, in a folder named after the host). A missing file whose name is in PUBLISHED is downloaded to
+    its place if its folder exists or is called weights. Raises OSError if there is no such file or the download fails;
+    a failed download leaves nothing behind.
+    """
+    path = Path(source)
+    if str(source) != str(source).encode("utf-8", "replace").decode():
+        raise ValueError(f"{shown(source)}: torch reads no path that is not UTF-8; rename it")
+    if is_url(source):  # iopath's own cache ignores the host
+        path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
+    elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(path)):  # one of several processes downloads
+            if not path.exists():
+                print(f"{shown(path)} is missing; downloading {PUBLISHED[path.name]}")
+                beside = path.with_name(f".{path.name}.download")
+                try:
+                    os.replace(download(PUBLISHED[path.name], beside), path)
+                except OSError as error:
+                    raise OSError(f"{error} and save it as {shown(path)}") from error
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
+    if not path.is_file():
+        missing = "is a broken link" if path.is_symlink() else "there is no such file"
+        raise FileNotFoundError(f"{shown(source)}: {'is not a file' if path.exists() else missing}")
+    return path
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether `source` is a URL to download. Raises ValueError for a malformed URL or one of another scheme."""
+    if "://" not in str(source):
+        return False
+    with suppress(ValueError):
+        if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
+            return True
+    raise ValueError(f"{shown(source)}: is not a URL that can be downloaded, such as https://host/file")
+
+
+def download(url: str, folder: Path) -> Path:
+    """Downloads `url` into the cache below `folder`. Raises OSError, also if the server falls silent."""
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # it logs what it also raises
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # iopath has no option for it
+    try:
+        return Path(manager.get_local_path(url, cache_dir=str(folder)))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{shown(url)}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def read(source: str | Path) -> dict[str, Any]:
+    """The content of a file of weights: safetensors or torch.save's, recognised by its first bytes.
+
+    Raises OSError or ValueError that names the file if it is missing, empty, truncated, not a file of weights, or a
+    pickle that contains code (none of which is run). A broken download of a URL is deleted from the cache.
+    """
+    path = fetch(source)
+    try:
+        return parse(path)
+    except ValueError as error:
+        if not is_url(source):
+            raise
+        path.unlink(missing_ok=True)  # a server that announces no length can break off unnoticed
+        raise ValueError(f"{shown(source)}: {error}; the next start downloads it again") from error
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """`read` of an existing file."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        raise ValueError(f"{shown(path)}: is empty; get it again")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{shown(path)}: is a web page, not weights; download the file itself")
+    try:
+        if start[8:9] == b"{" or path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        zipped = start.startswith(b"PK")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about files that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{shown(path)}: is not a file of weights, or is a pickle that would run code; none of it was run"
+        ) from error
+    except Exception as error:  # the readers fail in many ways on damaged files
+        raise ValueError(
+            f"{shown(path)}: is truncated, damaged or not a file of weights ({reason(error)}); get it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{shown(path)}: holds a {type(content).__name__}, not weights")
+    return content
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error's message, or its type if it has none.
+
+    What torch adds after it is the advice to load the file without protection.
+    """
+    return shown(re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200]) or type(error).__name__
+
+
+def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors by key, without the usual wrappers: an entry "model" or "state_dict", a prefix `module.`."""
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if state and all(key.startswith("module.") for key in state):  # saved from (Distributed)DataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def is_network(state: dict[str, Tensor]) -> bool:
+    return "sam.blocks.0.prompt_learn.0.weight" in state
+
+
+def is_sam2(state: dict[str, Tensor]) -> bool:
+    return TRUNK + "patch_embed.proj.weight" in state
+
+
+def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
+    """The size of the Hiera whose keys start with `prefix`: tiny, small, base_plus, large, or None."""
+    patches = state.get(prefix + "patch_embed.proj.weight")
+    return TRUNK_SIZES.get((*patches.shape[:1], count_blocks(state, prefix))) if patches is not None else None
+
+
+def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
+    """timm's name of the DINOv2 whose keys start with `prefix`, or None for another network."""
+    patches = state.get(prefix + "patch_embed.proj.weight")
+    if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[1:] != DINOV2_PATCH_SHAPE:
+        return None
+    size = DINOV2_SIZES.get(patches.shape[0])
+    registers = "reg4_" if prefix + "reg_token" in state else ""
+    return size and f"vit_{size}_patch14_{registers}dinov2"
+
+
+def count_blocks(state: dict[str, Tensor], prefix: str) -> int:
+    """The number of transformer blocks below `prefix`."""
+    prefix += "blocks."
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def describe(state: dict[str, Tensor]) -> str:
+    """What a file holds, in words, for messages."""
+    if is_network(state):
+        return "a trained SAM2-UNeXT checkpoint"
+    if is_sam2(state):
+        version = "2.1" if SAM2_1_KEY in state else "2"
+        return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
+    if name := dinov2_name(state):
+        return f"the DINOv2 {name}"
+    if not state:
+        return "a file without tensors"
+    return f"another network's (keys such as {shown(next(iter(state)))})"
+
+
+def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
+    """Fills a Hiera trunk from a SAM 2 checkpoint, whose other parts are ignored; returns the file's `record`.
+
+    SAM 2.1's trunk has the same shape but other weights, so it is refused unless `allow_sam2_1`. Raises OSError or
+    ValueError that names the remedy for any other file.
+    """
+    state = tensors(read(source))
+    own = trunk.state_dict()
+    wanted, kind = trunk_size(own, ""), f"{shown(source)}: is {describe(state)}"
+    if is_network(state):
+        raise ValueError(
+            f"{kind}; SAM 2's own weights ({TRUNK_FILES[wanted]}) belong here, a trained checkpoint goes to test.py "
+            "--checkpoint"
+        )
+    if not is_sam2(state):
+        raise ValueError(f"{kind}; SAM 2's {TRUNK_FILES[wanted]} belongs here")
+    found = trunk_size(state, TRUNK)
+    if found != wanted:
+        remedy = f"give --sam2 {found} or" if found else "give"
+        raise ValueError(
+            f"{kind}, but the network is built with --sam2 {wanted}; {remedy} the file {TRUNK_FILES[wanted]}"
+        )
+    if SAM2_1_KEY in state and not allow_sam2_1:
+        raise ValueError(
+            f"{kind}, whose trunk has the same shape as SAM 2's but other weights; the published results start from "
+            f"SAM 2's {TRUNK_FILES[wanted]}; --allow_sam2_1 accepts this one"
+        )
+    state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
+    check_state(own, state, source)
+    fill(trunk, state)
+    adapted = {re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key): state[key] for key in own}  # as in SAM2UNeXT.sam
+    return record(TRUNK_FILES[wanted], source, adapted)
+
+
+def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
+    """Fills a timm feature extractor (`net`, the timm model `name`) from a file of its weights; returns its `record`.
+
+    timm's own filter renames other publishers' keys and resamples the position embedding to the size `net` was built
+    for. Raises OSError or ValueError that names the remedy if the file is another network's.
+    """
+    state = tensors(read(source))
+    architecture = name.split(".")[0]
+    found, kind = dinov2_name(state), f"{shown(source)}: is {describe(state)}"
+    if is_network(state) or is_sam2(state) or (found and found != architecture):
+        remedy = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
+        raise ValueError(f"{kind}; {remedy}")
+    filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if filter_fn:
+        try:
+            state = filter_fn(state, net)
+        except Exception as error:  # it fails in many ways on other networks' tensors
+            raise ValueError(f"{kind}, not timm's {name}") from error
+    own = net.state_dict()
+    parts = {key.split(".")[0] for key in own}  # a published file may hold more, such as a classifier
+    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
+    check_state(own, state, source)
+    fill(net, state)
+    return record(name, source, {f"model.{key}": state[key] for key in own})  # as in SAM2UNeXT.dino
+
+
+def record(name: str, source: str | Path, state: dict[str, Tensor]) -> dict[str, str]:
+    """What a checkpoint records of an encoder: its name, the path of its file, the fingerprint of its weights."""
+    return {"name": name, "path": os.path.abspath(fetch(source)), "fingerprint": fingerprint(state)}
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
+    """Loads a state dict. A module on the meta device takes over its tensors: a mapped file is not copied.
+
+    If some are converted to the module's types, all are copied, so that the file does not stay mapped for the others.
+    """
+    own = module.state_dict()
+    empty = any(tensor.is_meta for tensor in own.values())
+    if empty:
+        convert = any(tensor.dtype != own[key].dtype for key, tensor in state.items())
+        state = {key: tensor.to(own[key].dtype, copy=convert) for key, tensor in state.items()}
+    module.load_state_dict(state, strict=strict, assign=empty)
+
+
+def state_covers(module: nn.Module) -> bool:
+    """Whether the state dict holds all of a module's tensors, so that `fill` completes it on the meta device."""
+    return {name for name, _ in module.named_buffers()} <= module.state_dict().keys()
+
+
+def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
+    """Raises ValueError unless both have the same keys and shapes and the values of `state` can be weights.
+
+    Floating point of any width is accepted, since `fill` converts it. Integers, complex and packed numbers in place of
+    floating point are refused, and so are values that are not finite.
+    """
+    problems = [f"lacks {key}" for key in own if key not in state]
+    problems += [f"has an unknown {shown(key)}" for key in state if key not in own]
+    for key in (key for key in own if key in state):
+        found, wanted = state[key], own[key]
+        if found.layout != torch.strided or found.is_meta:
+            problems.append(f"{key} is not a dense tensor")
+        elif found.shape != wanted.shape:
+            problems.append(f"{key} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+        elif found.dtype not in FLOATS if wanted.is_floating_point() else found.dtype != wanted.dtype:
+            problems.append(f"{key} is {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ValueError(f"{shown(source)}: does not fit the network: {', '.join(problems[:3])}{more}")
+    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise ValueError(f"{shown(source)}: has NaN or infinity in {broken[0]}{more}; get a sound file")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite in float32. The sum decides at memory speed, but may overflow by itself."""
+    return tensor.sum(dtype=torch.float32).isfinite().item() or tensor.float().isfinite().all().item()
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """Identifies an encoder's weights: a hash of the shapes and some values of those keys that end in `.weight`.
+
+    `state` has the keys of SAM2UNeXT.sam or .dino in the module's order. The fingerprint does not depend on the file
+    format, on what else a file holds, or on the position embedding, which is resampled to the input's size.
+    """
+    digest = hashlib.sha256()
+    for key, weight in state.items():
+        if key.endswith(".weight"):
+            values = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLED)]
+            digest.update(f"{key} {tuple(weight.shape)} ".encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
