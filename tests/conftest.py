@@ -36,7 +36,7 @@ from tools import toy_dataset
 SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}  # with published encoders
 MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks
 NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in MICRO.items())
-PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU has for these tests, such as avx512_bf16
+PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU can do for these tests, see program.py
 
 # The same examples in every run and no time limit: neither luck nor another program may fail a test. tests/fuzz.py
 # draws others.
@@ -50,6 +50,7 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.keep_freed_memory("cpu")
     if PRETENDED_CPU in os.environ:
         cli.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
@@ -60,6 +61,12 @@ def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_workers():
+    """A data loader that an error left behind waits five seconds for each of its workers when it is collected."""
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
 
 def golden(name: str):
@@ -180,6 +187,11 @@ def predict_arguments(checkpoint, images, save_path, *more):
     """Arguments of test.py; in fp32."""
     words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path]
     return test.get_args_parser().parse_args([str(word) for word in (*words, "--precision", "fp32", *more)])
+
+
+def program(script: str, *words: object) -> list[str]:
+    """The command that runs a script of this project, see program.py."""
+    return [sys.executable, str(ROOT / "tests/program.py"), str(ROOT / script), *map(str, words)]
 
 
 def read_maps(folder: Path) -> dict[str, np.ndarray]:

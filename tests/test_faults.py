@@ -6,12 +6,11 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORK, ROOT, failure, predict_arguments, read_maps
+from conftest import NETWORK, ROOT, failure, predict_arguments, program, read_maps
 from conftest import train_arguments as arguments
 from PIL import Image
 
@@ -190,7 +189,7 @@ def can_mount() -> bool:
 @pytest.mark.skipif(not can_mount(), reason="may not mount a small /dev/shm")
 def test_training_with_a_small_dev_shm_ends_in_a_line(toy, tmp_path):
     words = f"{NETWORK} --train_image_path {toy}/train/Image --train_mask_path {toy}/train/Mask --save_path {tmp_path}"
-    command = f"mount -t tmpfs -o size=64K tmpfs /dev/shm && exec {sys.executable} train.py {words} --workers 1"
+    command = f"mount -t tmpfs -o size=64K tmpfs /dev/shm && exec {' '.join(program('train.py'))} {words} --workers 1"
     result = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == f"train.py: {cli.MORE_SHARED_MEMORY}"

@@ -21,7 +21,7 @@ import train
 from tools import check_dataset
 
 
-@pytest.mark.parametrize("what, number", [("pictures", 120), ("weights", 40)])
+@pytest.mark.parametrize("what, number", [("pictures", 120), ("weights", 15)])
 def test_damaged_files_are_read_or_refused_by_name(what, number, tmp_path, monkeypatch):
     fuzz.KINDS[what][0](tmp_path)
     outcomes = [fuzz.attempt(i, what, seed=7, bases_folder=tmp_path) for i in range(number)]

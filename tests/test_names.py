@@ -3,11 +3,19 @@
 import names
 import pytest
 
+FAST = ["train_and_resume", "test_unreadable", "eval_allowed", "doctor_everything"]  # one of each command
 
-@pytest.mark.parametrize("name", [names.NASTY, names.BYTES], ids=["nasty", "bytes"])
+
 @pytest.mark.parametrize("scenario", names.SCENARIOS)
-def test_each_message_is_one_printable_line_that_names_the_file(scenario, name, tmp_path):
-    assert names.amiss(scenario, name, tmp_path) == ""
+def test_each_message_is_one_printable_line_that_names_the_file(scenario, tmp_path):
+    assert names.amiss(scenario, names.NASTY, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(one, marks=pytest.mark.slow if one not in FAST else ()) for one in names.SCENARIOS]
+)
+def test_names_that_are_not_utf_8_are_shown_too(scenario, tmp_path):
+    assert names.amiss(scenario, names.BYTES, tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\u2028b", "a\rb"])

@@ -1,11 +1,15 @@
 """Precision and gradient checkpointing of the network, and how the precision is chosen."""
 
+import json
+
 import pytest
 import recipe
 import torch
-from conftest import MICRO, SMALL
+from conftest import MICRO, SMALL, predict_arguments, train_arguments
 
 import cli
+import test
+import train
 from SAM2UNeXT import SAM2UNeXT
 
 IMAGES = recipe.image("precision", (2, 3, 64, 64))
@@ -68,7 +72,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype)
         loss.backward()
         return sum(storages.values()), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
-    model, saving = network(dtype, SMALL), network(dtype, SMALL)
+    sizes = {"sam2": "tiny", "aux": "none", "size": 64}
+    model, saving = network(dtype, sizes), network(dtype, sizes)
     saving.sam.grad_checkpointing = True
     (plenty, expected), (little, found) = kept(model), kept(saving)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -89,6 +94,16 @@ def test_nothing_is_kept_for_the_auxiliary_encoder():
 def test_auto_on_a_cpu_is_bf16_where_it_has_it(flags, dtype, monkeypatch):
     monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
     assert cli.precision("auto", "cpu") == dtype
+
+
+@pytest.mark.parametrize("flags, dtype", [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
+def test_the_commands_compute_in_what_the_cpu_has(flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
+    train.main(train_arguments("--epoch 1 --batch_size 6 --precision auto", toy, tmp_path / "run"))
+    assert json.loads((tmp_path / "run/args.json").read_text())["precision"] == f"torch.{dtype}"
+    test.main(predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--precision", "auto"))
+    assert f"{micro_checkpoint} on cpu in {dtype}; 4 pictures" in capsys.readouterr().out
+    assert f"precision {dtype}; " in test.read_note(tmp_path / "maps/toy_0000.png")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, read_maps, save_picture
+from conftest import MICRO, ROOT, failure, program, read_maps, save_picture
 from conftest import predict_arguments as arguments
 from PIL import Image
 
@@ -112,8 +112,9 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(micro_checkpoint,
     words += ["--precision", "fp32", *more]
     stopped = []
     for number in (signal.SIGKILL, signal.SIGINT):
-        command = [sys.executable, "test.py", *map(str, words)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            program("test.py", *words), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 60
         enough = len(list(tmp_path.glob("parts/*.png"))) + 8
         while len(list(tmp_path.glob("parts/*.png"))) < enough and time.monotonic() < deadline:
@@ -214,7 +215,8 @@ def test_a_benchmark_has_a_folder_of_maps_a_set(micro_checkpoint, toy, tmp_path,
 
 @pytest.mark.slow
 def test_processes_share_the_pictures_and_the_maps_are_those_of_one(micro_checkpoint, toy, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "test.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += program("test.py")[1:]
     command += ["--checkpoint", micro_checkpoint, "--test_image_path", toy / "train/Image", "--precision", "fp32"]
     command += ["--save_path", tmp_path / "two", "--batch_size", "2", "--device", "cpu"]
     result = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)

@@ -8,34 +8,33 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NETWORK, ROOT, SUIM8
+from conftest import NETWORK, PRETENDED_CPU, ROOT, SUIM8, program
 
 import cli
 
 
 def bash(command, cwd, **environment):
-    environment = os.environ | {"PYTHON": sys.executable} | environment
+    """Runs a recipe with the trunk "micro", see program.py."""
+    python = fake_python(cwd / "program", f'exec {" ".join(program("")[:-1])} "$@"')
+    environment = os.environ | {"PYTHON": python} | environment
     return subprocess.run(["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def suim8_as_mas3k(toy, folder):
-    """The real pictures in MAS3K's layout, for training and test alike."""
+@pytest.fixture
+def archive(toy, tmp_path):
+    """A data set in MAS3K's layout: the real pictures, for training and test alike, or else the toy data set."""
+    if not SUIM8.is_dir():
+        return toy
     for half in ("train", "test"):
-        shutil.copytree(SUIM8 / "images", folder / half / "Image")
-        shutil.copytree(SUIM8 / "masks", folder / half / "Mask")
-    return folder
+        shutil.copytree(SUIM8 / "images", tmp_path / "archive" / half / "Image")
+        shutil.copytree(SUIM8 / "masks", tmp_path / "archive" / half / "Mask")
+    return tmp_path / "archive"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "archive",
-    [
-        lambda toy, folder: toy,
-        pytest.param(suim8_as_mas3k, marks=pytest.mark.skipif(not SUIM8.is_dir(), reason="the pictures are not here")),
-    ],
-)
-def test_a_benchmark_in_three_commands(archive, toy, tmp_path):
-    root = archive(toy, tmp_path / "archive")
+def test_a_benchmark_in_three_commands_without_native_bf16(archive, tmp_path, monkeypatch):
+    root = archive
+    monkeypatch.setenv(PRETENDED_CPU, "fpu avx2")
     expected = sorted(path.stem for path in (root / "test" / "Mask").iterdir())
     for command in (
         f"bash {ROOT}/train.sh mas3k {root} {NETWORK} --epoch 1 --batch_size 3 --workers 1",
@@ -45,6 +44,7 @@ def test_a_benchmark_in_three_commands(archive, toy, tmp_path):
         result = bash(command, tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"MAS3K{' training' if 'train.sh' in command else ''}: " in result.stdout
+        assert "float32" in result.stdout or "eval.sh" in command
     run = tmp_path / "runs" / "MAS3K"
     assert (run / "SAM2-UNeXT-1.pth").is_file()
     assert sorted(path.stem for path in (run / "predictions" / "MAS3K").iterdir()) == expected
@@ -62,7 +62,8 @@ def test_a_benchmark_in_three_commands(archive, toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_folders_in_three_commands(toy, tmp_path):
+def test_folders_in_three_commands_with_native_bf16(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv(PRETENDED_CPU, "fpu avx512_bf16")
     (tmp_path / "a folder").mkdir()
     for command in (
         f"bash {ROOT}/train.sh {toy}/train/Image/ {toy}/train/Mask/ {NETWORK} --epoch 1 --batch_size 3 --workers 1",
@@ -71,6 +72,7 @@ def test_folders_in_three_commands(toy, tmp_path):
     ):
         result = bash(command, tmp_path, RUN="a folder/run")
         assert result.returncode == 0, result.stderr
+        assert "bfloat16" in result.stdout or "eval.sh" in command
     run = tmp_path / "a folder" / "run"
     assert (run / "SAM2-UNeXT-1.pth").is_file()
     assert sorted(path.name for path in run.glob("predictions/*.png")) == [f"toy_{i:04}.png" for i in range(4)]

@@ -58,6 +58,7 @@ def killed(moments, toy, folder, network, more=""):
     return [int(line) for line in result.stdout.splitlines() if line.lstrip("-").isdigit()]
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_and_in_the_midst_of_writing_it_ends_bit_equal(undisturbed, toy, from_files, tmp_path):
     ended = killed(["optimizer 3", "write 2"], toy, tmp_path, from_files)
     assert ended == [-signal.SIGKILL, -signal.SIGKILL, 0]

@@ -83,6 +83,7 @@ def test_a_sheet_without_common_names_is_an_error(toy, tmp_path, capsys):
     assert status == 2 and "no file name stands in all of" in line
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_evaluation_gives_times_ratio_agreement_and_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_eval, "SIZES", ((60, 80), (90, 100)))
     words = ["--files", "8", "--repeats", "1", "--json", str(tmp_path / "figures.json")]

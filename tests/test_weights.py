@@ -206,7 +206,7 @@ def server(monkeypatch, tmp_path):
         server.requests, server.over = [], threading.Event()
         server.port = server.server_port
         server.url = f"http://127.0.0.1:{server.port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
         server.over.set()
         server.shutdown()
