@@ -1,4 +1,4 @@
-"""What the commands share: how errors end them, and checked arguments."""
+"""What the commands share: errors as one line, checked arguments, the device, worker processes. No torch at import."""
 
 import argparse
 import ctypes
@@ -22,47 +22,41 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-NOTHING_STARTED = 2  # the user's input needs mending
-NOT_COMPLETED = 1  # started, and not finished
+NOTHING_STARTED = 2  # exit status: the user's input needs mending
+NOT_COMPLETED = 1  # started and not completed
 INTERRUPTED = 130  # 128 + SIGINT
-ANY = 2**32  # greatest number where no other bound is given
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
-# What torch says where /dev/shm, through which a data loader's workers hand over batches, is full; and where one of
-# them was killed.
-SHARED_MEMORY_FULL = ("Bus error", "out of shared memory", "No space left on device (28)")
-WORKER_DIED = ("DataLoader worker (pid", "killed by signal", "exited unexpectedly")
-MORE_SHARED_MEMORY = (
-    "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g gives more"
-)
-WORKER_LOST = "a worker process died, perhaps for lack of memory; try fewer --workers"
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
+ANY = 2**32  # the largest number if no other bound is given
+NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 BENCHMARK_HELP = "DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file, and the folder of its archive"
+WORKER_LOST = "a worker process died, perhaps for lack of memory; try fewer --workers"
+# torch has no error classes for these: what its messages contain -> what the user is told instead.
+DIAGNOSES = {
+    ("Bus error", "out of shared memory", "No space left on device (28)"): (
+        "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
+    ),
+    ("DataLoader worker (pid",): WORKER_LOST,
+}
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def exit_on_error(status: int, memory_mend: str = "") -> Iterator[None]:
-    """Turns what the user can mend (ValueError, OSError) and Ctrl-C into one line on standard error and SystemExit.
+def exit_on_error(status: int, less_memory: str = "") -> Iterator[None]:
+    """Turns errors that the user can mend (ValueError, OSError) and Ctrl-C into one line on stderr and SystemExit.
 
-    So do workers that died, and memory that runs out, where `memory_mend` says what helps.
+    Workers that died are treated likewise, and so is running out of memory, where `less_memory` says what helps.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # of torch, for GPUs and for the CPU, and of Python
-        words = f"{type(error).__name__}: {error}"
-        if any(sign in words for sign in SHARED_MEMORY_FULL):
-            line = MORE_SHARED_MEMORY
-        elif WORKER_DIED[0] in words and any(sign in words for sign in WORKER_DIED[1:]):
-            line = WORKER_LOST
-        elif memory_mend and any(sign in words for sign in OUT_OF_MEMORY):
-            line = f"out of memory: {memory_mend}"
-        else:
+    except (RuntimeError, MemoryError) as error:  # torch's, for GPU and CPU, and Python's
+        line = diagnosis(f"{type(error).__name__}: {error}", less_memory)
+        if not line:
             raise
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         raise SystemExit(NOT_COMPLETED) from error
     except (ValueError, OSError) as error:
-        # torch's data loader puts a worker's whole traceback into the message; its last line is the message proper.
+        # torch's data loader wraps a worker's message into its traceback; the last line is the message itself.
         line = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         raise SystemExit(status) from error
@@ -71,8 +65,18 @@ def exit_on_error(status: int, memory_mend: str = "") -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from None
 
 
+def diagnosis(words: str, less_memory: str) -> str:
+    """What to tell the user about an error of torch's; empty for a bug, whose traceback should be seen."""
+    for signs, line in DIAGNOSES.items():
+        if any(sign in words for sign in signs):
+            return line
+    if less_memory and any(sign in words for sign in OUT_OF_MEMORY):
+        return f"out of memory: {less_memory}"
+    return ""
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults and takes the module's docstring as it stands."""
+    """An argument parser that shows defaults and prints the module's docstring as it is."""
     return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
 
 
@@ -110,9 +114,9 @@ def number(kind: type = int, least: float = 1, most: float = ANY, multiple: int 
 
 
 def ranks() -> tuple[int, int, int]:
-    """This process among those that torchrun started: its rank, its rank on this machine, how many there are.
+    """This process among those that torchrun started: its rank, its rank on this machine, their number.
 
-    Without torchrun (0, 0, 1).
+    (0, 0, 1) without torchrun.
     """
     rank, local_rank, processes = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
@@ -120,12 +124,51 @@ def ranks() -> tuple[int, int, int]:
     return rank, local_rank, processes
 
 
-def device(name: str) -> str:
-    """`name`, or for "auto" the best device at hand; of several GPUs the one of this process under torchrun.
+def silence_other_ranks() -> None:
+    """Leaves standard output to the first of several processes."""
+    if ranks()[0]:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
-    Raises ValueError where torch cannot compute there.
+
+def distribute(model: "torch.nn.Module", device: str, sync_bn: bool) -> "torch.nn.Module":
+    """The model wrapped for training by all processes that torchrun started."""
+    import torch  # not at the top: eval.py shares this file and does without torch
+
+    gpu = device.startswith("cuda")
+    if gpu:
+        torch.cuda.set_device(device)  # where NCCL gathers objects
+    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    if sync_bn:
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
+
+
+def reduce_all(figures: "torch.Tensor", operation: str = "SUM") -> "torch.Tensor":
+    """Reduces the figures over all processes, in place; `operation` is a name in torch.distributed.ReduceOp."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.all_reduce(figures, getattr(dist.ReduceOp, operation))
+    return figures
+
+
+def gather_all(items: list) -> list:
+    """The items of all processes, concatenated."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return items
+    parts: list[list] = [[]] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def device(name: str) -> str:
+    """`name`, or for "auto" the best device available; under torchrun the GPU of this process.
+
+    Raises ValueError if torch cannot compute there.
     """
-    import torch  # here alone: eval.py shares this file and does without torch
+    import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,10 +184,10 @@ def device(name: str) -> str:
 
 
 def precision(name: str, device: str) -> "torch.dtype":
-    """The type of `name`, fp32, bf16 or fp16; for "auto" bfloat16 where `device` computes in it natively, else float32.
+    """The dtype called `name`: fp32, bf16 or fp16; for "auto" bfloat16 if `device` supports it natively, else float32.
 
-    That is so on GPUs from NVIDIA's Ampere on and on CPUs with AMX or AVX512-BF16. Raises ValueError where torch cannot
-    compute in the type.
+    Native support: NVIDIA GPUs since Ampere, CPUs with AMX or AVX512-BF16. Raises ValueError if torch cannot compute in
+    the dtype.
     """
     import torch
 
@@ -163,12 +206,23 @@ def precision(name: str, device: str) -> "torch.dtype":
     return dtype
 
 
-def keep_freed_memory(device: str) -> None:
-    """Makes glibc keep what large freed arrays occupied, if `device` is the CPU; elsewhere nothing happens.
+def make_deterministic(device: str) -> None:
+    """Makes torch use deterministic kernels where it has them, and warn where it has none."""
+    import torch
 
-    By default glibc returns each array above 32 MB to the system when it is freed, and the system clears the pages of
-    the next one: a fifth of the time of a forward pass. MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 in the
-    environment of a process do the same (mallopt(3)).
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.startswith("cuda"):  # with warn_only, the gradients of fused attention still differ between runs
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def keep_freed_memory(device: str) -> None:
+    """On the CPU, makes glibc keep the memory of large freed arrays for the next ones (mallopt(3)).
+
+    By default glibc returns every array above 32 MB to the system, which has to clear the pages of the next one. The
+    variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647 in a process's environment have the same effect.
     """
     if device == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -177,13 +231,13 @@ def keep_freed_memory(device: str) -> None:
 
 
 def cpu_flags() -> set[str]:
-    """What the CPU can do, in Linux's words; empty elsewhere."""
+    """The features of the CPU in Linux's words; empty on other systems."""
     information = Path("/proc/cpuinfo")
     return set(information.read_text().split()) if information.exists() else set()
 
 
 def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """function(item) of each item, in the order of the items, computed by `pool`, at most `ahead` items in advance."""
+    """function(item) for each item, in order, computed by `pool` at most `ahead` items in advance."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -194,7 +248,7 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
 
 
 def counted(items: Iterable[T], update: Callable[[], object]) -> Iterator[T]:
-    """The items, `update` called as each arrives: a progress bar that need not be exhausted to be right."""
+    """The items, calling `update` as each arrives: a progress bar that is right even if not all are taken."""
     for item in items:
         update()
         yield item
@@ -203,10 +257,10 @@ def counted(items: Iterable[T], update: Callable[[], object]) -> Iterator[T]:
 def in_processes(
     function: Callable[[T], R], items: Sequence[T], workers: int, prepare: Callable[[], object]
 ) -> Iterator[R]:
-    """`function` of each item, in order, computed by worker processes that call `prepare` when they start.
+    """function(item) for each item, in order, computed by worker processes that call `prepare` when they start.
 
-    Functions are found by their names in the workers. Close the iterator to end the workers early. Raises what
-    `function` raises, OSError where a worker died.
+    The workers find both functions by name. Close the iterator to end the workers early. Raises what `function` raises,
+    and OSError if a worker died.
     """
     workers = max(1, min(workers, len(items)))
     context = multiprocessing.get_context("spawn")
@@ -217,12 +271,12 @@ def in_processes(
         raise OSError(WORKER_LOST) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():  # none is needed any more, whatever it is at
+        for process in multiprocessing.active_children():  # they may be in the middle of an item
             process.terminate()
 
 
 def _start_worker(prepare: Callable[[], object]) -> None:
-    """In each worker process: Ctrl-C left to the parent, and no life after it."""
+    """In each worker process: leaves Ctrl-C to the parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     prepare()

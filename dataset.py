@@ -1,26 +1,37 @@
-"""The torch data set: pictures and masks as the network takes them. H, W, S: height, width, side of the square."""
+"""The torch data set: images and masks as the network takes them. B: batch, S: side of the square."""
 
-from collections.abc import Sequence
+import ctypes
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
 
 import files
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], red, green, blue
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+MASKS_CHECKED = 64  # at the start of training, about
 
 
-def image_tensor(picture: Image.Image, size: int, flips: tuple[bool, bool] = (False, False)) -> Tensor:
-    """An RGB picture resized to a square (bilinear, antialiased), flipped and normalised: (3, S, S)."""
-    picture = flip(TF.resize(picture, [size, size], InterpolationMode.BILINEAR), flips)
-    return TF.normalize(TF.to_tensor(picture), MEAN, STD)
+def image_tensor(image: Image.Image, size: int, flips: tuple[bool, bool] = (False, False)) -> Tensor:
+    """An RGB image resized to a square (bilinear, antialiased), flipped and normalised: (3, S, S)."""
+    image = flip(TF.resize(image, [size, size], InterpolationMode.BILINEAR), flips)
+    return TF.normalize(TF.to_tensor(image), MEAN, STD)
 
 
 def mask_tensor(mask: Image.Image, size: int, flips: tuple[bool, bool] = (False, False)) -> Tensor:
@@ -28,19 +39,18 @@ def mask_tensor(mask: Image.Image, size: int, flips: tuple[bool, bool] = (False,
     return TF.to_tensor(flip(TF.resize(mask, [size, size], InterpolationMode.BICUBIC), flips))
 
 
-def flip(picture: Image.Image, flips: tuple[bool, bool]) -> Image.Image:
-    """Mirrored left to right where the first flag is set, top to bottom where the second is."""
+def flip(image: Image.Image, flips: tuple[bool, bool]) -> Image.Image:
+    """Mirrors left to right if the first flag is set, top to bottom if the second is."""
     horizontal, vertical = flips
-    picture = TF.hflip(picture) if horizontal else picture
-    return TF.vflip(picture) if vertical else picture
+    image = TF.hflip(image) if horizontal else image
+    return TF.vflip(image) if vertical else image
 
 
 class SegmentationDataset(Dataset):
-    """Pairs of picture and mask for training, by (epoch, index): image (3, S, S) normalised, mask (1, S, S) in [0, 1]
-    and the picture's path.
+    """Training pairs by (epoch, index): the normalised image (3, S, S), its mask (1, S, S) in [0, 1], its path.
 
-    Each pair is flipped either way with probability one half, drawn from (seed, epoch, index) alone: a run can be
-    repeated, and resumed in the middle, without saving random states.
+    Each pair is flipped horizontally and vertically with probability 0.5 each, drawn from (seed, epoch, index) alone: a
+    run can be repeated, and resumed in the middle of an epoch, without saving random states.
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], size: int, seed: int = 0):
@@ -56,8 +66,8 @@ class SegmentationDataset(Dataset):
         horizontal, vertical = np.random.default_rng([self.seed, epoch, index]).random(2) < 0.5
         return bool(horizontal), bool(vertical)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
+        epoch, index = key
         image_path, mask_path = self.pairs[index]
         flips = self.flips(epoch, index)
         image = image_tensor(files.read_image(image_path), self.size, flips)
@@ -67,13 +77,81 @@ class SegmentationDataset(Dataset):
 def epoch_batches(
     count: int, batch_size: int, seed: int, epoch: int, rank: int = 0, processes: int = 1
 ) -> list[list[tuple[int, int]]]:
-    """The batches of process `rank` in one pass over `count` pairs: lists of (epoch, index) for `SegmentationDataset`.
+    """The batches of process `rank` in one epoch of `count` pairs: lists of (epoch, index) for `SegmentationDataset`.
 
-    The order depends on (seed, epoch) alone. The i-th batches of all processes together are the i-th batch of one
-    process with a `processes` times as large one; only that up to `processes` - 1 pairs come twice, so that all have
-    the same number.
+    The order depends on (seed, epoch) alone. The i-th batches of all processes together are the i-th batch of a single
+    process with `processes` times the batch size, except that up to `processes` - 1 pairs are repeated to give all
+    processes the same number.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
     order += [order[i % count] for i in range(-count % processes)]
     own = [(epoch, index) for index in order[rank::processes]]
     return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+
+
+def load(
+    dataset: SegmentationDataset, batches: list[list[tuple[int, int]]], workers: int, batches_per_step: int
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths.
+
+    Worker processes read ahead, far enough for the next step while one is computed.
+    """
+    options = {}
+    if workers:
+        ahead = max(2, math.ceil(2 * batches_per_step / workers))
+        options = {"prefetch_factor": ahead, "worker_init_fn": obey_parent_alone}
+    pin = torch.cuda.is_available()
+    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, **options))
+
+
+def obey_parent_alone(worker: int) -> None:
+    """Initialises a worker of the data loader, which the current step needs: it ends with its parent, or on its order.
+
+    SIGTERM and Ctrl-C reach it too when they are sent to the process group.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
+    """Opens every file's header and decodes some masks, so that a run does not end in the middle for a bad file.
+
+    Prints warnings. Raises OSError that lists the unreadable files.
+    """
+    paths = [path for pair in pairs for path in pair]
+    masks = paths[1 :: 2 * max(1, len(pairs) // MASKS_CHECKED)]
+
+    def attempt(function: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return function(path)
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        sizes = pool.map(partial(attempt, files.read_size), paths)
+        sizes = list(tqdm(sizes, "opening files", len(paths), unit="file", delay=2, leave=False))
+        dark = list(pool.map(partial(attempt, lambda path: files.is_dark(files.read_mask(path))), masks))
+    failed = {str(result): None for result in [*sizes, *dark] if isinstance(result, OSError)}
+    if failed:
+        raise OSError("; ".join(failed))
+    if any(dark):
+        names = [path.name for path, is_dark in zip(masks, dark, strict=True) if is_dark]
+        print(f"warning: {files.dark_masks(names, len(masks))}; tools/check_dataset.py checks all masks")
+    wrong = [
+        f"{mask.name} {found} instead of {expected}"
+        for (_, mask), expected, found in zip(pairs, sizes[::2], sizes[1::2], strict=True)
+        if found != expected
+    ]
+    if wrong:
+        print(
+            f"warning: {files.count(len(wrong), 'mask')} of another (height, width) than the image, both resized to "
+            f"the network's square: {files.listing(wrong)}"
+        )

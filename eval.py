@@ -3,9 +3,9 @@
     python eval.py --dataset_name DIS-VD DIS-TE1 --pred_path maps/DIS-VD maps/DIS-TE1 --gt_path DIS-VD/gt DIS-TE1/gt
     python eval.py --benchmark COD /data/COD --pred_path runs/COD/predictions --save_path runs/COD/results
 
-Maps and masks are paired by name. A benchmark's maps lie in a folder for each test set and are shown beside the
-published figures. The work is spread over all cores, without a GPU and without torch. The folder --save_path gets
-results.json, .csv, .md and .tex, per_image.csv, curves.png and report.html, a page to look at.
+Maps and masks are paired by name. A benchmark's maps are in one folder per test set; its figures are shown beside the
+published ones. All cores work on it, without a GPU and without torch. The folder --save_path gets results.json, .csv,
+.md and .tex, per_image.csv, curves.png and report.html, a page to look at.
 """
 
 import argparse
@@ -23,11 +23,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import benchmarks
 import cli
 import files
-import metrics
-import report
+from evaluation import benchmarks, metrics, report
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
 
@@ -38,15 +36,15 @@ class Dataset(NamedTuple):
     name: str
     maps: dict[str, Path]  # by stem
     truths: dict[str, Path]
-    images: dict[str, Path]  # for the report; may lack some
+    images: dict[str, Path]  # for the page; some may be missing
 
     def pairs(self) -> list[tuple[Path, Path]]:
-        """(prediction map, ground truth) of the stems that have both."""
+        """(prediction map, ground truth) for the stems that have both."""
         return [(path, self.truths[stem]) for stem, path in self.maps.items() if stem in self.truths]
 
 
 def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
-    """The scores of one (prediction map, ground truth), and whether the latter is dark though not black.
+    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`.
 
     Raises OSError or ValueError that names the file.
     """
@@ -57,58 +55,78 @@ def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[met
 
 
 def one_thread() -> None:
-    """In each worker process: as many threads as workers are enough."""
+    """In each worker process: the workers themselves use all cores."""
     cv2.setNumThreads(1)
 
 
-def find_datasets(
+def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
+    """The benchmark, its data sets and notes about them. Raises ValueError or OSError that names the remedy."""
+    if args.benchmark and (args.dataset_name or args.gt_path or args.image_path):
+        raise ValueError("--benchmark knows names, ground truth and images: leave out the options that name them")
+    if not args.benchmark:
+        if args.sets or not args.gt_path:
+            raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
+        nameless = benchmarks.Benchmark("", metrics.METRICS, (), {}, {}, from_paper=False)
+        return nameless, find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path), []
+    name, root = args.benchmark
+    benchmark = benchmarks.load(name)
+    if len(args.pred_path) > 1:
+        raise ValueError("--pred_path: with --benchmark, give one folder that contains those of the test sets")
+    found = benchmarks.find_test(benchmark, root, args.sets)
+    places = [place for places in found.values() for place in places]
+    print(*places, sep="\n")
+    notes = [f"{one.split}: {len(one.pairs):,} pairs instead of {one.count:,}" for one in places if one.is_incomplete()]
+    return benchmark, find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing), notes
+
+
+def find_own_datasets(
     names: Sequence[str], pred_paths: Sequence[str], gt_paths: Sequence[str], image_paths: Sequence[str]
 ) -> list[Dataset]:
-    """The data sets of plain folders. Raises ValueError or OSError with the mend."""
+    """The data sets of plain folders. Raises ValueError or OSError that names the remedy."""
     if not len(names) == len(pred_paths) == len(gt_paths) or len(image_paths) not in (0, len(names)):
         raise ValueError(
             f"{len(names)} --dataset_name, {len(pred_paths)} --pred_path, {len(gt_paths)} --gt_path and "
-            f"{len(image_paths)} --image_path: give one of each for every data set, in the same order (no --image_path "
-            "is fine)"
+            f"{len(image_paths)} --image_path: give one of each per data set, in the same order (--image_path may be "
+            "left out)"
         )
     if len(set(names)) < len(names):
         raise ValueError("--dataset_name: each name may occur only once")
     images = [files.find(path) for path in image_paths] or [{}] * len(names)
     return [
-        Dataset(name, files.find(pred), files.find(truth), pictures)
-        for name, pred, truth, pictures in zip(names, pred_paths, gt_paths, images, strict=True)
+        Dataset(name, files.find(pred), files.find(truth), own)
+        for name, pred, truth, own in zip(names, pred_paths, gt_paths, images, strict=True)
     ]
 
 
 def find_benchmark_datasets(
     found: dict[str, list[benchmarks.Found]], pred_path: Path, allow_missing: bool
 ) -> list[Dataset]:
-    """A benchmark's test sets with the maps that lie below `pred_path`. Raises ValueError or OSError with the mend."""
+    """A benchmark's test sets with their maps below `pred_path`. Raises ValueError or OSError that names the remedy."""
     datasets = []
     for name, places in found.items():
         folder = find_maps(pred_path, name, alone=len(found) == 1)
         if folder is None and not allow_missing:
             raise ValueError(
-                f"{name}: no folder of that name with maps below {files.shown(pred_path)}; write them with test.py, "
-                "choose with --sets, or score what is there with --allow_missing"
+                f"{name}: there is no folder of that name with maps below {files.shown(pred_path)}; write them with "
+                "test.py, choose with --sets, or score what is there with --allow_missing"
             )
         pairs = [pair for place in places for pair in place.pairs]
         images, truths = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
-        maps = files.find(folder) if folder and files.pictures(folder) else {}
+        maps = files.find(folder) if folder and files.images_in(folder) else {}
         datasets.append(Dataset(name, maps, truths, images))
     return datasets
 
 
 def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
-    """The folder with the maps of a test set: of its name or, where there is but one set, `pred_path` itself."""
+    """The folder with the maps of a test set: the one of its name or, for a single set, `pred_path` itself."""
     if not pred_path.is_dir():
         raise NotADirectoryError(f"{files.shown(pred_path)}: there is no such folder of prediction maps")
     if (pred_path / name).is_dir():
         return pred_path / name
     hits = [folder for folder in benchmarks.tree(pred_path) if plain(folder.name) == plain(name)]
-    hits = [folder for folder in hits if files.pictures(folder)]
+    hits = [folder for folder in hits if files.images_in(folder)]
     if len(hits) > 1:
-        raise ValueError(f"{name}: several folders could hold its maps: {files.listing(map(str, hits))}")
+        raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None
 
 
@@ -118,8 +136,8 @@ def plain(text: str) -> str:
 
 
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
-    """What is left out or fitted, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
-    problems, notes, mends = [], [], set()
+    """What is left out or resized, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
+    problems, notes, remedies = [], [], set()
     for dataset, maps, truths, _ in datasets:
         missing = [path.name for stem, path in truths.items() if stem not in maps]
         extra = [path.name for stem, path in maps.items() if stem not in truths]
@@ -129,20 +147,20 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
                 notes.append(f"{dataset}: {len(listed):,} of {total:,} {what}, left out")
             elif listed:
                 problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
-                mends.add("--allow_missing scores the rest")
+                remedies.add("--allow_missing scores the rest")
         both = [
             (maps[stem], files.read_size(maps[stem]), files.read_size(truths[stem])) for stem in maps.keys() & truths
         ]
         wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
         if wrong and resize:
-            notes.append(f"{dataset}: {files.count(len(wrong), 'map')} fitted to the size of the ground truth")
+            notes.append(f"{dataset}: {files.count(len(wrong), 'map')} resized to the ground truth")
         elif wrong:
             problems.append(f"{dataset}: {len(wrong):,} maps of another (height, width): {files.listing(wrong)}")
-            mends.add("--resize fits them")
+            remedies.add("--resize resizes them")
         if not both and allow_missing:
             notes.append(f"{dataset}: not scored")
     if problems:
-        raise ValueError("; ".join([*problems, *sorted(mends)]))
+        raise ValueError("; ".join([*problems, *sorted(remedies)]))
     if len([note for note in notes if note.endswith("not scored")]) == len(datasets):
         raise ValueError("no map has the name of a ground truth")
     return notes
@@ -151,7 +169,7 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
 def evaluate(
     datasets: Sequence[Dataset], engine: str, resize: bool, workers: int
 ) -> tuple[dict[str, metrics.PairScores], list[report.Scored], list[str]]:
-    """The mean scores of each data set, the figures of each of its pictures, and warnings, under one progress bar."""
+    """The mean scores of each data set, the figures of each image, and warnings; with one progress bar."""
     every = [pair for dataset in datasets for pair in dataset.pairs()]
     means, scored, warnings = {}, [], []
     function = partial(score_files, engine=engine, resize=resize)
@@ -172,7 +190,7 @@ def evaluate(
 def recorded(
     dataset: Dataset, scores: Iterator[tuple[metrics.PairScores, bool]], scored: list[report.Scored], dark: list[str]
 ) -> Iterator[metrics.PairScores]:
-    """Passes the scores of a data set's pairs on; notes the figures of each, and the dark ground truths."""
+    """Passes on the scores of a data set's pairs; records the figures in `scored` and dark masks in `dark`."""
     for (prediction, truth), (one, is_dark) in zip(dataset.pairs(), scores, strict=True):
         if is_dark:
             dark.append(truth.name)
@@ -180,71 +198,58 @@ def recorded(
         yield one
 
 
+def write_results(
+    args: argparse.Namespace, benchmark: benchmarks.Benchmark, datasets: Sequence[Dataset], notes: list[str]
+) -> None:
+    """Scores the data sets, prints the table and writes all files. Raises ValueError or OSError."""
+    means, scored, warnings = evaluate(datasets, args.engine, args.resize, args.workers)
+    counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
+    for name, sets in benchmark.together.items():
+        if all(one in means for one in sets):
+            means[name] = metrics.mean_of_sets((means[one], counts[one]) for one in sets)
+            counts[name] = sum(counts[one] for one in sets)
+    results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
+    lines = report.rows(results, {name: benchmarks.published(benchmark, name) for name in results})
+    print(report.text(lines, benchmark.columns), *notes, *warnings, sep="\n")
+    notes = [*notes, *warnings, f"Maps: {', '.join(map(files.shown, args.pred_path))}"]
+    title = benchmark.name or ", ".join(results)
+    report.write(args.save_path, title, benchmark.columns, lines, results, means, scored, notes)
+    if args.json:
+        with files.replacing(args.json) as file:
+            file.write(report.to_json(results))
+
+
 def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
-        notes = []
-        if args.benchmark and (args.dataset_name or args.gt_path or args.image_path):
-            raise ValueError("--benchmark knows names, ground truth and pictures: leave out the options that name them")
-        if args.benchmark:
-            name, root = args.benchmark
-            benchmark = benchmarks.load(name)
-            if len(args.pred_path) > 1:
-                raise ValueError("--pred_path: with --benchmark, one folder that holds those of the test sets")
-            found = benchmarks.find_test(benchmark, root, args.sets)
-            for place in (place for places in found.values() for place in places):
-                print(place)
-                if place.is_incomplete():
-                    notes.append(f"{place.split}: {len(place.pairs):,} pairs instead of {place.count:,}")
-            datasets = find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing)
-        elif args.sets or not args.gt_path:
-            raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
-        else:
-            benchmark = benchmarks.Benchmark("", metrics.METRICS, (), {}, {}, from_paper=False)
-            datasets = find_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path)
+        benchmark, datasets, notes = find_datasets(args)
         notes += check(datasets, args.allow_missing, args.resize)
         if args.json and args.json.is_dir():
             raise IsADirectoryError(f"--json {files.shown(args.json)}: is a folder; name a file")
         for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
             files.output_folder(folder)
     with cli.exit_on_error(cli.NOT_COMPLETED):
-        means, scored, warnings = evaluate(datasets, args.engine, args.resize, args.workers)
-        notes += warnings
-        counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
-        for name, sets in benchmark.together.items():
-            if all(one in means for one in sets):
-                means[name] = metrics.mean_of_sets((means[one], counts[one]) for one in sets)
-                counts[name] = sum(counts[one] for one in sets)
-        results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
-        published = {name: benchmarks.published(benchmark, name) for name in results}
-        lines = report.rows(results, published)
-        print(report.text(lines, benchmark.columns), *notes, sep="\n")
-        title = benchmark.name or ", ".join(results)
-        notes.append(f"Maps: {', '.join(map(files.shown, args.pred_path))}")
-        report.write(args.save_path, title, benchmark.columns, lines, results, means, scored, notes)
-        if args.json:
-            with files.replacing(args.json) as file:
-                file.write(report.to_json(results))
+        write_results(args, benchmark, datasets, notes)
     folder = files.shown(args.save_path)
-    print(f"Tables, curves and {folder}/report.html, a page to look at, are in {folder}")
+    print(f"{folder} has the tables, the curves and {folder}/report.html, a page to look at")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
-    data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="of the benchmark, these test sets only")
+    data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
     data.add_argument(
         "--dataset_name", nargs="+", default=[], type=files.shown, metavar="NAME", help="names for the table"
     )
     data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
-    data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of pictures, for the page")
-    data.add_argument("--allow_missing", action="store_true", help="leave out maps and ground truth without a partner")
-    data.add_argument("--resize", action="store_true", help="fit maps to the size of their ground truth")
+    data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
+    data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
+    data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
 
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--save_path", type=cli.path, default=Path("results"), metavar="DIR", help="where the results go"
+        "--save_path", type=cli.path, default=Path("results"), metavar="DIR", help="for tables, curves and page"
     )
     output.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 

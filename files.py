@@ -1,5 +1,6 @@
-"""Finds, pairs and reads pictures and masks, and writes files whole. Free of torch, so that its users stay small."""
+"""Finds, pairs and reads images and masks, and writes files atomically. Free of torch, which keeps its users small."""
 
+import fcntl
 import hashlib
 import io
 import os
@@ -14,14 +15,14 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-LISTED = 10  # how many file names an error message lists before it only counts
+LISTED = 10  # names that a message lists before it only counts
 USUAL = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first, as Pillow does
-# Pillow starts Ghostscript to read EPS, which is a program, whatever the file is called. The others it only recognises.
+# Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
-DEEP = ("I", "F")  # beginnings of the modes with more than 8 bits a channel, which are all grey
-OBJECT = 128  # scores take what is above for the object
+DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
+OBJECT = 128  # scores count what is above as the object
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of them is an error here
+warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
 
 
 @cache
@@ -33,20 +34,23 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def extensions() -> frozenset[str]:
-    """The lower-case file name extensions, dot included, of the formats that are read."""
+    """The file name extensions of these formats, in lower case with the dot."""
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in formats())
 
 
-def pictures(folder: str | Path) -> list[Path]:
-    """The pictures that lie directly in `folder`, sorted. Raises OSError where it cannot be listed.
+def no_folder(path: Path) -> str:
+    """Why a path that is not a folder is none, in words."""
+    return "is not a folder" if path.exists() else "there is no such folder"
 
-    Hidden files and files that Pillow does not read by their extension are passed over.
+
+def images_in(folder: str | Path) -> list[Path]:
+    """The images directly in `folder`, sorted. Raises OSError if it cannot be listed.
+
+    Skips hidden files and files whose extension Pillow does not read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise NotADirectoryError(
-            f"{shown(folder)}: {'is not a folder' if folder.exists() else 'there is no such folder'}"
-        )
+        raise NotADirectoryError(f"{shown(folder)}: {no_folder(folder)}")
     return [
         path for path in sorted(folder.iterdir())
         if path.suffix.lower() in extensions() and not path.name.startswith(".") and path.is_file()
@@ -54,199 +58,190 @@ def pictures(folder: str | Path) -> list[Path]:
 
 
 def find(folder: str | Path) -> dict[str, Path]:
-    """The `pictures` in `folder` by stem (file name without extension), in the order of the stems.
+    """The images in `folder` by stem (file name without extension), in the order of the stems.
 
-    Raises OSError where the folder cannot be listed, ValueError where it holds no picture or two of one stem.
+    Raises OSError if the folder cannot be listed, ValueError if it has no image or two of one stem.
     """
     found: dict[str, Path] = {}
-    doubled = []
-    for path in pictures(folder):
+    repeated = []
+    for path in images_in(folder):
         if path.stem in found:
-            doubled.append(f"{found[path.stem].name} and {path.name}")
+            repeated.append(f"{found[path.stem].name} and {path.name}")
         found[path.stem] = path
-    if doubled:
+    if repeated:
         raise ValueError(
-            f"{shown(folder)}: files that differ only in their extension, keep one of each: {listing(doubled)}"
+            f"{shown(folder)}: has files that differ only in their extension, keep one of each: {listing(repeated)}"
         )
     if not found:
-        raise ValueError(f"{shown(folder)}: holds no picture")
+        raise ValueError(f"{shown(folder)}: has no images")
     return dict(sorted(found.items()))
 
 
 def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
-    """The pictures in `paths`, folders and single files, by stem. Raises OSError or ValueError as `find` does."""
+    """The images in `paths`, folders and single files, by stem. Raises OSError or ValueError as `find` does."""
     found: dict[str, Path] = {}
     for path in map(Path, paths):
-        for stem, picture in ({path.stem: path} if path.is_file() else find(path)).items():
+        for stem, image in ({path.stem: path} if path.is_file() else find(path)).items():
             if stem in found:
                 raise ValueError(
-                    f"{shown(found[stem])} and {shown(picture)}: have one name; write them to different folders"
+                    f"{shown(found[stem])} and {shown(image)}: have the same name; write them to different folders"
                 )
-            found[stem] = picture
+            found[stem] = image
     return found
 
 
 def pair(
-    first: list[str] | list[Path],
-    second: list[str] | list[Path],
+    image_folders: Sequence[str | Path],
+    mask_folders: Sequence[str | Path],
     skip_unpaired: bool = False,
-    names: tuple[str, str] = ("image", "mask"),
-    mend: str = "add the missing files",
+    remedy: str = "",
 ) -> list[tuple[Path, Path]]:
-    """Pairs the pictures of the folders `first` with those of `second` by stem, never by order.
+    """The (image, mask) files of the same stem, never paired by order.
 
-    Folders go together by position: the i-th of `first` with the i-th of `second`, and the pairs of all of them are
-    joined. `names` is what messages call a file of either side, `mend` what they advise. Raises ValueError where the
-    numbers of folders differ, where a file has no partner (unless `skip_unpaired`) or where no pair is left; what
-    `find` raises, too.
+    The i-th folder of images belongs to the i-th of masks; the pairs of all are joined. Raises ValueError if there are
+    not as many folders of either, if a file has no partner (unless `skip_unpaired`; `remedy` is what the message
+    advises) or if there is no pair; and what `find` raises.
     """
-    if len(first) != len(second):
+    if len(image_folders) != len(mask_folders):
         raise ValueError(
-            f"{len(first)} folder(s) of {names[0]}s but {len(second)} of {names[1]}s: name them in the same order, "
-            f"one {names[1]} folder for each {names[0]} folder"
+            f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks: give one mask folder for each "
+            "image folder, in the same order"
         )
     pairs: list[tuple[Path, Path]] = []
-    for one, other in zip(first, second, strict=True):
-        left, right = find(one), find(other)
-        if not left.keys() & right.keys():
+    for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
+        images, masks = find(image_folder), find(mask_folder)
+        if not images.keys() & masks.keys():
+            image, mask = (shown(next(iter(side.values())).name) for side in (images, masks))
             raise ValueError(
-                f"no {names[0]} in {shown(one)} has the name of a {names[1]} in {shown(other)} "
-                f"(for example {shown(next(iter(left.values())).name)} and {shown(next(iter(right.values())).name)})"
+                f"no image in {shown(image_folder)} has the name of a mask in {shown(mask_folder)} (for example "
+                f"{image} and {mask})"
             )
-        pairs += match(left, right, f"{one} and {other}", skip_unpaired, names, mend)
+        pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
     return pairs
 
 
 def match(
-    left: dict[str, Path],
-    right: dict[str, Path],
-    where: str,
-    skip_unpaired: bool = False,
-    names: tuple[str, str] = ("image", "mask"),
-    mend: str = "add the missing files",
+    images: dict[str, Path], masks: dict[str, Path], where: str, skip_unpaired: bool = False, remedy: str = ""
 ) -> list[tuple[Path, Path]]:
-    """Pairs the files of two folders by stem; `where` is what a message calls the folders.
+    """The (image, mask) files of the same stem in two folders, which messages call `where`.
 
-    Raises ValueError where a file has no partner, unless `skip_unpaired`.
+    Raises ValueError if a file has no partner, unless `skip_unpaired`.
     """
-    problems = [
-        f"without their {wanted}: {listing(path.name for path in alone)}"
-        for alone, wanted in (
-            ([path for stem, path in left.items() if stem not in right], names[1]),
-            ([path for stem, path in right.items() if stem not in left], names[0]),
-        )
-        if alone
-    ]
+    problems = []
+    for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
+        if alone := [path.name for stem, path in side.items() if stem not in other]:
+            problems.append(f"without their {wanted}: {listing(alone)}")
     if problems and not skip_unpaired:
-        raise ValueError(f"{shown(where)} do not match; {'; '.join(problems)}; {mend}")
-    return [(path, right[stem]) for stem, path in left.items() if stem in right]
+        remedy = remedy or "add the missing files"
+        raise ValueError(f"{shown(where)} do not match; {'; '.join(problems)}; {remedy}")
+    return [(path, masks[stem]) for stem, path in images.items() if stem in masks]
 
 
 def count(number: int, noun: str) -> str:
-    """The number with its noun, "1 map" or "1,024 maps"."""
+    """The number with its noun: "1 map", "1,024 maps"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def shown(name: object) -> str:
-    """A name, mostly of a file, for one line of a message: line breaks and bytes that are no text are escaped."""
+    """A name, usually of a file, as printable text on one line: anything else is escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
 
 
-def listing(names: Iterable[str]) -> str:
-    """The first names of a list and, where it is long, how many more there are."""
+def listing(names: Iterable[object]) -> str:
+    """The first names of a list, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(map(shown, names[:LISTED])) + more
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """The picture as RGB, pixels in the order of the file or, if `upright`, turned as its EXIF tag says.
+    """The image in RGB, its pixels as stored or, if `upright`, rotated as its EXIF tag says.
 
     Raises OSError that names the file.
     """
-    with opened(path) as picture:
-        return eight_bits(ImageOps.exif_transpose(picture) if upright else picture, "RGB")
+    with opened(path) as image:
+        return eight_bits(ImageOps.exif_transpose(image) if upright else image, "RGB")
 
 
 def read_mask(path: str | Path) -> Image.Image:
     """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
-    with opened(path) as picture:
-        return eight_bits(picture, "L")
+    with opened(path) as image:
+        return eight_bits(image, "L")
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from the file's header, pixels not decoded. Raises OSError that names the file."""
-    with opened(path) as picture:
-        return picture.height, picture.width
+    """(height, width) from the file's header, without decoding it. Raises OSError that names the file."""
+    with opened(path) as image:
+        return image.height, image.width
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The picture in a file, its header read. What goes wrong in the block becomes an OSError that names the file."""
+    """The image in a file, only its header read. Errors in the block become OSError that names the file."""
     try:
-        with open_picture(path) as picture:
-            yield picture
-    except Exception as error:  # Pillow's readers raise nearly anything at a broken file
+        with open_image(path) as image:
+            yield image
+    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise unreadable(path, error) from error
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """As Pillow's `open`, but for formats that are not read and for pictures above Pillow's limit of pixels.
+def open_image(path: str | Path) -> Image.Image:
+    """Pillow's `open`, restricted to `formats` and to images below Pillow's pixel limit.
 
-    Raises what Pillow raises, which is nearly anything.
+    Raises what Pillow raises, which is almost anything.
     """
-    picture = Image.open(path, formats=formats())
-    pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
-    if limit and pixels > limit:  # up to twice as many Pillow only warns
-        picture.close()
+    image = Image.open(path, formats=formats())
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if limit and pixels > limit:  # Pillow itself only warns up to twice the limit
+        image.close()
         raise Image.DecompressionBombError(
-            f"{pixels:,} pixels are more than Pillow's limit, {limit:,}, and could be a decompression bomb; "
-            "make it smaller"
+            f"{pixels:,} pixels exceed Pillow's limit of {limit:,} and could be a decompression bomb; make it smaller"
         )
-    return picture
+    return image
 
 
-def eight_bits(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in the mode RGB or L.
+def eight_bits(image: Image.Image, mode: str) -> Image.Image:
+    """The image in mode RGB or L.
 
-    Greyscale of 16 bits, integers and floats, which Pillow cuts off at 255, go by their greatest value: up to 255 they
-    are taken as they are, up to 65535 for 16 bits; floats up to 1 for shares of white. Raises ValueError for others.
+    Pillow would clip greyscale of 16 bits, integers and floats at 255. Here their maximum decides the range: up to 255
+    they are 8-bit values, up to 65535 16-bit values, and floats up to 1 are fractions of white. Raises ValueError for
+    other values.
     """
-    if not picture.mode.startswith(DEEP):
-        return picture.convert(mode)
-    values = np.asarray(picture)  # (H, W)
+    if not image.mode.startswith(DEEP):
+        return image.convert(mode)
+    values = np.asarray(image)  # (H, W)
     least, greatest = values.min(), values.max()
     if not 0 <= least <= greatest <= 65535:  # nor NaN
-        raise ValueError(f"values from {least:g} to {greatest:g} are neither 8 nor 16 bits; save it as 8 bits")
-    white = 1 if picture.mode == "F" and greatest <= 1 else 255 if greatest <= 255 else 65535
+        raise ValueError(f"its values from {least:g} to {greatest:g} are neither 8 nor 16 bits; save it as 8 bits")
+    white = 1 if image.mode == "F" and greatest <= 1 else 255 if greatest <= 255 else 65535
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert(mode)
 
 
 def is_dark(mask: Image.Image) -> bool:
-    """Whether a mask (mode L) reads as black though it is not: 0 and 1 in place of 0 and 255, or a palette's colours.
+    """Whether a mask (mode L) reads as black although it is not: 0 and 1 instead of 0 and 255, or palette colours.
 
-    A mask that is all black is none: there may be no object.
+    An entirely black mask is fine: there may be no object.
     """
     return 0 < mask.getextrema()[1] <= OBJECT
 
 
 def dark_masks(names: Sequence[str], total: int) -> str:
-    """A warning of the masks that are dark, among the `total` that were looked at."""
+    """A warning about the masks that are dark, of `total` that were checked."""
     return (
-        f"{len(names):,} of {count(total, 'mask')} are black or nearly, with nothing above {OBJECT} of 255: white is "
-        f"the object, so multiply masks of 0 and 1 by 255 ({listing(names)})"
+        f"{len(names):,} of {count(total, 'mask')} are black or nearly so, with no pixel above {OBJECT} of 255: white "
+        f"is the object, so multiply masks of 0 and 1 by 255 ({listing(names)})"
     )
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that becomes `path` when the block ends well, and vanishes when it does not.
+    """A file to write to, which becomes `path` if the block succeeds and disappears if it fails.
 
-    It lies beside `path` until it is safely on the disk: a file under its final name is always whole. Raises OSError
-    that names the file.
+    Until it is safely on the disk it lies beside `path`, so that a file under its final name is always complete. Raises
+    OSError that names the file.
     """
     path = Path(path)
-    # A name of its own, for that of `path` may be as long as a name can be.
+    # Not derived by a suffix: the name of `path` may be as long as names can be.
     temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -257,26 +252,26 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # the folder itself may be gone
+        with suppress(OSError):  # even the folder may be gone
             temporary.unlink()
 
 
-def save_picture(picture: Image.Image, path: str | Path, **options: int) -> None:
-    """Writes a picture in the format of the extension, whole or not at all.
+def save_image(image: Image.Image, path: str | Path, **options: int) -> None:
+    """Writes an image in the format of the extension, completely or not at all.
 
-    Raises OSError that names the file, ValueError for an extension that says nothing.
+    Raises OSError that names the file, ValueError for an extension of no image format.
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise ValueError(f"{shown(path)}: is no picture by its extension; name a .png or .jpg")
-    buffer = io.BytesIO()  # to a file itself Pillow writes without looking at how much of it went through
-    picture.save(buffer, kind, **options)
+        raise ValueError(f"{shown(path)}: has no extension of an image; name a .png or .jpg")
+    buffer = io.BytesIO()  # Pillow does not notice a file that takes only part of what it writes
+    image.save(buffer, kind, **options)
     with replacing(path) as file:
         file.write(buffer.getbuffer())
 
 
 def output_folder(path: str | Path) -> Path:
-    """Makes the folder where it is missing. Raises OSError unless files can be written there."""
+    """Makes the folder if it is missing. Raises OSError if files cannot be written there."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -286,14 +281,35 @@ def output_folder(path: str | Path) -> Path:
         raise OSError(f"{shown(path)}: nothing can be written there: {error.strerror}") from error
 
 
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Locks a folder, made if it is missing, against other processes until the block or this process ends.
+
+    The lock leaves nothing behind, however the process ends. Raises ValueError if another process holds it, OSError if
+    files cannot be written there.
+    """
+    descriptor = os.open(output_folder(path), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{shown(path)}: another process writes there; wait, or name another folder") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def unreadable(path: str | Path, error: Exception) -> OSError:
-    """Pillow's complaint with the file's name, which Pillow mostly leaves out."""
-    return OSError(f"{shown(path)}: cannot be read as a picture: {why(path, error)}")
+    """Pillow's error with the file's name, which Pillow usually omits."""
+    return OSError(f"{shown(path)}: cannot be read as an image: {why(path, error)}")
 
 
 def why(path: str | Path, error: Exception) -> str:
-    """What is wrong with a file that Pillow cannot read, in one line."""
+    """What is wrong with a file that Pillow cannot read, on one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "in no format that Pillow knows" if os.path.getsize(path) else "an empty file"
+        return "its format is not known to Pillow" if os.path.getsize(path) else "it is empty"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return shown((reason.splitlines() or [type(error).__name__])[0])

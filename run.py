@@ -1,4 +1,4 @@
-"""What a training run keeps and tells: last.pth to go on from, logs, scores on validation pictures.
+"""What a training run saves and reports: last.pth to resume from, logs, validation scores.
 
 Apart from train.py because none of it is about learning. H, W: height and width.
 """
@@ -7,46 +7,40 @@ import argparse
 import copy
 import json
 import math
-import os
 import platform
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 import timm
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 import checkpoint
 import cli
 import files
-import metrics
 import weights
 from dataset import MEAN, STD, image_tensor, mask_tensor
+from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 ROOT = Path(__file__).resolve().parent
 LAST, PREVIOUS = "last.pth", "last.previous.pth"
-MASKS_LOOKED_AT = 64  # at the start, about
-PANELS = 3  # pictures to look at after each epoch
+PANELS = 3  # images to look at after each epoch
 
 
 @dataclass
@@ -56,7 +50,7 @@ class Progress:
     epoch: int = 1
     step: int = 0
     pictures: int = 0
-    bce: float = 0.0  # sums over the epoch's pictures
+    bce: float = 0.0  # sums over the images of the epoch
     wiou: float = 0.0
     best: float = -math.inf  # S-measure of best.pth
 
@@ -68,68 +62,55 @@ class Progress:
         self.wiou += figures["wiou"] * figures["pictures"]
 
     def losses(self) -> dict[str, float]:
-        """The means over the epoch's pictures so far."""
+        """The means over the images of the epoch so far."""
         bce, wiou = self.bce / self.pictures, self.wiou / self.pictures
         return {"loss": bce + wiou, "bce": bce, "wiou": wiou}
 
     def next_epoch(self) -> None:
-        """Forgets the steps of the epoch that ends."""
         self.epoch, self.step, self.pictures, self.bce, self.wiou = self.epoch + 1, 0, 0, 0.0, 0.0
 
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.step}"
 
-def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
-    """Opens every file's header, and some masks whole; prints what is odd. Raises OSError that lists unreadable ones.
 
-    So that a run does not end in the middle for a file that could have been found out at once.
+class State(NamedTuple):
+    """What a resumed run continues with. No random state: order and flips depend on (seed, epoch) alone."""
+
+    folder: Path
+    model: SAM2UNeXT
+    parts: dict[str, Any]  # with a `state_dict()`: optimizer, scheduler, scaler
+    progress: Progress
+    recipe: dict[str, Any]  # options that must not change
+
+
+def save_last(state: State) -> None:
+    """Writes last.pth: the network as `checkpoint.save_network` does, and all that its training continues with.
+
+    The previous file becomes last.previous.pth. Of several processes the first one writes. Raises OSError.
     """
-    paths = [path for pair in pairs for path in pair]
-    masks = paths[1 :: 2 * max(1, len(pairs) // MASKS_LOOKED_AT)]
-
-    def read(function: Callable[[Path], Any], path: Path) -> Any:
-        try:
-            return function(path)
-        except OSError as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        sizes = pool.map(partial(read, files.read_size), paths)
-        # Seen where it takes longer than that: on network drives.
-        sizes = list(tqdm(sizes, "opening files", len(paths), unit="file", delay=2, leave=False))
-        dark = list(pool.map(partial(read, lambda path: files.is_dark(files.read_mask(path))), masks))
-    failed = {str(result): None for result in [*sizes, *dark] if isinstance(result, OSError)}
-    if failed:
-        raise OSError("; ".join(failed))
-    if any(dark):
-        names = [path.name for path, is_dark in zip(masks, dark, strict=True) if is_dark]
-        print(f"warning: {files.dark_masks(names, len(masks))}; tools/check_dataset.py looks at all masks")
-    wrong = [
-        f"{mask.name} {has} instead of {wanted}"
-        for (_, mask), wanted, has in zip(pairs, sizes[::2], sizes[1::2], strict=True)
-        if has != wanted
-    ]
-    if wrong:
-        print(
-            f"warning: {files.count(len(wrong), 'mask')} of another (height, width) than the picture; both are fitted "
-            f"to the network's square: {files.listing(wrong)}"
-        )
+    if cli.ranks()[0] == 0:
+        content = checkpoint.network_content(state.model, whole=not checkpoint.is_small(state.model))
+        content |= {"parts": {name: part.state_dict() for name, part in state.parts.items()}}
+        content |= {"progress": asdict(state.progress), "recipe": state.recipe, "epoch": state.progress.epoch}
+        checkpoint.save(state.folder / LAST, content, previous=state.folder / PREVIOUS)
 
 
-def save_last(folder: Path, model: torch.nn.Module, parts: dict[str, Any], progress: Progress, recipe: dict) -> None:
-    """Writes last.pth: the network as `checkpoint.save_network` has it and all that its training goes on with.
-
-    `parts` have a `state_dict()`: optimiser, scheduler, scaler. No random state: order and flips come from (seed,
-    epoch), and nothing else is drawn. The file before it stays as last.previous.pth. Raises OSError.
-    """
-    content = checkpoint.network_content(model, whole=not checkpoint.is_small(model))
-    content |= {"parts": {name: part.state_dict() for name, part in parts.items()}}
-    content |= {"progress": asdict(progress), "recipe": recipe, "epoch": progress.epoch}
-    checkpoint.save(folder / LAST, content, previous=folder / PREVIOUS)
+def stop_if_asked(state: State, stop: list[int]) -> None:
+    """Saves and ends all processes if one of them got a signal, whose number is in `stop`."""
+    device = state.model.head.weight.device
+    number = int(cli.reduce_all(torch.tensor(max(stop, default=0), device=device), "MAX"))
+    if number:
+        save_last(state)
+        if cli.ranks()[0] == 0:
+            name, folder = signal.Signals(number).name, files.shown(state.folder)
+            print(f"\ntrain.py: {name} after {state.progress}; --resume continues in {folder}", file=sys.stderr)
+        raise SystemExit(128 + number)
 
 
 def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole file of both and what it holds; None where there is neither. Says so where it falls back.
+    """The newer complete file of the two and its content; None if neither exists. Reports when it falls back.
 
-    Raises ValueError where none is whole.
+    Raises ValueError if none is complete.
     """
     damaged = []
     for path in (folder / LAST, folder / PREVIOUS):
@@ -137,7 +118,7 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             content = weights.read(path)
             if is_run(content):
                 if damaged:
-                    print(f"{files.shown(damaged[0])} is damaged: going on from {files.shown(path)}")
+                    print(f"{files.shown(damaged[0])} is damaged: continuing from {files.shown(path)}")
                 return path, content
             damaged.append(path)
         except FileNotFoundError:  # the first is missing for a moment while it is being replaced
@@ -145,9 +126,8 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except ValueError:
             damaged.append(path)
     if damaged:
-        raise ValueError(
-            f"{' and '.join(map(files.shown, damaged))}: damaged or another program's; delete to start anew"
-        )
+        names = " and ".join(map(files.shown, damaged))
+        raise ValueError(f"{names}: damaged, or from another program; remove them or name another --save_path")
     return None
 
 
@@ -162,20 +142,20 @@ def is_run(content: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def go_on(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> Progress:
-    """Fills optimiser, scheduler and scaler from what `read_last` found; how far the run is. Raises ValueError."""
+def restore_parts(path: Path, content: dict[str, Any], parts: dict[str, Any]) -> Progress:
+    """Fills optimiser, scheduler and scaler from what `read_last` found; returns the progress. Raises ValueError."""
     try:
         for name, part in parts.items():
             part.load_state_dict(copy.deepcopy(content["parts"][name]))  # what was read is mapped from the file
-    except Exception as error:  # they check little of what they are given
+    except Exception as error:  # they hardly check what they are given
         raise ValueError(
-            f"{files.shown(path)}: its optimiser or scheduler does not fit: the file is damaged"
+            f"{files.shown(path)}: its optimiser or scheduler does not fit; the file is damaged"
         ) from error
     return Progress(**content["progress"])
 
 
 def start_anew(folder: Path) -> None:
-    """Clears the way for a new run where a finished one lies. Raises ValueError where it is not finished."""
+    """Removes a finished run to make room for a new one. Raises ValueError if the run there is not finished."""
     found = read_last(folder)
     if found is None:
         return
@@ -191,7 +171,7 @@ def start_anew(folder: Path) -> None:
 
 
 def check_recipe(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ValueError, with the mend, unless a run goes on as it began."""
+    """Raises ValueError, with the remedy, if a resumed run would not continue as it began."""
     changed = [f"{name} was {then.get(name)}, now it is {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
         raise ValueError(
@@ -202,9 +182,9 @@ def check_recipe(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are only noted, in the list, so that the step under way can be finished and saved.
+    """SIGTERM and Ctrl-C are only noted, in the list, so that the current step can be finished and saved.
 
-    A second one acts as ever.
+    A second one acts as usual.
     """
     noted: list[int] = []
 
@@ -220,48 +200,33 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def obey_parent_alone(worker: int) -> None:
-    """Starts a worker of the data loader: whoever else sends it SIGTERM or Ctrl-C, the step under way needs it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=end_when_parent_says, daemon=True).start()
-
-
-def end_when_parent_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 class Log:
-    """log.jsonl and the same in TensorBoard: a line every `every` steps, means over these steps, and one each epoch.
+    """log.jsonl and the same in TensorBoard: a line every `every` steps with the means over them, and one per epoch.
 
-    Lines beyond `progress`, where a resumed run starts, are cut off: no step stands there twice.
+    Lines beyond `progress`, where a resumed run starts, are removed, so that no step is logged twice.
     """
 
     def __init__(self, folder: Path, progress: Progress, every: int, steps_per_epoch: int, epochs: int):
         self.every, self.steps_per_epoch, self.epochs = every, steps_per_epoch, epochs
         path = folder / "log.jsonl"
-        kept = (
-            [line for line in path.read_bytes().splitlines(True) if is_behind(line, progress)] if path.exists() else []
-        )
+        lines = path.read_bytes().splitlines(True) if path.exists() else []
         with files.replacing(path) as file:
-            file.write(b"".join(kept))
+            file.write(b"".join(line for line in lines if is_before(line, progress)))
         self.file = open(path, "a")  # noqa: SIM115 (closed in `close`)
         self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(progress) + 1)
         self.restart_clock()
 
     def total(self, progress: Progress) -> int:
-        """Steps since the beginning."""
+        """Steps since the start of the run."""
         return (progress.epoch - 1) * self.steps_per_epoch + progress.step
 
     def restart_clock(self) -> None:
-        """Leaves what was not training (validation, the first start) out of the rates."""
+        """Excludes what was not training (validation, the first start) from the rates."""
         self.window: list[dict[str, float]] = []
         self.since = time.perf_counter()
 
     def step(self, progress: Progress, figures: dict[str, float], device: str) -> None:
-        """Takes note of a step. `figures`: pictures, bce, wiou, grad_norm, lr."""
+        """Logs a step. `figures`: pictures, bce, wiou, grad_norm, lr."""
         self.window.append(figures)
         if progress.step % self.every:
             return
@@ -275,7 +240,7 @@ class Log:
         self.restart_clock()
 
     def epoch(self, progress: Progress, figures: dict[str, float]) -> None:
-        """Takes note of the end of an epoch."""
+        """Logs the end of an epoch."""
         self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
 
     def write(self, place: dict[str, int], figures: dict[str, float], group: str, total: int) -> None:
@@ -288,17 +253,18 @@ class Log:
             self.board.add_scalar(f"{group}/{name}", value, total)
 
     def panels(self, progress: Progress, panels: Iterable[tuple[str, Tensor]]) -> None:
-        """Named panels (3, H, W) in [0, 1] for TensorBoard."""
+        """Adds named panels (3, H, W) in [0, 1] to TensorBoard, at the end of an epoch."""
         for name, panel in panels:
             self.board.add_image(name, panel, self.total(progress))
+        self.restart_clock()
 
     def close(self) -> None:
         self.file.close()
         self.board.close()
 
 
-def is_behind(line: bytes, progress: Progress) -> bool:
-    """Whether a line of the log tells of what a run at `progress` has behind it; False for one that was cut short."""
+def is_before(line: bytes, progress: Progress) -> bool:
+    """Whether a line of the log belongs to the steps up to `progress`; False for an incomplete line."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -307,23 +273,23 @@ def is_behind(line: bytes, progress: Progress) -> bool:
 
 
 def peak_memory(device: str) -> float:
-    """The most megabytes that tensors took on the GPU or, on a CPU, that the process took."""
+    """The peak, in megabytes, of tensors on the GPU or, on a CPU, of the process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # kB on Linux
 
 
-def write_arguments(folder: Path, args: argparse.Namespace, more: dict[str, Any]) -> None:
-    """args.json: with what a run was started, down to versions and the git revision. Raises OSError."""
+def write_arguments(args: argparse.Namespace, more: dict[str, Any]) -> None:
+    """Writes args.json: how the run was started, with the versions and the git revision. Raises OSError."""
     libraries = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "pillow": PIL}
     versions = {"python": platform.python_version()} | {name: lib.__version__ for name, lib in libraries.items()}
     content = {"command": sys.argv, "arguments": vars(args), **more, "versions": versions, "git": git_revision()}
-    with files.replacing(folder / "args.json") as file:
+    with files.replacing(args.save_path / "args.json") as file:
         file.write(json.dumps(content, indent=1, default=str).encode() + b"\n")
 
 
 def git_revision() -> str | None:
-    """The revision of this program, "-dirty" behind it where files differ from it; None outside a git repository."""
+    """The revision of this program, with "-dirty" if files differ from it; None outside a git repository."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -335,7 +301,7 @@ def git_revision() -> str | None:
 def validate(
     model: SAM2UNeXT, pairs: Sequence[tuple[Path, Path]], workers: int, stop: list[int]
 ) -> dict[str, float] | None:
-    """S-measure, weighted F-measure and MAE of the maps that test.py would write; None where `stop` fills meanwhile.
+    """S-measure, weighted F-measure and MAE of the maps that test.py would write; None if `stop` fills meanwhile.
 
     Each process takes a share of the pairs. Raises OSError or ValueError that names a file.
     """
@@ -353,7 +319,7 @@ def validate(
                 break
             probability = probability_map(model(image[None].to(device))[0], truth.shape)  # (H, W) in [0, 1]
             scores.append(pool.submit(metrics.score, stretch(probability).cpu().numpy(), truth))
-        scores = of_all_processes([None if stop else score.result() for score in scores] + [None] * bool(stop))
+        scores = cli.gather_all([None if stop else score.result() for score in scores] + [None] * bool(stop))
     if None in scores:
         return None
     figures = metrics.mean(scores).figures()
@@ -362,28 +328,12 @@ def validate(
 
 @torch.no_grad()
 def panels(model: SAM2UNeXT, pairs: Sequence[tuple[Path, Path]]) -> Iterator[tuple[str, Tensor]]:
-    """Picture, mask and prediction side by side, (3, 256, 768) in [0, 1], of the first pairs, with their names."""
+    """Image, mask and prediction side by side, (3, 256, 768) in [0, 1], of the first pairs, with their names."""
     model.eval()
     for image_path, mask_path in pairs[:PANELS]:
         image = image_tensor(files.read_image(image_path), model.size)
         prediction = model(image[None].to(model.head.weight.device))[0].sigmoid().cpu()
-        picture = image * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+        shown = image * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
         mask = mask_tensor(files.read_mask(mask_path), model.size)
-        panel = torch.cat([picture, mask.expand(3, -1, -1), prediction.expand(3, -1, -1)], dim=2)
+        panel = torch.cat([shown, mask.expand(3, -1, -1), prediction.expand(3, -1, -1)], dim=2)
         yield files.shown(image_path.stem), F.interpolate(panel[None], (256, 768), mode="area")[0].clamp(0, 1)
-
-
-def over_processes(figures: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
-    """The figures of all processes put together, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(figures, operation)
-    return figures
-
-
-def of_all_processes(items: list) -> list:
-    """The items of all processes one behind the other."""
-    if not dist.is_initialized():
-        return items
-    parts: list[list] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

@@ -15,6 +15,7 @@ trap 'rm -rf "$folder"' EXIT
 logs=${LOGS:-$folder}
 mkdir -p "$logs"
 table=$folder/table failed=0
+export PYTEST_DEBUG_TEMPROOT=$folder  # two sessions of pytest in one folder remove each other's files
 
 # `run NAME COMMAND...`: a row of the table; the command gets pytest's arguments.
 run() {

@@ -92,7 +92,7 @@ def train_unfinished(folder: Path, name: str) -> None:
     pairs(folder, name)
     model = SAM2UNeXT(sam2="micro", aux="none", size=64)
     (folder / "run").mkdir()
-    run.save_last(folder / "run", model, {}, run.Progress(), {"--epoch": 3})
+    run.save_last(run.State(folder / "run", model, {}, run.Progress(), {"--epoch": 3}))
     run_train(folder)
 
 

@@ -12,9 +12,9 @@ from conftest import failure, predict_arguments, read_maps, save_picture
 from conftest import train_arguments as arguments
 from PIL import Image
 
+import dataset
 import eval as evaluation
 import files
-import run
 import test as script
 import train
 from tools import check_dataset
@@ -64,7 +64,7 @@ def test_grey_of_any_depth_is_read_right_as_picture_and_as_mask(name, save, tmp_
 def test_floats_that_are_no_grey_are_named(values, tmp_path):
     save_picture(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
     for read in (files.read_image, files.read_mask):
-        with pytest.raises(OSError, match=r"x\.tif: cannot be read as a picture: values from .*; save it as 8 bits"):
+        with pytest.raises(OSError, match=r"x\.tif: cannot be read as an image: its values from .*; save it as 8 bits"):
             read(tmp_path / "x.tif")
     assert "values from" in doctor(tmp_path / "x.tif")["unreadable"]
 
@@ -96,11 +96,11 @@ def test_colour_of_any_kind_is_read_as_its_first_picture_without_transparency(na
 @pytest.mark.parametrize(
     "name, content, reason",
     [
-        ("zero.jpg", b"", "an empty file"),
-        ("text.jpg", b"no picture", "in no format that Pillow knows"),
+        ("zero.jpg", b"", "it is empty"),
+        ("text.jpg", b"no picture", "its format is not known to Pillow"),
         ("bomb.pgm", BOMB, "could be decompression bomb"),
         ("cut.jpg", None, "truncated"),
-        ("program.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "in no format"),
+        ("program.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "its format is not known"),
     ],
 )
 def test_what_is_no_picture_is_named_with_the_reason(name, content, reason, tmp_path):
@@ -109,7 +109,7 @@ def test_what_is_no_picture_is_named_with_the_reason(name, content, reason, tmp_
         content = save_picture(path, PHOTO).read_bytes()[:-300]
     path.write_bytes(content)
     for read in (files.read_image, files.read_mask):
-        with pytest.raises(OSError, match=f"^{path}: cannot be read as a picture: [^\n]*{reason}"):
+        with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: [^\n]*{reason}"):
             read(path)
     assert reason in "".join(doctor(path).values())
 
@@ -120,7 +120,7 @@ def test_a_picture_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, m
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for read in (files.read_image, files.read_mask, files.read_size):
-            with pytest.raises(OSError, match="2,400 pixels are more than Pillow's limit, 2,399"):
+            with pytest.raises(OSError, match="2,400 pixels exceed Pillow's limit of 2,399"):
                 read(tmp_path / "x.png")
         assert "limit" in doctor(tmp_path / "x.png")["unreadable"]
 
@@ -129,7 +129,7 @@ def test_any_error_of_a_reader_is_one_that_names_the_file(tmp_path, monkeypatch)
     path = save_picture(tmp_path / "x.png", PHOTO)
     for error in (KeyError("key"), IndexError(), MemoryError(), OverflowError("large"), EOFError(), RecursionError()):
         monkeypatch.setattr(Image.Image, "convert", lambda *args, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises(OSError, match=f"^{path}: cannot be read as a picture: ."):
+        with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: ."):
             files.read_image(path)
 
 
@@ -217,8 +217,8 @@ def test_prediction_goes_on_past_everything_that_is_no_picture(micro_checkpoint,
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     assert stop.value.code == 1 and list(read_maps(tmp_path / "maps")) == ["good.png"]
     for name in ("cut.png", "zero.jpg", "text.jpg", "bomb.pgm", r"new\nline.jpg"):
-        assert len([line for line in lines if f"/{name}: cannot be read as a picture: " in line]) == 1
-    assert lines[-1].endswith("5 of 6 pictures could not be read; all others are done")
+        assert len([line for line in lines if f"/{name}: cannot be read as an image: " in line]) == 1
+    assert lines[-1].endswith("5 of 6 images could not be read; all others are done")
 
 
 @pytest.fixture
@@ -239,9 +239,9 @@ def test_training_names_all_unreadable_files_before_it_starts(pairs, from_files,
     write(mask, mask.read_bytes()[:-200])  # found out as masks are looked at
     status, line = failure(train.main, args(from_files), capsys)
     assert status == 2 and not list((tmp_path / "run").iterdir())
-    assert "toy_0001.jpg: cannot be read as a picture: an empty file" in line
-    assert "toy_0004.jpg: cannot be read as a picture: in no format" in line
-    assert "toy_0002.png: cannot be read as a picture: " in line
+    assert "toy_0001.jpg: cannot be read as an image: it is empty" in line
+    assert "toy_0004.jpg: cannot be read as an image: its format is not known" in line
+    assert "toy_0002.png: cannot be read as an image: " in line
 
 
 @pytest.mark.parametrize("white, warned", [(1, True), (100, True), (0, False), (255, False)])
@@ -249,7 +249,7 @@ def test_masks_that_are_black_though_they_hold_something_are_warned_of(white, wa
     folder, _ = pairs
     mask = folder / "Mask" / "toy_0003.png"
     save_picture(mask, np.where(np.array(Image.open(mask)) > 128, white, 0).astype(np.uint8))
-    run.check_files(files.pair([folder / "Image"], [folder / "Mask"]), workers=2)
+    dataset.check_files(files.pair([folder / "Image"], [folder / "Mask"]), workers=2)
     printed = capsys.readouterr().out
     assert ("warning: 1 of 6 masks are black or nearly" in printed and "(toy_0003.png)" in printed) == warned
     words = ["--pred_path", folder / "Mask", "--gt_path", folder / "Mask", "--dataset_name", "set", "--workers", 1]

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, save_picture
 
-import benchmarks
-import metrics
+from evaluation import benchmarks, metrics
 
 PIXELS = np.zeros((4, 6), np.uint8)
 
@@ -89,8 +88,8 @@ def test_the_raw_camouflage_archives_are_joined_and_what_does_not_count_is_left_
     first, second = benchmarks.find_train(benchmark, tmp_path)
     assert [image.stem for image, _ in first.pairs] == camouflaged
     assert [image.stem for image, _ in second.pairs] == ["camourflage_1", "camourflage_2"]
-    assert "COD training: 2 of 3,040 pairs" in str(first) and "3 pictures named COD10K-[!C]*" in str(first)
-    assert "2 of 1,000 pairs" in str(second) and "3 masks without a picture" in str(second)
+    assert "COD training: 2 of 3,040 pairs" in str(first) and "3 images named COD10K-[!C]*" in str(first)
+    assert "2 of 1,000 pairs" in str(second) and "3 masks without an image" in str(second)
     test = benchmarks.find_test(benchmark, tmp_path, ["COD10K", "CAMO"])
     assert [len(test[name][0].pairs) for name in ("COD10K", "CAMO")] == [2, 1]
 
@@ -101,7 +100,7 @@ def test_the_joined_training_set_leaves_out_the_same(tmp_path):
     fill(tmp_path / "TrainDataset/GT", [*stems, "COD10K-NonCAM-1", "camourflage_9"])
     (place,) = benchmarks.find_train(benchmarks.load("COD"), tmp_path)
     assert [image.stem for image, _ in place.pairs] == stems
-    assert "left out: 1 picture named" in str(place) and "1 mask without a picture" in str(place)
+    assert "left out: 1 image named" in str(place) and "1 mask without an image" in str(place)
 
 
 def test_other_benchmarks_do_not_forgive_a_surplus_mask(tmp_path):
@@ -132,7 +131,7 @@ def test_a_wrong_root_says_what_was_looked_for_and_what_is_there(tmp_path):
 def test_a_split_in_two_places_is_an_error_that_names_them_and_the_nearest_wins(tmp_path):
     for name in ("first", "second"):
         archive(tmp_path / name, LAYOUTS["MAS3K"][0])
-    with pytest.raises(ValueError, match=r"may be in several places; .*first/train/Image.*; .*second/train/Image"):
+    with pytest.raises(ValueError, match=r"could be in several places; .*first/train/Image.*, .*second/train/Image"):
         benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
     archive(tmp_path, LAYOUTS["MAS3K"][0])
     assert benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)[0].images == tmp_path / "train/Image"
@@ -181,7 +180,7 @@ def test_every_layout_expects_the_published_counts(name):
 def test_joined_folders_must_not_hold_pictures_of_one_name(tmp_path):
     (tmp_path / "x.yaml").write_text("test: {hard: [{folder: a}, {folder: b}]}")
     archive(tmp_path, [("a/im", "a/gt"), ("b/im", "b/gt")])
-    with pytest.raises(ValueError, match="hard: several of its folders have pictures named 0#x, 1#x"):
+    with pytest.raises(ValueError, match="hard: several of its folders have images named 0#x, 1#x"):
         benchmarks.find_test(benchmarks.load(str(tmp_path / "x.yaml")), tmp_path)
 
 
@@ -231,20 +230,20 @@ def test_a_benchmark_of_ones_own_is_a_yaml_file(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("columns: [Fmeasure]", "columns: .'Fmeasure'. is no list of some of mDice"),
-        ("columns: MAE\ntest: {a: {}}", "columns: MAE is no list"),
-        ("columns: []\ntest: {a: {}}", "is no list of some"),
+        ("columns: [Fmeasure]", "columns: .'Fmeasure'. is not a list of some of mDice"),
+        ("columns: MAE\ntest: {a: {}}", "columns: MAE is not a list"),
+        ("columns: []\ntest: {a: {}}", "is not a list of some"),
         ("test: {a: []}", "a split is a place"),
         ("test: {a: }", "a split is a place"),
         ("test: {a/b: {}}", "a/b cannot be the name of a folder"),
-        ("test: {a: {}}\ntogether: {a: [a]}", "a must have a name of its own"),
-        ("test: {a: {}}\ntogether: {b: []}", "b must have a name of its own and a list"),
-        ("tests: {a: {}}", "tests, and only columns"),
-        ("- a list", "describes no benchmark"),
+        ("test: {a: {}}\ntogether: {a: [a]}", "a needs a name of its own"),
+        ("test: {a: {}}\ntogether: {b: []}", "b needs a name of its own and a list"),
+        ("tests: {a: {}}", "tests is unknown"),
+        ("- a list", "does not describe a benchmark"),
         ("test: {a: {folders: x}}", "folders"),
-        ("test: {a: {folder: 3}}", "folder: 3 is no"),
-        ("test: {a: {}}\ntogether: {b: [c]}", "b must have a name of its own and a list of test sets"),
-        ("test: {a: [", "describes no benchmark"),
+        ("test: {a: {folder: 3}}", "folder: 3 is not a"),
+        ("test: {a: {}}\ntogether: {b: [c]}", "b needs a name of its own and a list of test sets"),
+        ("test: {a: [", "does not describe a benchmark"),
     ],
 )
 def test_a_yaml_file_that_describes_none_says_why(text, message, tmp_path):
@@ -259,12 +258,12 @@ def test_unknown_names_list_the_known_ones():
         benchmarks.load("MAS3")
     with pytest.raises(OSError, match=r"none\.yaml: cannot be read: No such file"):
         benchmarks.load("none.yaml")
-    with pytest.raises(ValueError, match="DIS5K has no test set vd; there are DIS-VD"):
+    with pytest.raises(ValueError, match="DIS5K has no test set vd; it has DIS-VD"):
         benchmarks.find_test(benchmarks.load("DIS5K"), ".", ["VD"])
 
 
 def test_every_test_set_has_published_figures_in_its_columns():
-    for name in benchmarks.BENCHMARKS:
+    for name in benchmarks.of_the_paper():
         benchmark = benchmarks.load(name)
         assert set(benchmark.columns) <= set(metrics.METRICS)
         for row in (*benchmark.test, *benchmark.together):
@@ -275,17 +274,19 @@ def test_every_test_set_has_published_figures_in_its_columns():
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's figures are not here")
 def test_the_published_figures_are_those_of_the_paper():
-    assert json.loads((ROOT / "published.json").read_text()) == json.loads((SHARED / "paper/results.json").read_text())
+    assert json.loads((ROOT / "evaluation/published.json").read_text()) == json.loads(
+        (SHARED / "paper/results.json").read_text()
+    )
 
 
 def test_the_recipes_know_the_same_names(tmp_path):
     (tmp_path / "a" / "folder").mkdir(parents=True)
-    words = [*benchmarks.BENCHMARKS, "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
+    words = [*benchmarks.of_the_paper(), "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
     script = (
         f"source {ROOT}/tools/setup.sh; for w in {' '.join(words)}; do name_run $w .; echo $w,$benchmark,$run; done"
     )
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    expected = [f"{name},{name},runs/{name}" for name in benchmarks.BENCHMARKS]
+    expected = [f"{name},{name},runs/{name}" for name in benchmarks.of_the_paper()]
     expected += ["orsi4199,orsi4199,runs/ORSI-4199", "dis5k,dis5k,runs/DIS5K", "own/x.yaml,own/x.yaml,runs/x"]
     expected += ["a,,runs/sam2unext", "a/folder,,runs/sam2unext"]
     assert result.stdout.splitlines() == expected

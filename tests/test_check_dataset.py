@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, SUIM8, failure, save_picture
 from PIL import Image
 
-import benchmarks
 import cli
+from evaluation import benchmarks
 from tools import check_dataset
 
 RNG = np.random.default_rng(0)
@@ -114,9 +114,9 @@ def planted(tmp_path_factory):
 @pytest.mark.parametrize(
     "kind, split, names",
     [
-        ("split not found, or in several places", "NC4K", ["archive"]),
-        ("picture without mask", CHAMELEON, ["Case.jpg"]),
-        ("mask without picture", CHAMELEON, ["case.png"]),
+        ("split not found or ambiguous", "NC4K", ["archive"]),
+        ("image without mask", CHAMELEON, ["Case.jpg"]),
+        ("mask without image", CHAMELEON, ["case.png"]),
         ("two files of one name", TRAIN, ["two.png"]),
         ("unreadable", CHAMELEON, ["nothing.jpg", "text.jpg"]),
         ("unreadable", TRAIN, []),
@@ -127,20 +127,20 @@ def planted(tmp_path_factory):
         ("mask too dark", TRAIN, ["dark.png"]),
         ("mask too dark", CHAMELEON, ["colour.png"]),  # pure red is 76 in greyscale
         ("16 bits or floats", TRAIN, ["deep.png", "float.tif"]),
-        ("test picture in training", COD10K, ["renamed0.bmp", "renamed1.bmp"]),
-        ("picture twice in a split", TRAIN, ["same.jpg", "two.png"]),
-        ("another number than published", COD10K, ["Imgs"]),
+        ("test image in training", COD10K, ["renamed0.bmp", "renamed1.bmp"]),
+        ("image twice in a split", TRAIN, ["same.jpg", "two.png"]),
+        ("not the published number", COD10K, ["Imgs"]),
         ("mask not binary", CHAMELEON, ["grey.png"]),
         ("mask in colour", CHAMELEON, ["colour.png"]),
         ("empty mask", TRAIN, ["empty.png"]),
         ("full mask", TRAIN, ["full.png"]),
-        ("turned by EXIF", TRAIN, ["turned.jpg", "turned_mask.jpg"]),
+        ("rotated by EXIF", TRAIN, ["turned.jpg", "turned_mask.jpg"]),
         ("transparent pixels", CHAMELEON, ["palette.png", "rgba.png"]),
         ("animated or several pages", CHAMELEON, ["moving.gif"]),
         ("unusual colour mode", TRAIN, ["cmyk.jpg"]),
         ("unusual colour mode", CHAMELEON, ["opaque.png"]),
         ("mask with soft edges", CHAMELEON, ["jpeg.jpg", "soft.png"]),
-        ("no picture by its extension", TRAIN, ["Thumbs.db", "gone.png"]),
+        ("not an image by its extension", TRAIN, ["Thumbs.db", "gone.png"]),
     ],
 )
 def test_each_fault_is_found_and_named(kind, split, names, planted):
@@ -155,17 +155,17 @@ def test_every_kind_of_finding_has_its_test(planted):
 def test_details_say_what_is_wrong(planted):
     files = [file for one in planted[2]["findings"] for file in one["files"]]
     details = {(Path(file["file"]).name, file["detail"]) for file in files}
-    assert ("turned_mask.png", "32 x 24, picture 24 x 32, as if turned by EXIF") in details
+    assert ("turned_mask.png", "32 x 24, image 24 x 32, as if rotated by EXIF") in details
     assert ("Case.jpg", "case.png differs in case") in details
     assert ("renamed0.bmp", f"as {TWICE[0]}.png") in details
-    assert ("nothing.jpg", "an empty file") in details
-    assert ("gone.png", "a link to nothing") in details
+    assert ("nothing.jpg", "it is empty") in details
+    assert ("gone.png", "a broken link") in details
 
 
 def test_errors_make_the_status_and_the_verdict(planted):
     text, status, found = planted
     assert status == 1
-    assert text.splitlines()[-1].endswith(": mend the errors")
+    assert text.splitlines()[-1].endswith(": fix the errors")
     assert f"{found['errors']} errors, {found['warnings']} warnings, {found['notes']} notes" in text
 
 
@@ -186,7 +186,7 @@ def test_the_json_agrees_with_the_table(planted):
 def test_the_table_is_no_wider_than_said_and_shows_names_in_one_line(planted):
     table = planted[0][planted[0].index("the first of them") :]
     assert max(len(line) for line in table.splitlines()) <= check_dataset.WIDTH
-    assert "small0.png (12 x 16, picture 24 x 32), ..." in table
+    assert "small0.png (12 x 16, image 24 x 32), ..." in table
     finding = check_dataset.Finding("split", "empty mask", Path("GT/line\nbreak \udcff ü.png"))
     assert str(finding) == "GT/line\\nbreak \\udcff ü.png"
 
@@ -231,9 +231,9 @@ def test_folders_of_other_names_are_no_pair(toy, tmp_path):
     [
         ("COD", "nowhere", "nowhere: there is no such folder"),
         ("test/Image", "nowhere", "nowhere: there is no such folder"),
-        ("pictures", "test/Mask", "no benchmark (and no folder) is called pictures"),
+        ("pictures", "test/Mask", "there is no benchmark and no folder called pictures"),
         ("none.yaml", "test", "none.yaml: cannot be read"),
-        ("empty", "empty", "hold no picture"),
+        ("empty", "empty", "have no images"),
     ],
 )
 def test_nothing_to_check_is_one_line_and_status_2(first, second, told, toy, tmp_path, monkeypatch, capsys):
@@ -248,7 +248,7 @@ def test_a_root_without_any_split_is_told_with_what_was_looked_for(toy, capsys):
     _, status = run("COD", toy)
     assert status == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "COD: no split of it is there; COD training: not found in" in line and "Looked for" in line
+    assert "COD: none of its splits exists; COD training: not found in" in line and "Looked for" in line
 
 
 def test_a_json_path_that_cannot_be_written_is_found_out_first(toy, tmp_path, capsys):

@@ -370,7 +370,7 @@ def test_what_cannot_be_converted_is_one_line(small, tmp_path, capsys):
     status, line = fails(whole, tmp_path / "out.pth", "--to", "small")
     assert status == 2 and "name its encoders' files with --hiera_path and --dinov2_path" in line
     status, line = fails(whole, whole, "--to", "original")
-    assert status == 2 and "is the input too" in line
+    assert status == 2 and "is also the input" in line
 
 
 def test_a_fingerprint_looks_at_every_matrix(model):

@@ -19,7 +19,6 @@ from torch._dynamo.utils import counters
 from torch.amp import GradScaler
 
 import cli
-import run
 import test as script
 import train
 from SAM2UNeXT import SAM2UNeXT
@@ -291,7 +290,7 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
     expected, gradients = loss_and_gradients(model.train())
     statistics = model.up1.conv.double_conv[1].running_mean.cpu()
     model = network()
-    distributed = train.distribute(model, f"{DEVICE}:0", sync_bn)
+    distributed = cli.distribute(model, f"{DEVICE}:0", sync_bn)
     assert dist.get_backend() == "nccl"
     synchronised = [module for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
     assert len(synchronised) == (8 if sync_bn else 0)
@@ -299,8 +298,8 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
     assert loss == pytest.approx(expected, rel=1e-5)
     assert_close({name.removeprefix("module."): gradient for name, gradient in found.items()}, gradients, 1e-4)
     assert torch.allclose(model.up1.conv.double_conv[1].running_mean.cpu(), statistics, atol=1e-6)
-    assert run.over_processes(torch.tensor([2.0], device=DEVICE)).item() == 2
-    assert run.of_all_processes(["a", "b"]) == ["a", "b"]
+    assert cli.reduce_all(torch.tensor([2.0], device=DEVICE)).item() == 2
+    assert cli.gather_all(["a", "b"]) == ["a", "b"]
 
 
 def test_torchrun_with_one_process_trains_validates_and_ends(toy, tmp_path):

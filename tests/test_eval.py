@@ -14,7 +14,7 @@ import recipe
 from conftest import ROOT, failure, golden, save_picture
 
 import eval as script
-import metrics
+from evaluation import metrics
 
 
 def write_pairs(folder, cases):
@@ -84,11 +84,11 @@ def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, caps
     twice.dataset_name, twice.pred_path, twice.gt_path = ["set"] * 2, several.pred_path, [str(pairs / "masks")] * 2
     for args, message in (
         (arguments(short), "1 ground truths without a map: case1.png; --allow_missing scores the rest"),
-        (arguments(wrong), "x.png (97, 131) instead of (240, 320); --resize fits them"),
+        (arguments(wrong), "x.png (97, 131) instead of (240, 320); --resize resizes them"),
         (arguments(tmp_path / "none"), "none/maps: there is no such folder"),
         (arguments(pairs, "--json", tmp_path), "is a folder; name a file"),
         (arguments(pairs, "--json", "/proc/scores.json"), "/proc: nothing can be written there"),
-        (several, "one of each for every data set"),
+        (several, "one of each per data set"),
         (twice, "only once"),
     ):
         status, line = failure(script.main, args, capsys)
@@ -125,7 +125,7 @@ def test_maps_of_another_size_are_fitted_where_that_is_allowed(tmp_path, capsys)
     status, line = failure(script.main, arguments(folder), capsys)
     assert status == 2 and "set: 1 maps of another (height, width): y.png (49, 66) instead of (97, 131)" in line
     figures = run(folder, tmp_path / "scores.json", "--resize")
-    assert figures["images"] == 2 and "1 map fitted" in capsys.readouterr().out
+    assert figures["images"] == 2 and "1 map resized" in capsys.readouterr().out
     assert figures["MAE"] == pytest.approx(metrics.score(prediction, truth).MAE, abs=0.02)
 
 

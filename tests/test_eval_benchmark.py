@@ -11,9 +11,8 @@ import recipe
 from conftest import failure, save_picture
 from PIL import Image
 
-import benchmarks
 import eval as script
-import metrics
+from evaluation import benchmarks, metrics
 
 SETS = ("DIS-VD", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")
 FILES = ["curves.png", "per_image.csv", "report.html", "results.csv", "results.json", "results.md", "results.tex"]
@@ -102,7 +101,7 @@ def test_a_set_without_maps_is_an_error_unless_allowed_or_not_asked_for(archive,
     for name in ("dis_te1", "dis_te2"):
         (tmp_path / name).symlink_to(archive / "download" / "maps" / name)
     status, line = failure(script.main, arguments(archive, "--pred_path", tmp_path, "--save_path", tmp_path), capsys)
-    assert status == 2 and "DIS-VD: no folder of that name" in line and "--allow_missing" in line
+    assert status == 2 and "DIS-VD: there is no folder of that name" in line and "--allow_missing" in line
     more = ("--pred_path", tmp_path, "--save_path", tmp_path / "results")
     script.main(arguments(archive, *more, "--allow_missing"))
     assert list(json.loads((tmp_path / "results/results.json").read_text())) == ["DIS-TE1", "DIS-TE2"]
@@ -130,8 +129,8 @@ def test_plain_folders_have_no_published_rows_and_pictures_where_they_are_named(
 def test_options_that_do_not_go_together_are_errors(archive, capsys):
     plain = ["--dataset_name", "x", "--pred_path", str(archive), "--gt_path", str(archive)]
     for args, message in (
-        (arguments(archive, "--gt_path", archive), "--benchmark knows names, ground truth and pictures"),
-        (arguments(archive, "--pred_path", archive, archive), "one folder that holds those of the test sets"),
+        (arguments(archive, "--gt_path", archive), "--benchmark knows names, ground truth and images"),
+        (arguments(archive, "--pred_path", archive, archive), "one folder that contains those of the test sets"),
         (script.get_args_parser().parse_args([*plain, "--sets", "x"]), "--sets belongs to --benchmark"),
         (script.get_args_parser().parse_args(plain[:4]), "give --benchmark, or --gt_path"),
     ):

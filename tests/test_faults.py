@@ -18,11 +18,12 @@ import checkpoint
 import cli
 import eval as evaluation
 import files
-import report
+import output
 import run
 import test as script
 import train
 import weights
+from evaluation import report
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def test_training_onto_a_full_disk_ends_in_a_line_and_goes_on_with_room(toy, fro
     assert status == 1 and "last.pth: cannot be written: " in line and "File too large" in line
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
     train.main(args)
-    assert "going on after epoch 1, step 1" in capsys.readouterr().out
+    assert "continuing after epoch 1, step 1" in capsys.readouterr().out
     assert checkpoint.read_network(tmp_path / "SAM2-UNeXT-2.pth")
 
 
@@ -122,13 +123,13 @@ def test_a_folder_that_goes_away_while_training_is_named(gone, toy, from_files, 
 
 
 def test_a_folder_of_maps_that_goes_away_is_named(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
-    render = script.render
+    render = output.render
 
     def remove_and_render(*words):
         shutil.rmtree(tmp_path / "maps", ignore_errors=True)
         return render(*words)
 
-    monkeypatch.setattr(script, "render", remove_and_render)
+    monkeypatch.setattr(output, "render", remove_and_render)
     args = predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps")
     status, line = failure(script.main, args, capsys)
     assert status == 1 and "maps/toy_0000.png: cannot be written: No such file or directory" in line
@@ -147,7 +148,7 @@ def test_pictures_that_go_away_are_listed(micro_checkpoint, toy, tmp_path, monke
     with pytest.raises(SystemExit) as stop:
         script.main(predict_arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--workers", 1))
     lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 1 and "toy_0001.jpg: cannot be read as a picture: No such file" in lines[-2]
+    assert stop.value.code == 1 and "toy_0001.jpg: cannot be read as an image: No such file" in lines[-2]
     assert len(read_maps(tmp_path / "maps")) == 3
 
 
@@ -224,5 +225,5 @@ def test_urls_of_other_kinds_are_refused(source):
 def test_a_picture_that_does_not_fit_is_not_half_written(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
     with full_disk(2000), pytest.raises(OSError, match=r"x\.jpg: cannot be written: File too large"):
-        files.save_picture(noise, tmp_path / "x.jpg")
+        files.save_image(noise, tmp_path / "x.jpg")
     assert not list(tmp_path.iterdir())

@@ -86,7 +86,7 @@ def test_what_is_no_picture_is_passed_over(folders):
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'none'}: there is no such folder")):
         files.find(tmp_path / "none")
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="has no images"):
         files.find(tmp_path)
 
 
@@ -126,11 +126,11 @@ def test_a_truncated_picture_is_named(read, tmp_path):
     rng = np.random.default_rng(0)
     content = save_picture(tmp_path / "whole.png", rng.integers(0, 256, (64, 64), np.uint8)).read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(OSError, match=r"cut\.png: cannot be read as a picture"):
+    with pytest.raises(OSError, match=r"cut\.png: cannot be read as an image"):
         read(tmp_path / "cut.png")
 
 
 def test_text_in_a_picture_file_is_named(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(OSError, match=r"text\.jpg: cannot be read as a picture"):
+    with pytest.raises(OSError, match=r"text\.jpg: cannot be read as an image"):
         files.read_size(tmp_path / "text.jpg")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import files
-import metrics
+from evaluation import metrics, weighted
 
 CURVES = ("precision", "recall", "Fm", "Em", "IoU", "Dice")
 ENGINES = [metrics.score, metrics.score_with_pysodmetrics]
@@ -121,7 +121,7 @@ def test_of_several_nearest_foreground_pixels_scipy_s_is_taken():
 def test_working_in_strips_changes_nothing(monkeypatch):
     pair = recipe.metric_cases(0)["case2"]
     whole = metrics.score(*pair)
-    monkeypatch.setattr(metrics, "STRIP_PIXELS", 700)
+    monkeypatch.setattr(weighted, "STRIP_PIXELS", 700)
     stripped = metrics.score(*pair)
     for field in fields(metrics.PairScores):
         assert np.allclose(getattr(whole, field.name), getattr(stripped, field.name), rtol=0, atol=1e-9)

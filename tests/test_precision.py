@@ -8,6 +8,7 @@ import torch
 from conftest import MICRO, SMALL, predict_arguments, train_arguments
 
 import cli
+import output
 import test
 import train
 from SAM2UNeXT import SAM2UNeXT
@@ -102,8 +103,8 @@ def test_the_commands_compute_in_what_the_cpu_has(flags, dtype, toy, micro_check
     train.main(train_arguments("--epoch 1 --batch_size 6 --precision auto", toy, tmp_path / "run"))
     assert json.loads((tmp_path / "run/args.json").read_text())["precision"] == f"torch.{dtype}"
     test.main(predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--precision", "auto"))
-    assert f"{micro_checkpoint} on cpu in {dtype}; 4 pictures" in capsys.readouterr().out
-    assert f"precision {dtype}; " in test.read_note(tmp_path / "maps/toy_0000.png")
+    assert f"{micro_checkpoint} on cpu in {dtype}; 4 images" in capsys.readouterr().out
+    assert f"precision {dtype}; " in output.read_note(tmp_path / "maps/toy_0000.png")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_maps_take_the_size_of_the_ground_truth_where_there_is_one(micro_checkpo
     maps = read_maps(tmp_path / "maps")
     assert maps["toy_0001.png"].shape == (33, 55)
     assert maps["toy_0000.png"].shape == np.array(Image.open(toy / "test/Mask/toy_0000.png")).shape
-    assert "3 pictures without ground truth" in capsys.readouterr().out
+    assert "3 images without ground truth" in capsys.readouterr().out
 
 
 def test_batches_and_threads_change_nothing(micro_checkpoint, toy, tmp_path):
@@ -110,7 +110,7 @@ def test_it_goes_on_past_unreadable_pictures_and_lists_them_at_the_end(micro_che
     with pytest.raises(SystemExit) as stop:
         script.main(arguments(micro_checkpoint, tmp_path / "images", tmp_path / "maps"))
     last = capsys.readouterr().err.splitlines()[-3:]
-    assert stop.value.code == 1 and "2 of 4 pictures could not be read" in last[2]
+    assert stop.value.code == 1 and "2 of 4 images could not be read" in last[2]
     assert "toy_0000.jpg: cannot be read" in last[0] and "toy_0002.jpg: cannot be read" in last[1]
     assert list(read_maps(tmp_path / "maps")) == ["toy_0001.png", "toy_0003.png"]
 
@@ -136,7 +136,7 @@ def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path
         arguments(micro_checkpoint, toy / "test/Image", tmp_path / "pictures", "--test_gt_path", tmp_path / "pictures"),
     ):
         status, line = failure(script.main, args, capsys)
-        assert status == 2 and "would replace pictures or ground truth" in line
+        assert status == 2 and "would replace images or ground truth" in line
     assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "pictures").items())
 
 

@@ -16,6 +16,7 @@ from conftest import predict_arguments as arguments
 from PIL import Image
 
 import checkpoint
+import output
 import test as script
 from SAM2UNeXT import SAM2UNeXT, stretch
 
@@ -40,7 +41,7 @@ def test_every_kind_is_written_in_its_place(micro_checkpoint, toy, tmp_path):
     red, _, blue = (overlay - picture)[mask == 255].mean(axis=0)
     assert red > 20 and red > blue  # towards pink
     inner = cv2.erode(mask, np.ones((5, 5)))
-    edge, inside = (np.abs(overlay[part] - script.TINT).mean() for part in ((mask == 255) & (inner == 0), inner == 255))
+    edge, inside = (np.abs(overlay[part] - output.TINT).mean() for part in ((mask == 255) & (inner == 0), inner == 255))
     assert edge < inside  # the outline is nothing but tint
 
 
@@ -80,7 +81,7 @@ def test_folders_and_single_files_together(micro_checkpoint, toy, tmp_path, caps
     assert list(read_maps(tmp_path / "maps")) == [f"toy_{i:04}.png" for i in (0, 1, 2, 3, 5)]
     args = arguments(micro_checkpoint, one, tmp_path, "--test_image_path", toy / "train/Image", one)
     status, line = failure(script.main, args, capsys)
-    assert status == 2 and "toy_0005.jpg: have one name" in line
+    assert status == 2 and "toy_0005.jpg: have the same name" in line
 
 
 def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):
@@ -192,7 +193,7 @@ def test_a_file_of_another_program_is_not_replaced_unless_told(micro_checkpoint,
 def test_every_file_says_what_it_was_made_from(micro_checkpoint, toy, tmp_path):
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
     for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png"):
-        text = script.read_note(tmp_path / name)
+        text = output.read_note(tmp_path / name)
         assert "precision float32; size 64; stretch True; flip False" in text and ("threshold" in text) == (
             name[0] in "mo"
         )
@@ -243,7 +244,7 @@ def test_a_small_checkpoint_takes_its_encoders_from_where_they_are(encoders, toy
 
 
 def test_what_to_save_and_from_where_is_checked(micro_checkpoint, toy, tmp_path, capsys):
-    for more, message in ((("--save", "map,sketch"), "'sketch' is none of"), (("--threshold", 2), "from 0 to 1")):
+    for more, message in ((("--save", "map,sketch"), "'sketch' is not one of"), (("--threshold", 2), "from 0 to 1")):
         with pytest.raises(SystemExit) as stop:
             arguments(micro_checkpoint, toy, tmp_path, *more)
         assert stop.value.code == 2 and message in capsys.readouterr().err

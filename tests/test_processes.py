@@ -41,7 +41,7 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
     }
     statuses, output, errors = start(*runs.values())
     assert statuses == [[0], [0, 0], [0, 0]], errors
-    assert output.count("4 pictures a step") == 3  # only the first process prints
+    assert output.count("4 images per step") == 3  # only the first process prints
     states = {name: torch.load(tmp_path / name / "SAM2-UNeXT-1.pth")["state_dict"] for name in runs}
     model = train.build_model(arguments("", toy, tmp_path, from_files))
     moved = max((value - model.state_dict()[key]).abs().max() for key, value in states["one"].items())
@@ -59,13 +59,13 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
 def test_a_signal_to_one_process_ends_all_after_the_same_step(toy, from_files, tmp_path):
     statuses, _, errors = start(run_of(2, tmp_path, toy, from_files, "--batch_size 1", signal=[1, 2]))
     assert statuses == [[143, 143]], errors
-    assert errors.count("ended by SIGTERM after epoch 1, step 2") == 1
+    assert errors.count("SIGTERM after epoch 1, step 2") == 1
     assert run.read_last(tmp_path)[1]["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize(
     "more, message",
-    [("", "--sync_bn: torch does it on GPUs alone"), ("--compile", "do not go together: leave out one")],
+    [("", "--sync_bn: torch supports it on GPUs only"), ("--compile", "do not work together: leave one out")],
 )
 def test_sync_bn_needs_gpus_and_no_compiler(more, message, toy, tmp_path, capsys):
     status, line = failure(train.main, arguments(f"--sync_bn --device cpu {more}", toy, tmp_path), capsys)

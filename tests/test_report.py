@@ -1,14 +1,12 @@
 """Tables for people."""
 
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-import metrics
-import report
+from evaluation import metrics, report
 
 RESULTS = {
     "CAMO": {"images": 250, "Smeasure": 0.9104, "MAE": 0.03449},
@@ -65,7 +63,7 @@ def test_latex_escapes_names_and_has_the_columns_it_declares():
 def test_the_error_picture_is_red_where_the_map_sees_too_much_and_blue_where_it_misses():
     truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
     prediction = Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8))
-    found, missed, too_much, ground = np.array(report.error_picture(prediction, truth))[0].tolist()
+    found, missed, too_much, ground = np.array(report.error_image(prediction, truth))[0].tolist()
     assert found == [205, 205, 205] and ground == [255, 255, 255]
     assert missed[2] > 200 > missed[0] and too_much[0] > 200 > too_much[2]
 
@@ -82,23 +80,19 @@ def test_twelve_worst_and_six_best_pictures_are_shown(monkeypatch):
     monkeypatch.setattr(
         report, "card", lambda one: {"name": one.truth.stem, "dataset": "", "figures": {}, "panels": []}
     )
-    curve = np.linspace(0, 1, 256)
-    scores = metrics.PairScores(0.5, 0.5, 0.5, 0.5, curve, 1 - curve, curve, curve, curve, curve)
     for count, worst, best in ((30, 12, 6), (9, 6, 3), (1, 1, 0)):
-        page = report.page("title", [["dataset", "images", "MAE"]], {"set": scores}, page_of(count), []).decode()
+        page = report.page("title", [["dataset", "images", "MAE"]], [], page_of(count), []).decode()
         shown = re.findall(r'<div class="name">(\d+)</div>', page)
         assert shown == [f"{i:02}" for i in (*range(worst), *range(count - 1, count - 1 - best, -1))]
 
 
 def test_arrows_and_colours_say_what_is_better():
     table = report.cells(report.rows(RESULTS, PUBLISHED), COLUMNS)
-    curve = np.zeros(256)
-    scores = metrics.PairScores(0, 0, 0, 0, curve, curve, curve, curve, curve, curve)
-    page = report.page("title", table, {"CAMO": scores}, [], []).decode()
+    page = report.page("title", table, [], [], []).decode()
     assert re.search(r"Smeasure\s*↑", page) and re.search(r"MAE\s*↓", page)
     assert '<td class="good">+0.007</td>' in page and '<td class="good">-0.002</td>' in page
     worse = {"CAMO": RESULTS["CAMO"] | {"Smeasure": 0.8, "MAE": 0.1}}
-    page = report.page("t", report.cells(report.rows(worse, PUBLISHED), COLUMNS), {"CAMO": scores}, [], []).decode()
+    page = report.page("t", report.cells(report.rows(worse, PUBLISHED), COLUMNS), [], [], []).decode()
     assert '<td class="bad">-0.103</td>' in page and '<td class="bad">+0.064</td>' in page
 
 
@@ -106,7 +100,7 @@ def test_the_curves_have_recall_across_and_precision_up():
     """A map of high precision and low recall draws its line at the upper left."""
     falling = np.linspace(0.3, 0, 256)
     scores = metrics.PairScores(0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
-    pixels = np.array(Image.open(io.BytesIO(report.curves({"set": scores}, ["precision"]))).convert("RGB")).astype(int)
+    pixels = np.array(report.curves({"set": scores})[0]).astype(int)
     y, x = np.nonzero((pixels[..., 2] > 150) & (pixels[..., 0] < 60))  # the first colour of matplotlib's cycle, blue
     long = y[np.argmax(np.bincount(y)[y])]
     assert long < 0.3 * len(pixels) and x[y == long].max() < 0.45 * pixels.shape[1]

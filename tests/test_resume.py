@@ -114,10 +114,10 @@ def test_a_signal_ends_the_step_and_saves(number, at, undisturbed, toy, from_fil
         patch.setattr(torch.optim.AdamW, "step", step_and_signal)
         status, line = failure(train.main, args, capsys)
     assert status == 128 + number and len(steps) == at
-    assert f"ended by {number.name} after epoch 1, step {at}; --resume goes on from {tmp_path}" in line
+    assert f"{number.name} after epoch 1, step {at}; --resume continues in {tmp_path}" in line
     assert run.read_last(tmp_path)[1]["progress"]["step"] == at
     train.main(args)
-    assert f"last.pth: going on after epoch 1, step {at}" in capsys.readouterr().out
+    assert f"last.pth: continuing after epoch 1, step {at}" in capsys.readouterr().out
     assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
 
 
@@ -143,8 +143,8 @@ def test_a_damaged_file_gives_way_to_the_one_before(half_way, undisturbed, toy, 
     last.write_bytes(last.read_bytes()[:-5000])
     train.main(arguments(RECIPE, toy, half_way, from_files))
     output = capsys.readouterr().out
-    assert f"{last} is damaged: going on from {half_way}/last.previous.pth" in output
-    assert "going on after epoch 1, step 1" in output
+    assert f"{last} is damaged: continuing from {half_way}/last.previous.pth" in output
+    assert "continuing after epoch 1, step 1" in output
     assert equal(half_way / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
 
 
@@ -152,7 +152,7 @@ def test_where_none_is_whole_it_does_not_start_anew_in_silence(half_way, toy, fr
     for name in ("last.pth", "last.previous.pth"):
         (half_way / name).write_bytes(b"PK no more")
     status, line = failure(train.main, arguments(RECIPE, toy, half_way, from_files), capsys)
-    assert status == 2 and "last.pth and " in line and "delete to start anew" in line
+    assert status == 2 and "last.pth and " in line and "remove them or name another" in line
 
 
 def test_an_unfinished_run_is_not_overwritten(half_way, toy, from_files, capsys):
@@ -190,7 +190,7 @@ def test_another_number_of_processes_is_an_error_that_says_what_to_do(half_way, 
 def test_resume_starts_where_there_is_nothing_and_leaves_a_finished_run(toy, from_files, tmp_path, capsys):
     args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)
     train.main(args)
-    assert f"{tmp_path}: nothing to go on from, starting anew" in capsys.readouterr().out
+    assert f"{tmp_path}: nothing to resume, starting a new run" in capsys.readouterr().out
     written = os.stat(tmp_path / "last.pth").st_mtime_ns
     train.main(args)
     assert "last.pth: the run is finished" in capsys.readouterr().out

@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import files
-import metrics
 import run
 import train
 from dataset import image_tensor
+from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
 FIGURES = ("loss", "bce", "wiou", "lr", "grad_norm", "pictures_per_second", "memory_mb", "seconds_left")
@@ -129,9 +129,9 @@ def test_best_pth_is_the_epoch_of_the_best_s_measure(toy, from_files, tmp_path, 
     args = arguments(options, toy, tmp_path, from_files)
     save_last = run.save_last
 
-    def stop_after_epoch_2(folder, model, parts, progress, recipe):
-        save_last(folder, model, parts, progress, recipe)
-        if progress.epoch == 3:
+    def stop_after_epoch_2(state):
+        save_last(state)
+        if state.progress.epoch == 3:
             raise SystemExit(9)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

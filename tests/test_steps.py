@@ -97,14 +97,14 @@ def test_a_loss_that_is_not_finite_names_the_pictures_of_its_batch_and_changes_n
     before = {name: p.clone() for name, p in model.named_parameters()}
     poisoned = [(i.clone(), m, names) for i, m, names in batches(2, 2, 2)]
     poisoned[1][0][0, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="is not finite with 2.png, 3.png; .*last.pth is as it was"):
+    with pytest.raises(ValueError, match="is not finite for 2.png, 3.png; .*last.pth is unchanged"):
         list(train.train_one_epoch(model, poisoned, optimizer, GradScaler("cpu", enabled=False), accumulate=3))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_a_gradient_that_is_not_finite_names_all_pictures_of_the_step(model):
     model.head.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(ValueError, match=r"norm (inf|nan)\) is not finite with 0.png, 1.png, 2.png, 3.png;"):
+    with pytest.raises(ValueError, match=r"norm (inf|nan)\) is not finite for 0.png, 1.png, 2.png, 3.png;"):
         steps(model, Gradients(model), [2, 2], accumulate=2)
 
 
@@ -115,7 +115,7 @@ def test_with_a_loss_scale_a_gradient_may_overflow_until_the_scale_has_fallen_to
     assert len(steps(model, seen := Gradients(model), [1, 1], scaler)) == 2
     assert len(seen.seen) == 1 and scaler.get_scale() == 2  # the first step was left out
     overflows += [True, True]
-    with pytest.raises(ValueError, match="is not finite with 1.png"):
+    with pytest.raises(ValueError, match="is not finite for 1.png"):
         steps(model, Gradients(model), [1, 1], scaler)
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT, failure
 from PIL import Image
 
 import files
-import metrics
+from evaluation import metrics
 from tools import benchmark, benchmark_eval, contact_sheet, toy_dataset
 
 
@@ -80,7 +80,7 @@ def test_a_sheet_without_common_names_is_an_error(toy, tmp_path, capsys):
     Image.new("L", (5, 5)).save(tmp_path / "maps" / "other.png")
     args.maps = tmp_path / "maps"
     status, line = failure(contact_sheet.main, args, capsys)
-    assert status == 2 and "no file name stands in all of" in line
+    assert status == 2 and "no file name is in all of" in line
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from conftest import MICRO, NETWORK, failure, golden
 from conftest import train_arguments as arguments
 
 import checkpoint
+import dataset
 import files
-import run as run_module
 import train
 import weights
 from SAM2UNeXT import SAM2UNeXT
@@ -152,7 +152,7 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
     """What each epoch trains on and with: the order of the pictures, their flips, learning rate and weight decay."""
     epochs = []
 
-    def record(model, batches, optimizer, scaler, **options):
+    def record(model, batches, optimizer, scaler, *options):
         group = optimizer.param_groups[0]
         epochs.append((group["lr"], group["weight_decay"], torch.cat([images for images, _, _ in batches])))
         optimizer.step()
@@ -189,10 +189,10 @@ def test_an_unreadable_picture_is_one_line_though_it_comes_from_a_worker_process
         shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
     mask = tmp_path / "train/Mask/toy_0003.png"
     mask.write_bytes(mask.read_bytes()[:100])  # its header is whole
-    monkeypatch.setattr(run_module, "MASKS_LOOKED_AT", 1)
+    monkeypatch.setattr(dataset, "MASKS_CHECKED", 1)
     status, line = failure(train.main, arguments("--workers 1", tmp_path, tmp_path / "run"), capsys)
     assert status == 1
-    assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as a picture")
+    assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as an image")
 
 
 def test_a_save_path_that_cannot_be_written_ends_it_before_it_starts(toy, capsys):
@@ -224,7 +224,7 @@ def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
         (NETWORK.replace("--dinov2_path random", ""), "--dinov2_path is missing"),
         (NETWORK.replace("--aux_size 64", "--aux_size 60"), "60 is not a multiple"),
         (NETWORK.replace("hiera_path random", "hiera_path none.pt"), "none.pt: there is no such file"),
-        (NETWORK.replace("hiera_path random", "hiera_path="), "is empty"),
+        (NETWORK.replace("hiera_path random", "hiera_path="), "is missing"),
         (NETWORK + " --device cuda:97", "--device cuda:97: torch cannot compute there"),
         (NETWORK + " --device gpu", "--device gpu: torch cannot compute there"),
     ],

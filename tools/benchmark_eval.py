@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import cli
-import metrics
+from evaluation import metrics
 
 Figures = dict[str, dict[str, float]]
 

@@ -1,12 +1,12 @@
-"""A doctor for data: decodes every picture and mask and says what would break or spoil training and scoring.
+"""Checks a data set: decodes every image and mask and reports what would break or spoil training and scoring.
 
     python tools/check_dataset.py COD data/COD              all splits of a benchmark, training and test
-    python tools/check_dataset.py mine.yaml data/mine       the same for a benchmark of one's own
+    python tools/check_dataset.py mine.yaml data/mine       the same for a benchmark of your own
     python tools/check_dataset.py data/images data/masks    two folders
 
-An error is what stops a run or silently spoils it, a warning what is worth a look, a note what is good to know. The
-table names the first files of each finding and the mend; --json writes all names. Exit status: 0 there are no errors,
-1 there are, 2 nothing could be checked.
+An error stops a run or silently spoils it, a warning deserves a look, a note is good to know. The table names the
+first files of each finding and the remedy; --json writes all names. Exit status: 0 without errors, 1 with errors, 2 if
+nothing could be checked.
 """
 
 import argparse
@@ -26,50 +26,50 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import benchmarks
 import cli
 import files
+from evaluation import benchmarks
 
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
-TOLERANCE = 16  # grey levels off black or white that are none: what JPEG leaves on flat ground
+TOLERANCE = 16  # grey levels from black or white that JPEG leaves on flat regions
 SOFT = 0.05  # share of grey pixels up to which they are soft edges
 LOSSY = ("JPEG", "MPO", "WEBP")
-PLAIN = ("1", "L", "P", "RGB")  # modes that need no thought
+PLAIN = ("1", "L", "P", "RGB")  # modes without surprises
 
 SEVERITIES = ("error", "warning", "note")
-TURNED = "turned by EXIF"
-NOT_FOUND = "split not found, or in several places"
-KINDS = {  # finding -> (severity, the mend), in the order of the table
+ROTATED = "rotated by EXIF"
+NOT_FOUND = "split not found or ambiguous"
+KINDS = {  # finding -> (severity, remedy), in the order of the table
     NOT_FOUND: ("error", "name the archive's folder, or describe it in a YAML file"),
-    "no pair": ("error", "a mask must have its picture's name, whatever the extensions"),
-    "picture without mask": ("error", "add the mask or take the picture away"),
-    "mask without picture": ("error", "add the picture or take the mask away"),
-    "two files of one name": ("error", "they differ in the extension alone, and which is meant? Keep one"),
-    "unreadable": ("error", "get the file again, or take the pair away"),
-    "truncated or damaged": ("error", "get the file again, or take the pair away"),
-    "mask of another size": ("error", "get a newer archive, or fit masks to their pictures (height x width)"),
-    "0/1 mask": ("error", "reads as all black; multiply it by 255"),
-    "mask too dark": ("error", f"nothing is above {files.OBJECT}, so scores see no object; make the object 255"),
-    "test picture in training": ("warning", "its score flatters; take it out of training (the published COD has two)"),
-    "picture twice in a split": ("warning", "it counts twice; keep one"),
-    "another number than published": ("warning", "figures do not compare with published ones; get the whole archive"),
-    "mask not binary": ("warning", f"training takes grey as it is, scores cut at {files.OBJECT}; is this a mask?"),
-    "mask in colour": ("warning", "is read as greyscale; make the object white, the rest black"),
+    "no pair": ("error", "a mask must have its image's name, whatever the extension"),
+    "image without mask": ("error", "add the mask or remove the image"),
+    "mask without image": ("error", "add the image or remove the mask"),
+    "two files of one name": ("error", "they differ only in the extension; keep the right one"),
+    "unreadable": ("error", "get the file again, or remove the pair"),
+    "truncated or damaged": ("error", "get the file again, or remove the pair"),
+    "mask of another size": ("error", "get a newer archive, or resize masks to their images (height x width)"),
+    "0/1 mask": ("error", "reads as black; multiply it by 255"),
+    "mask too dark": ("error", f"no pixel is above {files.OBJECT}, so scores see no object; make the object 255"),
+    "test image in training": ("warning", "inflates its score; remove it from training (the published COD has two)"),
+    "image twice in a split": ("warning", "counts twice; keep one"),
+    "not the published number": ("warning", "figures cannot be compared with published ones; get the whole archive"),
+    "mask not binary": ("warning", f"training keeps grey, scores cut at {files.OBJECT}; is this a mask?"),
+    "mask in colour": ("warning", "is read as greyscale; make the object white and the rest black"),
     "empty mask": ("warning", "all black; is there no object?"),
     "full mask": ("warning", "all white; is everything the object?"),
-    "16 bits or floats": ("warning", "is scaled to 8 bits by its greatest value; save it as 8 bits to be sure"),
-    TURNED: ("warning", "is taken as stored, not as viewers show it; the mask must lie on the stored pixels"),
-    "transparent pixels": ("warning", "are read as opaque, hidden colours and all; flatten the picture"),
-    "animated or several pages": ("warning", "the first is read, the rest is not"),
-    "unusual colour mode": ("warning", "is converted on reading; compare the colours, or save it as RGB or greyscale"),
-    "mask with soft edges": ("note", f"training takes grey as it is, scores cut at {files.OBJECT}"),
-    "no picture by its extension": ("note", "is passed over"),
+    "16 bits or floats": ("warning", "is scaled to 8 bits by its maximum; save it as 8 bits to be sure"),
+    ROTATED: ("warning", "is used as stored, not as viewers show it; the mask must match the stored pixels"),
+    "transparent pixels": ("warning", "become opaque, hidden colours included; flatten the image"),
+    "animated or several pages": ("warning", "only the first is read"),
+    "unusual colour mode": ("warning", "is converted; compare the colours, or save it as RGB or greyscale"),
+    "mask with soft edges": ("note", f"training keeps grey, scores cut at {files.OBJECT}"),
+    "not an image by its extension": ("note", "is ignored"),
 }
 
 
 class Job(NamedTuple):
-    """A pair, or a file that has no partner."""
+    """A pair, or a file without a partner."""
 
     split: str
     image: Path | None
@@ -87,15 +87,15 @@ class Finding(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """What a file holds, where it can be read."""
+    """The content of a file, if it can be read."""
 
     size: tuple[int, int] | None = None  # (width, height)
     kinds: dict[str, str] = {}  # finding -> detail
-    digest: bytes | None = None  # of a picture's pixels
+    digest: bytes | None = None  # of an image's pixels
 
 
 class Survey(NamedTuple):
-    """What there is to check, and what the names of the files alone tell."""
+    """What there is to check, and what the file names alone reveal."""
 
     found: list[benchmarks.Found]
     jobs: list[Job]
@@ -103,9 +103,9 @@ class Survey(NamedTuple):
 
 
 def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
-    """All splits of a benchmark, and what its training split is called.
+    """All splits of a benchmark, and the name of its training split.
 
-    Raises OSError or ValueError where the benchmark is unknown or none of its splits is there.
+    Raises OSError or ValueError if the benchmark is unknown or none of its splits exists.
     """
     benchmark = benchmarks.load(name)
     training = f"{benchmark.name} training"
@@ -118,39 +118,35 @@ def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
         except (ValueError, PermissionError) as error:
             everything.findings.append(Finding(split, NOT_FOUND, Path(root), str(error).removeprefix(f"{split}: ")))
     if not everything.found:
-        reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings]
-        raise ValueError(
-            f"{files.shown(name)}: no split of it is there; {reasons[0]}"
-            if reasons
-            else f"{files.shown(name)}: has no splits"
-        )
+        reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings] or ["it has none"]
+        raise ValueError(f"{files.shown(name)}: none of its splits exists; {reasons[0]}")
     return everything, training
 
 
 def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
-    """Adds the files of a place. Raises OSError where a folder cannot be listed."""
+    """Adds the files of a place. Raises OSError if a folder cannot be listed."""
 
     def add(kind: str, path: Path, detail: str = "") -> None:
         everything.findings.append(Finding(split, kind, path, detail))
 
-    listed = [files.pictures(folder) for folder in (images, masks)]
+    listed = [files.images_in(folder) for folder in (images, masks)]
     sides: tuple[dict[str, Path], dict[str, Path]] = {}, {}
-    for folder, pictures, side in zip((images, masks), listed, sides, strict=True):
-        for path in pictures:
+    for folder, paths, side in zip((images, masks), listed, sides, strict=True):
+        for path in paths:
             side.setdefault(path.stem, path)
-        for path in sorted(set(folder.iterdir()) - set(pictures)):
+        for path in sorted(set(folder.iterdir()) - set(paths)):
             if not path.is_dir() and not path.name.startswith("."):
-                add("no picture by its extension", path, "" if path.exists() else "a link to nothing")
+                add("not an image by its extension", path, "" if path.exists() else "a broken link")
     left, right, left_out = benchmarks.belonging(place, *sides)
     pairs = files.match(left, right, str(images), skip_unpaired=True)
     everything.found.append(benchmarks.Found(split, images, masks, pairs, place.count, left_out))
     everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
-    for kind, pictures, here, there in (
-        ("picture without mask", listed[0], left, right),
-        ("mask without picture", listed[1], right, left),
+    for kind, paths, here, there in (
+        ("image without mask", listed[0], left, right),
+        ("mask without image", listed[1], right, left),
     ):
         folded = {stem.casefold(): path.name for stem, path in there.items()}
-        for path in (path for path in pictures if path.stem in here):  # the others do not belong to the split
+        for path in (path for path in paths if path.stem in here):  # the others do not belong to the split
             if path != here[path.stem]:
                 add("two files of one name", path, f"beside {here[path.stem].name}")
             elif path.stem not in there:
@@ -163,50 +159,50 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (left, right))
         add("no pair", images, f"with {masks}: for example {first}")
     elif place.count not in (None, len(pairs)):
-        add("another number than published", images, f"{len(pairs):,} of {place.count:,} pairs")
+        add("not the published number", images, f"{len(pairs):,} of {place.count:,} pairs")
 
 
 def examine(job: Job) -> tuple[list[Finding], bytes | None]:
-    """Decodes the files of a job: what is wrong with them, and a digest of the picture's pixels."""
+    """Decodes the files of a job: what is wrong with them, and a digest of the image's pixels."""
     image = inspect(job.image, is_mask=False) if job.image else Inspected()
     mask = inspect(job.mask, is_mask=True) if job.mask else Inspected()
     if image.size and mask.size and image.size != mask.size:
-        detail = f"{mask.size[1]} x {mask.size[0]}, picture {image.size[1]} x {image.size[0]}"
-        if TURNED in image.kinds and image.size == mask.size[::-1]:
-            detail += ", as if turned by EXIF"
+        detail = f"{mask.size[1]} x {mask.size[0]}, image {image.size[1]} x {image.size[0]}"
+        if ROTATED in image.kinds and image.size == mask.size[::-1]:
+            detail += ", as if rotated by EXIF"
         mask.kinds["mask of another size"] = detail
     found = [(path, one.kinds) for path, one in ((job.image, image), (job.mask, mask)) if path]
     return [Finding(job.split, kind, path, kinds[kind]) for path, kinds in found for kind in kinds], image.digest
 
 
 def inspect(path: Path, is_mask: bool) -> Inspected:
-    """Decodes a file as training does, and says what is odd about it."""
+    """Decodes a file as training does, and finds what is unusual about it."""
     stage = "unreadable"
     try:
-        with files.open_picture(path) as picture:
+        with files.open_image(path) as image:
             stage = "truncated or damaged"
-            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)  # MPO: a preview is second
-            picture.load()
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
+            image.load()
             stage = "unreadable"
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
-            if (orientation := picture.getexif().get(0x0112)) in range(2, 9):
-                kinds[TURNED] = f"orientation {orientation}"
-            if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-                kinds["transparent pixels"] = f"mode {picture.mode}"
-            elif picture.mode.startswith(files.DEEP):
-                kinds["16 bits or floats"] = f"mode {picture.mode}"
-            elif picture.mode not in PLAIN:
-                kinds["unusual colour mode"] = f"mode {picture.mode}"
+            if (orientation := image.getexif().get(0x0112)) in range(2, 9):
+                kinds[ROTATED] = f"orientation {orientation}"
+            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                kinds["transparent pixels"] = f"mode {image.mode}"
+            elif image.mode.startswith(files.DEEP):
+                kinds["16 bits or floats"] = f"mode {image.mode}"
+            elif image.mode not in PLAIN:
+                kinds["unusual colour mode"] = f"mode {image.mode}"
             if is_mask:
-                return Inspected(picture.size, kinds | mask_kinds(picture))
-            files.eight_bits(picture, "RGB")
-            return Inspected(picture.size, kinds, fingerprint(picture))
-    except Exception as error:  # Pillow's readers raise nearly anything at a broken file
+                return Inspected(image.size, kinds | mask_kinds(image))
+            files.eight_bits(image, "RGB")
+            return Inspected(image.size, kinds, fingerprint(image))
+    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         return Inspected(kinds={stage: files.why(path, error)})
 
 
 def mask_kinds(mask: Image.Image) -> dict[str, str]:
-    """What is wrong with the values of a mask, which are read as greyscale: finding -> detail."""
+    """What is wrong with the values of a mask, read as greyscale: finding -> detail."""
     kinds = {}
     if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(files.DEEP):
         red, green, blue = mask.convert("RGB").split()
@@ -228,33 +224,33 @@ def mask_kinds(mask: Image.Image) -> dict[str, str]:
     return kinds
 
 
-def fingerprint(picture: Image.Image) -> bytes:
-    """A digest of the pixels, the same for whatever format they are stored in without loss."""
-    pixels = picture if picture.mode.startswith(files.DEEP) else picture.convert("RGB")
+def fingerprint(image: Image.Image) -> bytes:
+    """A digest of the pixels, the same for every lossless format."""
+    pixels = image if image.mode.startswith(files.DEEP) else image.convert("RGB")
     digest = hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode(), digest_size=16)
     digest.update(pixels.tobytes())
     return digest.digest()
 
 
 def no_warnings() -> None:
-    """In each worker process: Pillow's warnings do not stand amid the bar."""
+    """In each worker process: keeps Pillow's warnings out of the progress bar."""
     warnings.simplefilter("ignore")
 
 
-def duplicates(pictures: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
-    """The pictures that are twice in a split, and the test pictures that are in training too."""
+def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
+    """The images that are twice in a split, and the test images that are in training too."""
     first: dict[tuple[str, bytes], Path] = {}
-    for job, digest in pictures:  # all of them, before test is compared with training
+    for job, digest in images:  # all of them, before test is compared with training
         earlier = first.setdefault((job.split, digest), job.image)
         if earlier != job.image:
-            yield Finding(job.split, "picture twice in a split", job.image, f"as {earlier.name}")
+            yield Finding(job.split, "image twice in a split", job.image, f"as {earlier.name}")
     for (split, digest), path in first.items():
         if split != training and (training, digest) in first:
-            yield Finding(split, "test picture in training", path, f"as {first[training, digest].name}")
+            yield Finding(split, "test image in training", path, f"as {first[training, digest].name}")
 
 
 def group(findings: Sequence[Finding]) -> dict[str, dict[str, list[Finding]]]:
-    """Findings by kind, in the order of KINDS, and split."""
+    """Findings by kind, in the order of KINDS, and by split."""
     grouped: dict[str, dict[str, list[Finding]]] = {kind: defaultdict(list) for kind in KINDS}
     for finding in findings:
         grouped[finding.kind][finding.split].append(finding)
@@ -262,12 +258,12 @@ def group(findings: Sequence[Finding]) -> dict[str, dict[str, list[Finding]]]:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """For people: each kind of finding with its mend, and how many and which files it is in each split."""
+    """For people: each kind of finding with its remedy, the number of files in each split and the first of them."""
     width = max(len(finding.split) for finding in findings)
     lines = [f"{'':9}{'split':<{width}}  {'files':>6}  the first of them", "-" * WIDTH]
     for kind, splits in group(findings).items():
-        severity, mend = KINDS[kind]
-        lines += textwrap.wrap(f"{severity:<9}{kind}: {mend}", WIDTH, subsequent_indent=" " * 9)
+        severity, remedy = KINDS[kind]
+        lines += textwrap.wrap(f"{severity:<9}{kind}: {remedy}", WIDTH, subsequent_indent=" " * 9)
         for split, found in splits.items():
             start = f"{'':9}{split:<{width}}  {len(found):>6,}  "
             if kind == NOT_FOUND:
@@ -278,7 +274,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def examples(found: Sequence[Finding], room: int) -> str:
-    """As many as fit into `room` characters; of one that does not, its end, which differs from the others'."""
+    """As many as fit into `room` characters; if not even one does, its end, in which it differs from the others."""
     texts = [str(finding) for finding in found[:room]]
     for shown in range(len(texts), 0, -1):
         more = ", ..." if shown < len(found) else ""
@@ -296,7 +292,7 @@ def main(args: argparse.Namespace) -> None:
             everything, training = Survey([], [], []), ""
             survey(everything, Path(args.first).resolve().name, benchmarks.Place(), Path(args.first), Path(args.second))
         if not everything.jobs:
-            raise ValueError(f"{files.listing([args.first, args.second])}: hold no picture")
+            raise ValueError(f"{files.listing([args.first, args.second])}: have no images")
         if args.json and args.json.is_dir():
             raise IsADirectoryError(f"--json {files.shown(args.json)}: is a folder; name a file")
         if args.json:
@@ -304,24 +300,24 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOT_COMPLETED):
         print(*everything.found, sep="\n", flush=True)
         findings = list(everything.findings)
-        pictures = []
+        images = []
         with closing(cli.in_processes(examine, everything.jobs, args.workers, no_warnings)) as results:
             bar = tqdm(results, total=len(everything.jobs), desc="checking", unit="img")
             for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
                 findings += wrong
                 if digest:
-                    pictures.append((job, digest))
-        findings += duplicates(pictures, training)
+                    images.append((job, digest))
+        findings += duplicates(images, training)
         report(everything.found, findings, args.json)
     if any(KINDS[finding.kind][0] == "error" for finding in findings):
         raise SystemExit(ERRORS_FOUND)
 
 
 def report(places: Sequence[benchmarks.Found], findings: Sequence[Finding], path: Path | None) -> None:
-    """Prints the table and the verdict, and writes all of it as JSON."""
+    """Prints the table and the verdict, and writes everything as JSON."""
     totals = {one: sum(KINDS[finding.kind][0] == one for finding in findings) for one in SEVERITIES}
     pairs = sum(len(place.pairs) for place in places)
-    verdict = "mend the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
+    verdict = "fix the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
     if findings:
         print(f"\n{table(findings)}")
     counted = ", ".join(f"{count:,} {one}{'' if count == 1 else 's'}" for one, count in totals.items())
@@ -352,11 +348,9 @@ def report(places: Sequence[benchmarks.Found], findings: Sequence[Finding], path
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("first", metavar="NAME|IMAGES", help="a benchmark's name or YAML file, or a folder of pictures")
+    parser.add_argument("first", metavar="NAME|IMAGES", help="a benchmark's name or YAML file, or a folder of images")
     parser.add_argument("second", metavar="ROOT|MASKS", help="the benchmark's folder, or the folder of masks")
-    parser.add_argument(
-        "--json", type=cli.path, metavar="FILE", help="write all findings there, with every file's name"
-    )
+    parser.add_argument("--json", type=cli.path, metavar="FILE", help="write all findings there, naming every file")
     parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
     return parser
 

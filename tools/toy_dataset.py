@@ -1,11 +1,11 @@
-"""Makes a small camouflage data set, so that everything can be tried without a download.
+"""Makes a small camouflage data set, to try everything without a download.
 
     python tools/toy_dataset.py demo/data --train 160 --test 40
 
-Each picture shows a blob of fine texture, anywhere, on ground of coarser texture. Both have the same mean colour and
-the same contrast, so neither colour nor brightness nor position tells them apart. The same seed makes the same files:
-{train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png holds a Gaussian blob in the middle of each test
-picture, as wide as scores best: the maps that a network which learnt nothing but "in the middle" would give.
+Each image shows a blob of fine texture, anywhere, on a background of coarser texture. Both have the same mean colour
+and contrast, so that neither colour nor brightness nor position gives the blob away. The same seed makes the same
+files: {train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png are Gaussian blobs in the middle of each
+test image with the width that scores best: the maps of a network that learnt nothing but "in the middle".
 """
 
 import argparse
@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import files
 
-SIDES = (224, 320)  # pixels, least and most
+SIDES = (224, 320)  # minimum and maximum, pixels
 CONTRAST = 26.0  # standard deviation of the texture's brightness, of 255
-BLOB_WAVELENGTH = (8, 10)  # pixels, least and most
+BLOB_WAVELENGTH = (8, 10)  # minimum and maximum, pixels
 GROUND_WAVELENGTH = (18, 26)
-CENTRED_SIGMA = 0.18  # of the centred blob, in sides of the picture
+CENTRED_SIGMA = 0.18  # of the centred blob, as a fraction of the image's sides
 
 
 def texture(rng: np.random.Generator, height: int, width: int, wavelength: float) -> np.ndarray:
@@ -33,13 +33,13 @@ def texture(rng: np.random.Generator, height: int, width: int, wavelength: float
     fy, fx = np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij")  # cycles a pixel
     along = fx * np.cos(angle) + fy * np.sin(angle)
     across = (fy * np.cos(angle) - fx * np.sin(angle)) * stretch
-    radius = np.hypot(along, across) * wavelength  # 1 at the wanted wavelength
+    radius = np.hypot(along, across) * wavelength  # 1 at the given wavelength
     band = np.exp(-(((radius - 1) / 0.25) ** 2))
     return np.fft.irfft2(np.fft.rfft2(rng.uniform(-1, 1, (height, width))) * band, s=(height, width))
 
 
 def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A mask (H, W), bool: a wobbly disc of 4 to 25 % of the picture, its centre anywhere but at the rim."""
+    """A mask (H, W), bool: a wobbly disc covering 4 to 25 % of the image, its centre anywhere but near the border."""
     cy, cx = rng.uniform(0.2, 0.8, 2) * (height, width)
     y, x = np.mgrid[:height, :width]
     angle = np.arctan2(y - cy, x - cx)
@@ -49,7 +49,7 @@ def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (H, W, 3), uint8, and its mask (H, W), uint8 of 0 and 255."""
+    """An image (H, W, 3), uint8, and its mask (H, W), uint8 of 0 and 255."""
     height, width = rng.integers(*SIDES, size=2, endpoint=True)
     mask = blob(rng, height, width)
     brightness = np.empty((height, width))
@@ -61,7 +61,7 @@ def sample(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def centred_blob(height: int, width: int, sigma: float = CENTRED_SIGMA) -> np.ndarray:
-    """A Gaussian in the middle of a map (H, W), uint8; `sigma` in sides of the picture."""
+    """A Gaussian in the middle of a map (H, W), uint8; `sigma` as a fraction of its sides."""
     y, x = np.ogrid[:height, :width]
     squared = (y / height - 0.5) ** 2 + (x / width - 0.5) ** 2
     return (255 * np.exp(-squared / (2 * sigma**2))).astype(np.uint8)
@@ -82,15 +82,15 @@ def main(args: argparse.Namespace) -> None:
 
 def write(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.save_picture(Image.fromarray(pixels), path, quality=92)
+    files.save_image(Image.fromarray(pixels), path, quality=92)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("folder", type=Path, help="where the data set goes")
-    parser.add_argument("--train", type=cli.number(), default=160, help="pictures to train on")
-    parser.add_argument("--test", type=cli.number(), default=40, help="pictures to test on")
-    parser.add_argument("--seed", type=cli.number(least=0), default=0, help="another seed makes other pictures")
+    parser.add_argument("folder", type=Path, help="for the data set")
+    parser.add_argument("--train", type=cli.number(), default=160, help="training images")
+    parser.add_argument("--test", type=cli.number(), default=40, help="test images")
+    parser.add_argument("--seed", type=cli.number(least=0), default=0, help="another seed makes other images")
     return parser
 
 

@@ -1,37 +1,28 @@
-"""The nine metrics of binary segmentation, of one pair of prediction map and ground truth or of many.
+"""The nine metrics of binary segmentation, for one pair of prediction map and ground truth and for data sets.
 
-pysodmetrics (https://github.com/lartpang/PySODMetrics) defines them. `score` gives its figures from one pass over the
-pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H, W: height and width of a map.
+pysodmetrics (https://github.com/lartpang/PySODMetrics) defines them. `score` computes the same figures in one pass over
+the pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H, W: height and width of a map.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
 
+from evaluation.weighted import EPS, strips, weighted_f_measure
+
 METRICS = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
-EPS = np.spacing(1)  # what the definitions add to denominators
-STRIP_PIXELS = 2**18  # worked on at a time
-FAR = 150  # pixels from the foreground beyond which 0.5 ** (distance / 5), below 1e-9, does not matter
-RADIUS = 3  # pixels, of the Gaussian that eases errors
-REACH = 4  # the foreground pixel nearest to one at most RADIUS rows and columns off is at most this many off
-# Offsets (dy, dx) to look for the nearest foreground pixel in. Of several nearest ones, scipy's distance transform,
-# which pysodmetrics uses, takes the leftmost, and of those the uppermost.
-NEAREST_FIRST = sorted(
-    ((dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1) if 0 < dy**2 + dx**2 <= 18),
-    key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset[1], offset[0]),
-)
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of one pair, or the mean of many; each in [0, 1], higher is better but for MAE.
+    """The scores of one pair, or the mean over many; each in [0, 1], higher is better except for MAE.
 
-    Curves are float64 (256,) arrays over the thresholds 0 to 255: a pixel counts as foreground where the stretched
-    map, in grey levels, is at least the threshold.
+    Curves are float64 (256,) over the thresholds 0 to 255: a pixel counts as foreground if the stretched map, in grey
+    levels, reaches the threshold.
     """
 
     Smeasure: float  # Fan et al., "Structure-measure", ICCV 2017
@@ -63,7 +54,7 @@ class PairScores:
 def mean(scores: Iterable[PairScores]) -> PairScores:
     """The mean of each score and curve: the scores of a data set. Holds one pair at a time.
 
-    Sums in the order given, so that equal input gives equal bits. Raises ValueError where there is no pair.
+    Sums in the given order, so equal input gives equal bits. Raises ValueError if there is no pair.
     """
     totals = {field.name: 0.0 for field in fields(PairScores)}
     count = 0
@@ -77,7 +68,7 @@ def mean(scores: Iterable[PairScores]) -> PairScores:
 
 
 def mean_of_sets(sets: Iterable[tuple[PairScores, int]]) -> PairScores:
-    """The mean over all pairs of several data sets, each given by its own mean and its number of pairs."""
+    """The mean over all pairs of several data sets, from each one's mean and number of pairs."""
     sets = list(sets)
     pairs = sum(count for _, count in sets)
     return PairScores(
@@ -89,8 +80,8 @@ def mean_of_sets(sets: Iterable[tuple[PairScores, int]]) -> PairScores:
 
 
 def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
-    """The scores of one pair by the library itself; arguments, result and errors as of `score`."""
-    import py_sod_metrics as sod  # here alone: it takes a second and 100 MB
+    """`score` by the library itself, with the same arguments, result and errors."""
+    import py_sod_metrics as sod  # not at the top: it takes a second and 100 MB
 
     check(prediction, ground_truth)
     handlers = {
@@ -101,7 +92,7 @@ def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) ->
         "Dice": sod.DICEHandler(with_dynamic=True, with_adaptive=False),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Fmeasure, the papers' adpFm, is deprecated there
+        warnings.simplefilter("ignore", UserWarning)  # Fmeasure, which defines adpFm, is deprecated
         library = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
         library |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
         for metric in library.values():
@@ -113,7 +104,7 @@ def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) ->
             wFmeasure=library["wF"].get_results()["wfm"],
             adpFm=library["F"].get_results()["fm"]["adp"],
             MAE=library["MAE"].get_results()["mae"],
-            **{name: curve[::-1] for name, curve in curves.items()},  # the library's start at threshold 255
+            **{name: curve[::-1] for name, curve in curves.items()},  # the library starts at threshold 255
         )
 
 
@@ -130,16 +121,16 @@ def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
 def score(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
     """The scores of a prediction map against its ground truth, both uint8 (H, W).
 
-    Ground truth above 128 is foreground; the map is stretched so that its least and greatest value become 0 and 1.
-    Equals pysodmetrics within 1e-6, mostly within 1e-12, but for one thing: where the foreground's centroid lies in
-    the last row or column, an empty quadrant makes the library's S-measure NaN; here that quadrant counts as nothing.
-    Raises ValueError for other arrays.
+    Ground truth above 128 is foreground; the map is stretched so that its minimum and maximum become 0 and 1. Equals
+    pysodmetrics within 1e-6, usually within 1e-12, with one exception: if the foreground's centroid is in the last row
+    or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises ValueError for
+    other arrays.
     """
     check(prediction, ground_truth)
-    cv2.ipp.setUseIPP(False)  # with it, the last bits of sums and distances depend on where arrays lie in memory
+    cv2.ipp.setUseIPP(False)  # IPP's last bits depend on the address of an array
     truth = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]  # 0 or 1
     rows, columns = split_at_centroid(truth)
-    # Pixels of each grey level: quadrant x (background, foreground) x level. All but two metrics need no more.
+    # Pixels by quadrant, (background, foreground) and grey level: all that most metrics need.
     counts = np.array(
         [joint_histogram(prediction[part], truth[part]) for part in quadrants(rows, columns)], dtype=np.int64
     )
@@ -155,7 +146,7 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
 
 
 def split_at_centroid(truth: np.ndarray) -> tuple[int, int]:
-    """The (row, column) one past the foreground's centroid, where the S-measure cuts a map into quadrants."""
+    """The (row, column) after the foreground's centroid, where the S-measure splits a map into quadrants."""
     height, width = truth.shape
     in_row = cv2.reduce(truth, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
     in_column = cv2.reduce(truth, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
@@ -171,16 +162,8 @@ def quadrants(row: int, column: int) -> list[tuple[slice, slice]]:
     return [(y, x) for y in (slice(None, row), slice(row, None)) for x in (slice(None, column), slice(column, None))]
 
 
-def strips(shape: tuple[int, int]) -> Iterator[slice]:
-    """The rows of a map (H, W) in strips small enough to stay in the processor's cache."""
-    height, width = shape
-    step = max(1, STRIP_PIXELS // max(1, width))
-    for start in range(0, height, step):
-        yield slice(start, min(start + step, height))
-
-
 def joint_histogram(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of each grey level in the background and in the foreground: float64 (256,) each, whole numbers."""
+    """Counts of each grey level in the background and in the foreground: float64 (256,) each."""
     total, foreground = np.zeros(256), np.zeros(256)
     for rows in strips(prediction.shape) if prediction.size else ():
         part = prediction[rows]
@@ -190,9 +173,9 @@ def joint_histogram(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarr
 
 
 def stretched_levels(counts: np.ndarray) -> np.ndarray:
-    """What each grey level becomes, float64 (256,): the levels that occur, `counts` > 0, span [0, 1].
+    """The value of each grey level, float64 (256,), so that the levels that occur (`counts` > 0) span [0, 1].
 
-    A map of one level only is divided by 255. Levels outside the span are clipped; no pixel has them.
+    A map with a single level is divided by 255. Levels outside the span, which no pixel has, are clipped.
     """
     levels = np.arange(256) / 255
     occurring = levels[counts > 0]
@@ -218,12 +201,12 @@ def threshold_curves(background: np.ndarray, foreground: np.ndarray, levels: np.
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The quotient, and 0 where the denominator is 0."""
+    """The quotient; 0 where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator != 0)
 
 
 def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) -> np.ndarray:
-    """The E-measure at each threshold (Fan et al., IJCAI 2018): how well two binary maps align about their means."""
+    """The E-measure at each threshold (Fan et al., IJCAI 2018): the alignment of two binary maps about their means."""
     pixels = positives + negatives
     predicted = tp + fp
     if positives == 0:
@@ -246,10 +229,10 @@ def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) ->
 def adaptive_f_measure(
     background: np.ndarray, foreground: np.ndarray, levels: np.ndarray, prediction: np.ndarray
 ) -> float:
-    """The F-measure of the map cut at twice its mean."""
+    """The F-measure of the map thresholded at twice its mean."""
     counts = background + foreground
     threshold = min(2 * (counts @ levels) / prediction.size, 1)
-    if np.abs(levels - threshold)[counts > 0].min() < 1e-9:  # a tie: the last bit of the library's mean decides
+    if np.abs(levels - threshold)[counts > 0].min() < 1e-9:  # a tie, which the last bit of the library's mean decides
         threshold = min(2 * levels[prediction].mean(), 1)
     chosen = levels >= threshold
     tp = foreground[chosen].sum()
@@ -277,7 +260,7 @@ def s_measure(
 
 
 def object_score(counts: np.ndarray, values: np.ndarray) -> float:
-    """How high and even the values are that `counts` pixels have."""
+    """How high and uniform the values are, `counts` being their pixels."""
     pixels = counts.sum()
     average = counts @ values / pixels
     deviation = np.sqrt(counts @ (values - average) ** 2 / (pixels - 1)) if pixels > 1 else 0.0
@@ -291,7 +274,7 @@ def ssim(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, place: 
     pixels, positives = both.sum(), foreground.sum()
     x, y = both @ levels / pixels, positives / pixels  # means of map and truth
     if np.count_nonzero(both) == 1 and 0 < x < 1 and y in (0, 1):
-        # Map and truth are both constant: whether the library then finds 1 or 0 depends on the rounding of its mean.
+        # Map and truth are both constant: the rounding of the library's mean decides between 1 and 0.
         constant = levels[both > 0][0]
         x = np.full(prediction.shape, constant)[place].mean()
         return float(x == constant)
@@ -303,84 +286,3 @@ def ssim(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, place: 
     if numerator == 0:
         return float(denominator == 0)
     return numerator / (denominator + EPS)
-
-
-def weighted_f_measure(
-    prediction: np.ndarray, truth: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray
-) -> float:
-    """The weighted F-measure (Margolin et al., CVPR 2014), beta 1, from the map, the truth and its level counts.
-
-    Errors inside the foreground are eased by those around them; errors outside weigh more far from it.
-    """
-    positives = foreground.sum()
-    if positives == 0:
-        return 0.0
-    missed = eased_error(prediction, truth, levels)
-    # Outside, an error weighs 2 - nearness; nearness is 1 on the foreground itself.
-    near = nearness_sum(prediction, truth, levels) - foreground @ levels
-    false_positives = 2 * (background @ levels) - near
-    true_positives = positives - missed
-    recall = 1 - missed / positives
-    precision = true_positives / (true_positives + false_positives + EPS)
-    return 2 * recall * precision / (recall + precision + EPS)
-
-
-def nearness_sum(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
-    """The sum over all pixels of the map times 0.5 ** (distance to the foreground / 5)."""
-    place = around_foreground(truth, FAR)
-    prediction, background = prediction[place], cv2.threshold(truth[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
-    distance = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
-    total = 0.0
-    for rows in strips(distance.shape):
-        near = np.minimum(distance[rows], FAR)  # numpy: OpenCV mistakes some narrow maps for a scalar
-        near *= np.float32(np.log(0.5) / 5)
-        cv2.exp(near, dst=near)
-        near *= cv2.LUT(prediction[rows], levels.astype(np.float32))
-        total += cv2.sumElems(near)[0]  # in float64
-    return total
-
-
-def eased_error(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
-    """The sum over the foreground of the lesser of a pixel's error and the errors' Gaussian mean around it.
-
-    The Gaussian is 7 x 7 with sigma 5. In it a background pixel counts with the error of the foreground pixel nearest
-    to it, so only those within 3 pixels of the foreground matter; pixels beyond the picture count as 0.
-    """
-    place = around_foreground(truth, RADIUS)
-    prediction, truth = prediction[place], truth[place]
-    errors_of_levels = (1 - levels).astype(np.float32)
-    total = 0.0
-    for rows in strips(truth.shape):
-        above = min(rows.start, RADIUS + REACH)  # rows around the strip that its pixels need
-        around = slice(rows.start - above, rows.stop + RADIUS + REACH)
-        error = cv2.LUT(prediction[around], errors_of_levels)
-        eased = np.minimum(error, smoothed_error(error, truth[around]))
-        own = slice(above, above + rows.stop - rows.start)
-        inside = truth[rows]
-        total += cv2.mean(eased[own], mask=inside)[0] * cv2.countNonZero(inside)
-    return total
-
-
-def smoothed_error(error: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The Gaussian mean of errors, float32 (H, W), where those outside the foreground are the nearest one's inside."""
-    truth = cv2.copyMakeBorder(truth, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
-    picture = (slice(REACH, -REACH), slice(REACH, -REACH))
-    padded = np.zeros(truth.shape, np.float32)
-    padded[picture] = error
-    band = np.zeros_like(truth)
-    cv2.subtract(cv2.dilate(truth, np.ones((7, 7), np.uint8))[picture], truth[picture], dst=band[picture])
-
-    inside, errors = truth.ravel().view(bool), padded.ravel()
-    pending = np.flatnonzero(band.view(bool))
-    for dy, dx in NEAREST_FIRST:
-        nearest = pending + (dy * truth.shape[1] + dx)
-        found = inside[nearest]
-        errors[pending[found]] = errors[nearest[found]]
-        pending = pending[~found]
-    return cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[picture]
-
-
-def around_foreground(truth: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """The bounding box of the foreground and `margin` pixels around it, within the picture."""
-    x, y, width, height = cv2.boundingRect(truth)
-    return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)

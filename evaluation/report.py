@@ -4,7 +4,9 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import files
-from benchmarks import OURS
-from metrics import METRICS, PairScores
+from evaluation.benchmarks import OURS
+from evaluation.metrics import METRICS, PairScores
 
 THIS_RUN, DIFFERENCE = "this run", "difference"
 LATEX = {
@@ -33,8 +35,8 @@ LATEX_SPECIAL = str.maketrans(
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 )
 LOWER_IS_BETTER = ("MAE",)
-WORST, BEST = 12, 6  # pictures on the page
-THUMBNAIL = (320, 320)  # pixels at the most
+WORST, BEST = 12, 6  # images on the page
+THUMBNAIL = (320, 320)  # at most, pixels
 
 
 class Row(NamedTuple):
@@ -43,17 +45,17 @@ class Row(NamedTuple):
     dataset: str
     method: str
     images: int | None
-    figures: Mapping[str, float]  # by metric; those of a paper are not all there
+    figures: Mapping[str, float]  # by metric; a paper does not have all
 
     def cell(self, column: str) -> str:
-        """The figure with three decimals, or nothing."""
+        """The figure to three decimals; empty if there is none."""
         if column not in self.figures:
             return ""
         return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.3f}"
 
 
 class Scored(NamedTuple):
-    """One picture, as `metrics.PairScores.figures` scores it."""
+    """One image and its figures, see `metrics.PairScores.figures`."""
 
     dataset: str
     image: Path | None
@@ -63,7 +65,7 @@ class Scored(NamedTuple):
 
 
 def strongest_peer(published: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The published method with the highest S-measure, this network's own left out; of equals the lower MAE."""
+    """The published method, apart from this network, with the highest S-measure; of equals the one of lower MAE."""
     peers = [name for name in published if name != OURS]
     return max(peers, key=lambda name: (published[name]["Smeasure"], -published[name]["MAE"]), default=None)
 
@@ -71,7 +73,7 @@ def strongest_peer(published: Mapping[str, Mapping[str, float]]) -> str | None:
 def rows(
     results: Mapping[str, Mapping[str, float]], published: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> list[Row]:
-    """For each data set this run and, where there are published figures, those, the difference, the strongest peer."""
+    """For each data set this run and, if there are published figures, those, the difference, the strongest peer."""
     lines = []
     for dataset, figures in results.items():
         lines.append(Row(dataset, THIS_RUN, figures["images"], figures))
@@ -85,7 +87,7 @@ def rows(
 
 
 def cells(lines: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
-    """The table as text, heading first; the name of a data set stands in its first line only."""
+    """The table as text, heading first; the name of a data set is in its first line only."""
     compared = any(row.method != THIS_RUN for row in lines)
     table = [["dataset", *(["method"] if compared else []), "images", *columns]]
     for row in lines:
@@ -99,7 +101,7 @@ def text(lines: Sequence[Row], columns: Sequence[str]) -> str:
     """A plain table with aligned columns."""
     table = cells(lines, columns)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    words = len(table[0]) - len(columns) - 1  # columns of words, aligned to the left
+    words = len(table[0]) - len(columns) - 1  # columns of words, left-aligned
     aligned = [
         "  ".join(f"{cell:{'<' if i < words else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in table
     ]
@@ -116,7 +118,7 @@ def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[st
 
 
 def to_latex(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """A tabular to \\input into a document that uses booktabs; rules between the data sets."""
+    """A tabular to \\input in a document that uses booktabs, with rules between the data sets."""
     table = cells(lines, columns)
     words = len(table[0]) - len(columns) - 1
     arrows = [f"{LATEX[column]} $\\{'down' if column in LOWER_IS_BETTER else 'up'}arrow$" for column in columns]
@@ -153,12 +155,14 @@ def to_csv(heading: Sequence[str], table: Iterable[Sequence[object]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def curves(means: Mapping[str, PairScores], panels: Sequence[str] = ("precision", "threshold")) -> bytes:
-    """A PNG with a line for each data set: precision against recall, and the F-measure against the threshold."""
-    from matplotlib.figure import Figure  # here alone: worker processes, which import this too, do without
+def curves(means: Mapping[str, PairScores]) -> list[Image.Image]:
+    """Two panels with a line for each data set: precision against recall, and the F-measure against the threshold."""
+    from matplotlib.figure import Figure  # not at the top: worker processes import this too and do without
 
-    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained", dpi=130)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    panels = []
+    for panel in ("precision", "threshold"):
+        figure = Figure(figsize=(5.2, 4.4), layout="constrained", dpi=130)
+        axes = figure.subplots()
         for name, scores in means.items():
             x, y = (scores.recall, scores.precision) if panel == "precision" else (np.arange(256), scores.Fm)
             axes.plot(x, y, label=name, linewidth=1.6)
@@ -170,66 +174,76 @@ def curves(means: Mapping[str, PairScores], panels: Sequence[str] = ("precision"
         axes.set_ylim(0, 1.01)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="best", frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+        if means:
+            axes.legend(loc="best", frameon=False, fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        panels.append(Image.open(buffer).convert("RGB"))
+    return panels
 
 
-def error_picture(prediction: Image.Image, truth: Image.Image) -> Image.Image:
-    """The map against the ground truth, both greyscale and of one size: the object is light grey on white; red is
-    object that the map sees where none is, blue object that it misses, the deeper the surer it is."""
-    wrong = np.asarray(prediction, np.float32)[..., None] / 255
-    is_object = np.asarray(truth)[..., None] > 128
+def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    """The panels, of one height, in one image."""
+    joined = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height))
+    for i, panel in enumerate(panels):
+        joined.paste(panel, (sum(other.width for other in panels[:i]), 0))
+    return joined
+
+
+def error_image(prediction: Image.Image, truth: Image.Image) -> Image.Image:
+    """The errors of a map, both greyscale of one size: the object is light grey on white, false positives are red,
+    false negatives blue, the deeper the larger the error."""
+    error = np.asarray(prediction, np.float32)[..., None] / 255
+    is_object = np.asarray(truth)[..., None] > files.OBJECT
     deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
     ground = np.where(is_object, np.float32(205), np.float32(255))
-    wrong = np.where(is_object, 1 - wrong, wrong)
-    return Image.fromarray((ground * (1 - wrong) + deep * wrong).round().astype(np.uint8))
+    error = np.where(is_object, 1 - error, error)
+    return Image.fromarray((ground * (1 - error) + deep * error).round().astype(np.uint8))
 
 
-def thumbnail(picture: Image.Image) -> str:
-    """A picture, made small, to stand inside a page."""
-    picture.thumbnail(THUMBNAIL)
+def thumbnail(path: Path, mode: str) -> Image.Image:
+    """The image in a file, reduced while it is decoded. Raises OSError that names the file."""
+    with files.opened(path) as image:
+        image.thumbnail(THUMBNAIL)
+        return files.eight_bits(image, mode)
+
+
+def data_url(image: Image.Image, kind: str) -> str:
+    """An image of the format "jpeg" or "png", to be embedded in a page."""
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=85)
-    return data_url("jpeg", buffer.getvalue())
-
-
-def data_url(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    image.convert("RGB").save(buffer, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def card(scored: Scored) -> dict[str, object]:
-    """What the page shows of one picture; without the picture itself where it cannot be read."""
-    truth = files.read_mask(scored.truth)
-    prediction = ImageOps.autocontrast(files.read_mask(scored.map))  # stretched, as it is scored
+    """What the page shows of one image; without the image itself if it cannot be read."""
+    truth = thumbnail(scored.truth, "L")
+    prediction = ImageOps.autocontrast(thumbnail(scored.map, "L"))  # stretched, as it is scored
     if prediction.size != truth.size:
         prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
-    panels = [("ground truth", truth), ("map", prediction), ("error", error_picture(prediction, truth))]
+    panels = [("ground truth", truth), ("map", prediction), ("error", error_image(prediction, truth))]
     if scored.image:
         with suppress(OSError):
-            panels.insert(0, ("picture", files.read_image(scored.image)))
+            panels.insert(0, ("image", thumbnail(scored.image, "RGB")))
     return {
         "name": files.shown(scored.truth.stem),
         "dataset": scored.dataset,
         "figures": {name: f"{scored.figures[name]:.3f}" for name in ("Smeasure", "wFmeasure", "MAE")},
-        "panels": [{"title": title, "url": thumbnail(picture)} for title, picture in panels],
+        "panels": [{"title": title, "url": data_url(image, "jpeg")} for title, image in panels],
     }
 
 
 def page(
-    title: str,
-    table: list[list[str]],
-    means: Mapping[str, PairScores],
-    scored: Sequence[Scored],
-    notes: Sequence[str],
+    title: str, table: list[list[str]], panels: Sequence[Image.Image], scored: Sequence[Scored], notes: Sequence[str]
 ) -> bytes:
-    """A self-contained HTML page: the table, the curves, the worst and the best pictures by S-measure."""
-    import jinja2  # here alone, as matplotlib
+    """A self-contained HTML page: the table, the curves, the worst and the best images by S-measure."""
+    import jinja2  # not at the top, like matplotlib
 
     order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.truth.name))
     best = order[::-1][: min(BEST, len(order) // 3)]
     worst = order[: min(WORST, len(order) - len(best))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+        groups = [(words, list(pool.map(card, chosen))) for words, chosen in (("Worst", worst), ("Best", best))]
     template = Path(__file__).with_name("report_template.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return (
@@ -242,9 +256,9 @@ def page(
             difference=DIFFERENCE,
             lower_is_better=LOWER_IS_BETTER,
             notes=notes,
-            curves=[data_url("png", curves(means, [panel])) for panel in ("precision", "threshold")],
-            groups=[("Worst", [card(one) for one in worst]), ("Best", [card(one) for one in best])],
-            pictures=len(scored),
+            curves=[data_url(panel, "png") for panel in panels],
+            groups=groups,
+            images=len(scored),
             several=len({one.dataset for one in scored}) > 1,
         )
         .encode()
@@ -266,14 +280,17 @@ def write(
     per_image = (
         [one.dataset, files.shown(one.truth.stem), *(one.figures[metric] for metric in METRICS)] for one in scored
     )
+    panels = curves(means)
+    joined = io.BytesIO()
+    side_by_side(panels).save(joined, "png")
     for name, content in {
         "results.json": to_json(results),
         "results.csv": to_csv(["dataset", "method", "images", *METRICS], all_figures),
         "results.md": to_markdown(lines, columns, notes).encode(),
         "results.tex": to_latex(lines, columns, notes).encode(),
         "per_image.csv": to_csv(["dataset", "image", *METRICS], per_image),
-        "curves.png": curves(means),
-        "report.html": page(title, cells(lines, columns), means, scored, notes),
+        "curves.png": joined.getvalue(),
+        "report.html": page(title, cells(lines, columns), panels, scored, notes),
     }.items():
         with files.replacing(folder / name) as file:
             file.write(content)

@@ -1,0 +1,319 @@
+"""The paper's benchmarks: their splits, where the archives keep them, and the columns of the paper's tables.
+
+benchmarks.yaml describes them; a user's own benchmark is a YAML file with one entry's content:
+
+    columns: [Smeasure, wFmeasure, MAE]
+    train: {folder: train, images: photos, masks: drawings}
+    test:
+      easy: {folder: test/easy, count: 120}
+      hard: [{folder: test/hard}, {folder: test/harder}]
+
+A split is a place, a list of places that are joined, or `either:` with a list of layouts of which one exists. Folders
+are patterns, matched regardless of case below the root that the user names or up to two folders further down: `|`
+separates alternatives, `*`, `?` and `[]` work as in file names, `{images}` and `{masks}` stand for the usual names of
+such folders and are the defaults of `images` and `masks`.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import yaml
+
+import files
+from evaluation.metrics import METRICS
+
+USUAL = {
+    "{images}": ("im", "ims", "img", "imgs", "image", "images"),
+    "{masks}": ("gt", "gts", "gt_object", "mask", "masks", "label", "labels"),
+}
+DEPTH = 2  # a layout may start up to so many folders below the root
+DESCRIPTIONS = (".yaml", ".yml")  # suffixes of files that describe a benchmark
+OURS = "SAM2-UNeXT"  # this network's rows in published.json
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of images and one of masks, as patterns, and what is known about them."""
+
+    folder: str = "."  # contains both
+    images: str = "{images}"
+    masks: str = "{masks}"
+    count: int | None = None  # of pairs in the published archive
+    leave_out: str | None = None  # pattern of the stems that do not count
+    surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(getattr(self, field.name), get_args(field.type) or field.type):
+                raise TypeError(f"{field.name}: {getattr(self, field.name)!r} is not a {field.type}")
+
+    def example(self) -> str:
+        """What would match, in words: the first of each alternative."""
+        words = []
+        for pattern in (self.images, self.masks):
+            parts = Path(self.folder, pattern.format(images="Image", masks="Mask")).parts
+            words.append("/".join(part.split("|")[0].replace("[-_]", "-") for part in parts))
+        return " with ".join(words)
+
+
+Layout = tuple[Place, ...]  # places that are joined
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is trained on, what is tested on, and the columns of the table."""
+
+    name: str
+    columns: tuple[str, ...]  # of metrics.METRICS
+    train: tuple[Layout, ...]  # of which one exists
+    test: dict[str, tuple[Layout, ...]]
+    together: dict[str, tuple[str, ...]]  # rows over several test sets
+    from_paper: bool  # whether the paper has figures for it
+
+
+class Found(NamedTuple):
+    """One place of a split, on disk."""
+
+    split: str
+    images: Path
+    masks: Path
+    pairs: list[tuple[Path, Path]]  # (image, mask)
+    count: int | None  # of pairs in the published archive
+    left_out: str  # in words
+
+    def __str__(self) -> str:
+        """A line for the user: what was found, compared with the published archive."""
+        expected = "" if self.count is None else f" of {self.count:,}"
+        warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
+        found = f"{len(self.pairs):,}{expected} pairs in {files.shown(self.images)}"
+        return f"{self.split}: {found}{self.left_out}{warning}"
+
+    def is_incomplete(self) -> bool:
+        return self.count not in (None, len(self.pairs))
+
+
+def is_benchmark(text: str) -> bool:
+    """Whether a command's first argument is a benchmark for `load` rather than a folder.
+
+    A folder that has a benchmark's name must be written as a path: `./COD` or `COD/`.
+    """
+    return bool(built_in(text)) or Path(text).suffix.lower() in DESCRIPTIONS or not Path(text).is_dir()
+
+
+@cache
+def of_the_paper() -> dict[str, dict[str, Any]]:
+    """The content of benchmarks.yaml."""
+    return yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"))
+
+
+def built_in(name: str) -> str | None:
+    """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
+    return next((own for own in of_the_paper() if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
+
+
+def load(name: str) -> Benchmark:
+    """The benchmark called `name` or described by that YAML file. Raises ValueError or OSError."""
+    if own := built_in(name):
+        return parse(own, of_the_paper()[own], from_paper=True)
+    path, shown = Path(name), files.shown(name)
+    if path.suffix.lower() not in DESCRIPTIONS:
+        known = ", ".join(of_the_paper())
+        raise ValueError(f"there is no benchmark and no folder called {shown}: give {known} or a YAML file")
+    try:
+        return parse(files.shown(path.stem), yaml.safe_load(path.read_text("utf-8")))
+    except OSError as error:
+        raise OSError(f"{shown}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
+        reason = files.shown(" ".join(str(error).split()))
+        raise ValueError(f"{shown}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
+
+
+def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
+    """The benchmark that a file's content describes. Raises an error of many kinds if it does not describe one."""
+    if unknown := content.keys() - {"columns", "train", "test", "together"}:
+        raise ValueError(f"{', '.join(sorted(unknown))} is unknown; known are columns, train, test and together")
+    columns = content.get("columns", METRICS)
+    if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
+        raise ValueError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
+    test = {files.shown(key): layouts(split) for key, split in content.get("test", {}).items()}
+    if wrong := [key for key in test if "/" in key or key.startswith(".")]:
+        raise ValueError(f"test: {wrong[0]} cannot be the name of a folder")
+    together = content.get("together", {})
+    together = {files.shown(key): tuple(files.shown(one) for one in sets) for key, sets in together.items()}
+    for key, sets in together.items():
+        if key in test or not sets or not test.keys() >= set(sets):
+            raise ValueError(f"together: {key} needs a name of its own and a list of test sets")
+    train = layouts(content["train"]) if "train" in content else ()
+    return Benchmark(name, tuple(columns), train, test, together, from_paper)
+
+
+def layouts(split: dict[str, Any] | list[dict[str, Any]]) -> tuple[Layout, ...]:
+    """The alternative layouts of a split. Raises TypeError if it does not describe one."""
+    either = split["either"] if isinstance(split, dict) and "either" in split else [split]
+    either = [one if isinstance(one, list) else [one] for one in either]
+    if not either or not all(one and all(isinstance(place, dict) for place in one) for one in either):
+        raise TypeError("a split is a place such as {folder: test}, or a list of places")
+    return tuple(tuple(Place(**place) for place in one) for one in either)
+
+
+def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
+    """The published figures of a row: method -> metric -> value; empty for a user's own benchmark."""
+    if not benchmark.from_paper:
+        return {}
+    return json.loads(Path(__file__).with_name("published.json").read_text())["results"][row]
+
+
+def find_train(benchmark: Benchmark, root: str | Path) -> list[Found]:
+    """The places to train on. Raises OSError or ValueError that says what was looked for and what is there."""
+    if not benchmark.train:
+        raise ValueError(f"{benchmark.name}: has no training split")
+    return find(f"{benchmark.name} training", benchmark.train, root)
+
+
+def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[Found]]:
+    """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
+    if not benchmark.test:
+        raise ValueError(f"{benchmark.name}: has no test set")
+    wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
+    if unknown := wanted - {name.casefold() for name in benchmark.test}:
+        known = ", ".join(benchmark.test)
+        raise ValueError(f"{benchmark.name} has no test set {files.shown(min(unknown))}; it has {known}")
+    found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
+    for name, places in found.items():
+        counts = Counter(image.stem for place in places for image, _ in place.pairs)
+        if repeated := [stem for stem, count in counts.items() if count > 1]:
+            raise ValueError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
+    return found
+
+
+def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[Found]:
+    """The places of the layout that exists, with their pairs. Raises as `locate` and `read` do."""
+    return [read(split, *place) for place in locate(split, alternatives, root)]
+
+
+def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
+    """(place, its folder of images, of masks) for the layout that exists closest to the root.
+
+    The files in them are not looked at. Raises OSError if there is no root, ValueError if the split is missing or
+    ambiguous.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{files.shown(root)}: {files.no_folder(root)}")
+    levels = [[root]]
+    for _ in range(DEPTH):
+        levels.append([folder for base in levels[-1] for folder in subfolders(base)])
+    candidates = []  # (depth, layout, the folders that match each of its places)
+    for layout in alternatives:
+        nearest = [matches(place, levels) for place in layout]
+        if all(folders for _, folders in nearest):
+            candidates.append((max(depth for depth, _ in nearest), layout, [folders for _, folders in nearest]))
+    if not candidates:
+        raise missing(split, alternatives, root)
+    least = min(depth for depth, _, _ in candidates)
+    hits = {tuple(chosen): layout for depth, layout, each in candidates if depth == least for chosen in product(*each)}
+    if len(hits) > 1:
+        places = dict.fromkeys(f"{images} with {masks}" for chosen in hits for images, masks in chosen)
+        raise ValueError(
+            f"{split}: could be in several places; name a root that holds one of them only: {files.listing(places)}"
+        )
+    ((chosen, layout),) = hits.items()
+    return [(place, *folders) for place, folders in zip(layout, chosen, strict=True)]
+
+
+def matches(place: Place, levels: Sequence[Sequence[Path]]) -> tuple[int, list[tuple[Path, Path]]]:
+    """The first level with folders (images, masks) that match a place, and those folders."""
+    for depth, bases in enumerate(levels):
+        found = [
+            (images, masks)
+            for base in bases
+            for parent in glob(base, place.folder)
+            for images in glob(parent, place.images)
+            for masks in glob(parent, place.masks)
+        ]
+        if found:
+            return depth, found
+    return len(levels), []
+
+
+def glob(base: Path, pattern: str) -> list[Path]:
+    """The folders below `base` that match a pattern with alternatives, regardless of case."""
+    found = [base]
+    for part in Path(pattern).parts:
+        choices = [choice.lower() for alternative in part.split("|") for choice in spelled(alternative)]
+        found = [
+            folder for one in found for folder in subfolders(one)
+            if any(fnmatchcase(folder.name.lower(), choice) for choice in choices)
+        ]  # fmt: skip
+    return found
+
+
+def spelled(pattern: str) -> list[str]:
+    """The pattern with {images} or {masks} replaced by each of the usual names."""
+    for word, names in USUAL.items():
+        if word in pattern:
+            return [pattern.replace(word, name) for name in names]
+    return [pattern]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder by name, except hidden ones and those that macOS adds to archives."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except PermissionError:
+        return []
+    return [folder / name for name in sorted(names) if not name.startswith((".", "__MACOSX"))]
+
+
+def tree(root: Path) -> list[Path]:
+    """The folders below `root`, nearest first, one level deeper than layouts may start."""
+    found, level = [], [root]
+    for _ in range(DEPTH + 1):
+        level = [folder for one in level for folder in subfolders(one)]
+        found += level
+    return found
+
+
+def missing(split: str, alternatives: Sequence[Layout], root: Path) -> ValueError:
+    """The error for a split that does not exist: what was looked for, and what is there."""
+    looked = "; ".join(dict.fromkeys(" and ".join(place.example() for place in layout) for layout in alternatives))
+    there = files.listing(folder.relative_to(root) for folder in tree(root))
+    return ValueError(
+        f"{split}: not found in {files.shown(root)} or up to {DEPTH} folders further down. Looked for {looked} (in any "
+        f"case; Image may be {', '.join(USUAL['{images}'])}, and Mask {', '.join(USUAL['{masks}'])}). "
+        f"There: {there or 'no folder'}"
+    )
+
+
+def read(split: str, place: Place, images: Path, masks: Path) -> Found:
+    """The pairs of a place. Raises OSError or ValueError that lists unpaired files."""
+    left, right, left_out = belonging(place, files.find(images), files.find(masks))
+    return Found(split, images, masks, files.match(left, right, f"{images} and {masks}"), place.count, left_out)
+
+
+def belonging(
+    place: Place, left: dict[str, Path], right: dict[str, Path]
+) -> tuple[dict[str, Path], dict[str, Path], str]:
+    """The images and masks of a place, by stem, that count, and in words what is left out."""
+    words = []
+    if place.leave_out:
+        others = [stem for stem in left if fnmatchcase(stem, place.leave_out)]
+        left, right = (
+            {stem: path for stem, path in side.items() if not fnmatchcase(stem, place.leave_out)}
+            for side in (left, right)
+        )
+        words += [files.count(len(others), "image") + f" named {place.leave_out}"] if others else []
+    if place.surplus_masks:
+        surplus = [stem for stem in right if stem not in left]
+        right = {stem: path for stem, path in right.items() if stem in left}
+        words += [files.count(len(surplus), "mask") + " without an image"] if surplus else []
+    return left, right, f", left out: {', '.join(words)}" if words else ""
