@@ -53,10 +53,9 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def read_network(source: str | Path) -> Trained:
-    """Reads a trained checkpoint of this program or the original.
+    """Reads a trained checkpoint of this program, by its header, or of the original, by the tensors' shapes.
 
-    The network's arguments come from the header or, in a file of the original, from the tensors' shapes. Raises OSError
-    or ValueError that names the file and the remedy.
+    Raises OSError or ValueError that names the file and the remedy.
     """
     return as_trained(weights.read(source), source)
 
@@ -84,10 +83,7 @@ def as_trained(content: dict[str, Any], source: str | Path) -> Trained:
 
 
 def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The network's arguments and the encoders' records, by option, of a file that `save_network` wrote.
-
-    Raises ValueError unless both make sense.
-    """
+    """The network's arguments and the encoders' records, by option, in a header. Raises ValueError for nonsense."""
     if content["format"] not in (1, 2, FORMAT):
         version = shown(content["format"])[:20]
         raise ValueError(f"{shown(source)}: has format {version}, but this program reads up to {FORMAT}; update it")
@@ -111,12 +107,7 @@ def restore(
     network: Callable[..., nn.Module], path: str | Path, hiera_path: str | Path | None = None,
     dinov2_path: str | Path | None = None, precision: torch.dtype = torch.float32, download: bool = False,
 ) -> nn.Module:  # fmt: skip
-    """The trained network of the checkpoint `path`, in eval mode; `network` is the class to build.
-
-    The encoders of a small checkpoint come from the given paths or are found (see `find_encoders`); the recorded
-    fingerprints decide which files are right. `download` fetches what is not found and has a published address. Raises
-    OSError or ValueError that names the file and the remedy.
-    """
+    """See SAM2UNeXT.from_checkpoint; `network` is the class to build."""
     trained = read_network(path)
     given = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
     if not trained.encoders:

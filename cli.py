@@ -247,13 +247,6 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
         yield waiting.popleft().result()
 
 
-def counted(items: Iterable[T], update: Callable[[], object]) -> Iterator[T]:
-    """The items, calling `update` as each arrives: a progress bar that is right even if not all are taken."""
-    for item in items:
-        update()
-        yield item
-
-
 def in_processes(
     function: Callable[[T], R], items: Sequence[T], workers: int, prepare: Callable[[], object]
 ) -> Iterator[R]:

@@ -5,11 +5,9 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,12 +90,9 @@ def epoch_batches(
 def load(
     dataset: SegmentationDataset, batches: list[list[tuple[int, int]]], workers: int, batches_per_step: int
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths.
-
-    Worker processes read ahead, far enough for the next step while one is computed.
-    """
+    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths."""
     options = {}
-    if workers:
+    if workers:  # they read ahead, far enough for the next step while this one is computed
         ahead = max(2, math.ceil(2 * batches_per_step / workers))
         options = {"prefetch_factor": ahead, "worker_init_fn": obey_parent_alone}
     pin = torch.cuda.is_available()
@@ -105,10 +100,7 @@ def load(
 
 
 def obey_parent_alone(worker: int) -> None:
-    """Initialises a worker of the data loader, which the current step needs: it ends with its parent, or on its order.
-
-    SIGTERM and Ctrl-C reach it too when they are sent to the process group.
-    """
+    """In a worker, which gets signals to the process group but must finish the step: ends with or by its parent."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -126,32 +118,28 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
 
     Prints warnings. Raises OSError that lists the unreadable files.
     """
-    paths = [path for pair in pairs for path in pair]
-    masks = paths[1 :: 2 * max(1, len(pairs) // MASKS_CHECKED)]
+    decoded = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
+    failed, dark, wrong = [], [], []
 
-    def attempt(function: Callable[[Path], Any], path: Path) -> Any:
+    def check(pair: tuple[Path, Path]) -> None:
+        image, mask = pair
         try:
-            return function(path)
+            expected, found = files.read_size(image), files.read_size(mask)
+            if found != expected:
+                wrong.append(f"{mask.name} {found} instead of {expected}")
+            if mask in decoded and files.is_dark(files.read_mask(mask)):
+                dark.append(mask.name)
         except OSError as error:
-            return error
+            failed.append(str(error))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        sizes = pool.map(partial(attempt, files.read_size), paths)
-        sizes = list(tqdm(sizes, "opening files", len(paths), unit="file", delay=2, leave=False))
-        dark = list(pool.map(partial(attempt, lambda path: files.is_dark(files.read_mask(path))), masks))
-    failed = {str(result): None for result in [*sizes, *dark] if isinstance(result, OSError)}
+        list(tqdm(pool.map(check, pairs), "opening files", len(pairs), unit="pair", delay=2, leave=False))
     if failed:
-        raise OSError("; ".join(failed))
-    if any(dark):
-        names = [path.name for path, is_dark in zip(masks, dark, strict=True) if is_dark]
-        print(f"warning: {files.dark_masks(names, len(masks))}; tools/check_dataset.py checks all masks")
-    wrong = [
-        f"{mask.name} {found} instead of {expected}"
-        for (_, mask), expected, found in zip(pairs, sizes[::2], sizes[1::2], strict=True)
-        if found != expected
-    ]
+        raise OSError("; ".join(sorted(failed)))
+    if dark:
+        print(f"warning: {files.dark_masks(sorted(dark), len(decoded))}; tools/check_dataset.py checks all masks")
     if wrong:
         print(
             f"warning: {files.count(len(wrong), 'mask')} of another (height, width) than the image, both resized to "
-            f"the network's square: {files.listing(wrong)}"
+            f"the network's square: {files.listing(sorted(wrong))}"
         )

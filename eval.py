@@ -11,10 +11,9 @@ published ones. All cores work on it, without a GPU and without torch. The folde
 import argparse
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,19 +43,11 @@ class Dataset(NamedTuple):
 
 
 def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
-    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`.
-
-    Raises OSError or ValueError that names the file.
-    """
+    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`."""
     prediction, truth = (files.read_mask(path) for path in pair)
     if resize and prediction.size != truth.size:
         prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
     return ENGINES[engine](np.array(prediction), np.array(truth)), files.is_dark(truth)
-
-
-def one_thread() -> None:
-    """In each worker process: the workers themselves use all cores."""
-    cv2.setNumThreads(1)
 
 
 def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
@@ -119,8 +110,7 @@ def find_benchmark_datasets(
 
 def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     """The folder with the maps of a test set: the one of its name or, for a single set, `pred_path` itself."""
-    if not pred_path.is_dir():
-        raise NotADirectoryError(f"{files.shown(pred_path)}: there is no such folder of prediction maps")
+    files.require_folder(pred_path)
     if (pred_path / name).is_dir():
         return pred_path / name
     hits = [folder for folder in benchmarks.tree(pred_path) if plain(folder.name) == plain(name)]
@@ -173,29 +163,23 @@ def evaluate(
     every = [pair for dataset in datasets for pair in dataset.pairs()]
     means, scored, warnings = {}, [], []
     function = partial(score_files, engine=engine, resize=resize)
+    one_thread = partial(cv2.setNumThreads, 1)  # each; together they use all cores
     with (
         closing(cli.in_processes(function, every, workers, one_thread)) as results,
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
     ):
-        scores = cli.counted(results, bar.update)
-        for dataset in datasets:
-            if pairs := dataset.pairs():
-                dark: list[str] = []
-                means[dataset.name] = metrics.mean(recorded(dataset, islice(scores, len(pairs)), scored, dark))
-                if dark:
-                    warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(pairs))}")
+        for name, maps, truths, images in datasets:
+            scores, dark = [], []
+            for stem, (one, is_dark) in zip([stem for stem in maps if stem in truths], results, strict=False):
+                bar.update()
+                scores.append(one)
+                scored.append(report.Scored(name, images.get(stem), truths[stem], maps[stem], one.figures()))
+                dark += [truths[stem].name] if is_dark else []
+            if scores:
+                means[name] = metrics.mean(scores)
+            if dark:
+                warnings.append(f"warning: {name}: {files.dark_masks(dark, len(scores))}")
     return means, scored, warnings
-
-
-def recorded(
-    dataset: Dataset, scores: Iterator[tuple[metrics.PairScores, bool]], scored: list[report.Scored], dark: list[str]
-) -> Iterator[metrics.PairScores]:
-    """Passes on the scores of a data set's pairs; records the figures in `scored` and dark masks in `dark`."""
-    for (prediction, truth), (one, is_dark) in zip(dataset.pairs(), scores, strict=True):
-        if is_dark:
-            dark.append(truth.name)
-        scored.append(report.Scored(dataset.name, dataset.images.get(truth.stem), truth, prediction, one.figures()))
-        yield one
 
 
 def write_results(
@@ -206,7 +190,7 @@ def write_results(
     counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
     for name, sets in benchmark.together.items():
         if all(one in means for one in sets):
-            means[name] = metrics.mean_of_sets((means[one], counts[one]) for one in sets)
+            means[name] = metrics.mean([means[one] for one in sets], [counts[one] for one in sets])
             counts[name] = sum(counts[one] for one in sets)
     results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
     lines = report.rows(results, {name: benchmarks.published(benchmark, name) for name in results})
@@ -238,9 +222,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
-    data.add_argument(
-        "--dataset_name", nargs="+", default=[], type=files.shown, metavar="NAME", help="names for the table"
-    )
+    data.add_argument("--dataset_name", nargs="+", default=[], type=files.shown, metavar="NAME", help="for the table")
     data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
@@ -248,9 +230,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
 
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--save_path", type=cli.path, default=Path("results"), metavar="DIR", help="for tables, curves and page"
-    )
+    output.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
     output.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")

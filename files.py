@@ -38,9 +38,13 @@ def extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in formats())
 
 
-def no_folder(path: Path) -> str:
-    """Why a path that is not a folder is none, in words."""
-    return "is not a folder" if path.exists() else "there is no such folder"
+def require_folder(path: str | Path) -> Path:
+    """The path. Raises OSError if it is not a folder."""
+    path = Path(path)
+    if not path.is_dir():
+        reason = "is not a folder" if path.exists() else "there is no such folder"
+        raise NotADirectoryError(f"{shown(path)}: {reason}")
+    return path
 
 
 def images_in(folder: str | Path) -> list[Path]:
@@ -48,9 +52,7 @@ def images_in(folder: str | Path) -> list[Path]:
 
     Skips hidden files and files whose extension Pillow does not read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{shown(folder)}: {no_folder(folder)}")
+    folder = require_folder(folder)
     return [
         path for path in sorted(folder.iterdir())
         if path.suffix.lower() in extensions() and not path.name.startswith(".") and path.is_file()

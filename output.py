@@ -46,13 +46,8 @@ class Task(NamedTuple):
 
 def notes(task: Task, settings: Settings) -> dict[str, str]:
     """The note for the file of each kind. Raises OSError that names a file that cannot be read."""
-    made = {
-        "checkpoint": settings.checkpoint,
-        "precision": settings.precision,
-        "size": settings.size,
-        "stretch": settings.stretch,
-        "flip": settings.flip,
-    }
+    made = settings._asdict()
+    kinds, threshold = made.pop("kinds"), made.pop("threshold")
     try:
         with open(task.image, "rb") as file:
             made["picture"] = f"{zlib.crc32(file.read(2**16)):08x}-{os.fstat(file.fileno()).st_size}"
@@ -61,8 +56,7 @@ def notes(task: Task, settings: Settings) -> dict[str, str]:
     truth = files.read_size(task.ground_truth) if task.ground_truth else ()
     made["ground truth"] = "x".join(map(str, truth)) or "none"
     text = "; ".join(f"{name} {value}" for name, value in made.items())
-    cut = f"{text}; threshold {settings.threshold}"
-    return {kind: cut if kind in ("mask", "overlay") else text for kind in settings.kinds}
+    return {kind: f"{text}; threshold {threshold}" if kind in ("mask", "overlay") else text for kind in kinds}
 
 
 def with_note(content: bytes, text: str) -> bytes:

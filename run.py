@@ -108,10 +108,7 @@ def stop_if_asked(state: State, stop: list[int]) -> None:
 
 
 def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newer complete file of the two and its content; None if neither exists. Reports when it falls back.
-
-    Raises ValueError if none is complete.
-    """
+    """The newer complete file and its content; None if there is no file. Raises ValueError if all are damaged."""
     damaged = []
     for path in (folder / LAST, folder / PREVIOUS):
         try:
@@ -182,10 +179,7 @@ def check_recipe(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are only noted, in the list, so that the current step can be finished and saved.
-
-    A second one acts as usual.
-    """
+    """Adds SIGTERM and Ctrl-C to the list, so that the current step can be finished; a second one acts as usual."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -301,10 +295,7 @@ def git_revision() -> str | None:
 def validate(
     model: SAM2UNeXT, pairs: Sequence[tuple[Path, Path]], workers: int, stop: list[int]
 ) -> dict[str, float] | None:
-    """S-measure, weighted F-measure and MAE of the maps that test.py would write; None if `stop` fills meanwhile.
-
-    Each process takes a share of the pairs. Raises OSError or ValueError that names a file.
-    """
+    """S-measure, weighted F-measure and MAE of the maps that test.py would write; None if `stop` fills meanwhile."""
     rank, _, processes = cli.ranks()
     model.eval()
     device = model.head.weight.device

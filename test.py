@@ -186,10 +186,7 @@ class Setup(NamedTuple):
 
 
 def set_up(args: argparse.Namespace, held: ExitStack) -> Setup:
-    """Checks the input and prepares the run, with its folder locked until `held` is closed.
-
-    Raises ValueError or OSError.
-    """
+    """Checks the input and locks the folder until `held` is closed. Raises ValueError or OSError."""
     rank, _, processes = cli.ranks()
     device = cli.device(args.device)
     cli.keep_freed_memory(device)
@@ -203,15 +200,8 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Setup:
         held.enter_context(files.locked(args.save_path))
     paths = args.checkpoint, args.hiera_path, args.dinov2_path
     model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
-    settings = Settings(
-        kinds=args.save,
-        checkpoint=fingerprint(model),
-        precision=str(precision).removeprefix("torch."),
-        size=args.size or model.size,
-        stretch=not args.no_stretch,
-        flip=args.flip,
-        threshold=args.threshold,
-    )
+    made = fingerprint(model), str(precision).removeprefix("torch."), args.size or model.size
+    settings = Settings(args.save, *made, not args.no_stretch, args.flip, args.threshold)
     remaining = output.remaining(tasks, settings, args.overwrite, args.batch_size)
     if args.compile:
         model.compile()
@@ -277,9 +267,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 if native, else fp32")
     group.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
     group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
-    group.add_argument(
-        "--size", type=cli.number(multiple=32, least=32), help="side of the input, px; default: that of the training"
-    )
+    side = cli.number(multiple=32, least=32)
+    group.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     group.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
     cores = min(8, os.cpu_count() or 1)

@@ -48,12 +48,10 @@ TIMEOUT = 60  # seconds without data after which a download is abandoned
 
 
 def fetch(source: str | Path) -> Path:
-    """The local path of `source`, a path or a URL.
+    """The local path of `source`: a path, or a URL that is downloaded once, with a bar, into iopath's cache.
 
-    A URL is downloaded once, with a progress bar, and cached by iopath (below $FVCORE_CACHE, by default
-    ~/.torch/iopath_cache, in a folder named after the host). A missing file whose name is in PUBLISHED is downloaded to
-    its place if its folder exists or is called weights. Raises OSError if there is no such file or the download fails;
-    a failed download leaves nothing behind.
+    A missing file whose name is in PUBLISHED is downloaded to its place if its folder exists or is called weights.
+    Raises OSError if there is no such file or the download fails, which leaves nothing behind.
     """
     path = Path(source)
     if str(source) != str(source).encode("utf-8", "replace").decode():
@@ -148,10 +146,7 @@ def parse(path: Path) -> dict[str, Any]:
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of an error's message, or its type if it has none.
-
-    What torch adds after it is the advice to load the file without protection.
-    """
+    """The first sentence of an error's message, or its type; torch goes on to advise loading without protection."""
     return shown(re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200]) or type(error).__name__
 
 
@@ -177,7 +172,8 @@ def is_sam2(state: dict[str, Tensor]) -> bool:
 def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
     """The size of the Hiera whose keys start with `prefix`: tiny, small, base_plus, large, or None."""
     patches = state.get(prefix + "patch_embed.proj.weight")
-    return TRUNK_SIZES.get((*patches.shape[:1], count_blocks(state, prefix))) if patches is not None else None
+    blocks = {key.removeprefix(prefix).split(".")[1] for key in state if key.startswith(prefix + "blocks.")}
+    return TRUNK_SIZES.get((*patches.shape[:1], len(blocks))) if patches is not None else None
 
 
 def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
@@ -188,12 +184,6 @@ def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
     size = DINOV2_SIZES.get(patches.shape[0])
     registers = "reg4_" if prefix + "reg_token" in state else ""
     return size and f"vit_{size}_patch14_{registers}dinov2"
-
-
-def count_blocks(state: dict[str, Tensor], prefix: str) -> int:
-    """The number of transformer blocks below `prefix`."""
-    prefix += "blocks."
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def describe(state: dict[str, Tensor]) -> str:
@@ -213,42 +203,36 @@ def describe(state: dict[str, Tensor]) -> str:
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
     """Fills a Hiera trunk from a SAM 2 checkpoint, whose other parts are ignored; returns the file's `record`.
 
-    SAM 2.1's trunk has the same shape but other weights, so it is refused unless `allow_sam2_1`. Raises OSError or
-    ValueError that names the remedy for any other file.
+    Raises OSError or ValueError for another file, SAM 2.1's included unless `allow_sam2_1`.
     """
     state = tensors(read(source))
     own = trunk.state_dict()
     wanted, kind = trunk_size(own, ""), f"{shown(source)}: is {describe(state)}"
+    file = TRUNK_FILES[wanted]
     if is_network(state):
-        raise ValueError(
-            f"{kind}; SAM 2's own weights ({TRUNK_FILES[wanted]}) belong here, a trained checkpoint goes to test.py "
-            "--checkpoint"
-        )
+        raise ValueError(f"{kind}, which goes to test.py --checkpoint; SAM 2's {file} belongs here")
     if not is_sam2(state):
-        raise ValueError(f"{kind}; SAM 2's {TRUNK_FILES[wanted]} belongs here")
+        raise ValueError(f"{kind}; SAM 2's {file} belongs here")
     found = trunk_size(state, TRUNK)
     if found != wanted:
         remedy = f"give --sam2 {found} or" if found else "give"
-        raise ValueError(
-            f"{kind}, but the network is built with --sam2 {wanted}; {remedy} the file {TRUNK_FILES[wanted]}"
-        )
+        raise ValueError(f"{kind}, but the network is built with --sam2 {wanted}; {remedy} the file {file}")
     if SAM2_1_KEY in state and not allow_sam2_1:
         raise ValueError(
             f"{kind}, whose trunk has the same shape as SAM 2's but other weights; the published results start from "
-            f"SAM 2's {TRUNK_FILES[wanted]}; --allow_sam2_1 accepts this one"
+            f"SAM 2's {file}; --allow_sam2_1 accepts this one"
         )
     state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
     check_state(own, state, source)
     fill(trunk, state)
     adapted = {re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key): state[key] for key in own}  # as in SAM2UNeXT.sam
-    return record(TRUNK_FILES[wanted], source, adapted)
+    return record(file, source, adapted)
 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
     """Fills a timm feature extractor (`net`, the timm model `name`) from a file of its weights; returns its `record`.
 
-    timm's own filter renames other publishers' keys and resamples the position embedding to the size `net` was built
-    for. Raises OSError or ValueError that names the remedy if the file is another network's.
+    timm's own filter renames keys and resamples the position embedding. Raises OSError or ValueError for another file.
     """
     state = tensors(read(source))
     architecture = name.split(".")[0]
@@ -296,8 +280,7 @@ def state_covers(module: nn.Module) -> bool:
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
     """Raises ValueError unless both have the same keys and shapes and the values of `state` can be weights.
 
-    Floating point of any width is accepted, since `fill` converts it. Integers, complex and packed numbers in place of
-    floating point are refused, and so are values that are not finite.
+    They must be finite; floating point of any width is accepted, since `fill` converts it.
     """
     problems = [f"lacks {key}" for key in own if key not in state]
     problems += [f"has an unknown {shown(key)}" for key in state if key not in own]

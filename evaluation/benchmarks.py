@@ -1,17 +1,9 @@
 """The paper's benchmarks: their splits, where the archives keep them, and the columns of the paper's tables.
 
-benchmarks.yaml describes them; a user's own benchmark is a YAML file with one entry's content:
-
-    columns: [Smeasure, wFmeasure, MAE]
-    train: {folder: train, images: photos, masks: drawings}
-    test:
-      easy: {folder: test/easy, count: 120}
-      hard: [{folder: test/hard}, {folder: test/harder}]
-
-A split is a place, a list of places that are joined, or `either:` with a list of layouts of which one exists. Folders
-are patterns, matched regardless of case below the root that the user names or up to two folders further down: `|`
-separates alternatives, `*`, `?` and `[]` work as in file names, `{images}` and `{masks}` stand for the usual names of
-such folders and are the defaults of `images` and `masks`.
+benchmarks.yaml describes them, like a user's own YAML file (docs/benchmarks.md). A split is a place, a list of places
+that are joined, or `either:` with a list of layouts of which one exists. Folders are patterns, matched regardless of
+case below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
+work as in file names, `{images}` and `{masks}` stand for the usual names of such folders.
 """
 
 import json
@@ -205,9 +197,7 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     The files in them are not looked at. Raises OSError if there is no root, ValueError if the split is missing or
     ambiguous.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise NotADirectoryError(f"{files.shown(root)}: {files.no_folder(root)}")
+    root = files.require_folder(root)
     levels = [[root]]
     for _ in range(DEPTH):
         levels.append([folder for base in levels[-1] for folder in subfolders(base)])

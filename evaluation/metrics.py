@@ -7,6 +7,7 @@ the pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import repeat
 
 import cv2
 import numpy as np
@@ -38,45 +39,25 @@ class PairScores:
 
     def figures(self) -> dict[str, float]:
         """The nine metrics by name, in the order of METRICS."""
-        return {
-            "mDice": float(self.Dice.mean()),
-            "mIoU": float(self.IoU.mean()),
-            "Smeasure": float(self.Smeasure),
-            "wFmeasure": float(self.wFmeasure),
-            "adpFm": float(self.adpFm),
-            "meanFm": float(self.Fm.mean()),
-            "maxFm": float(self.Fm.max()),
-            "meanEm": float(self.Em.mean()),
-            "MAE": float(self.MAE),
-        }
+        curves = {"mDice": self.Dice.mean(), "mIoU": self.IoU.mean(), "meanFm": self.Fm.mean()}
+        curves |= {"maxFm": self.Fm.max(), "meanEm": self.Em.mean()}
+        return {name: float(curves[name] if name in curves else getattr(self, name)) for name in METRICS}
 
 
-def mean(scores: Iterable[PairScores]) -> PairScores:
-    """The mean of each score and curve: the scores of a data set. Holds one pair at a time.
+def mean(scores: Iterable[PairScores], weights: Iterable[int] = repeat(1)) -> PairScores:
+    """The mean of each score and curve over pairs or, weighted with their numbers of pairs, over data sets.
 
-    Sums in the given order, so equal input gives equal bits. Raises ValueError if there is no pair.
+    Holds one at a time and sums in the given order, so equal input gives equal bits. Raises ValueError for no scores.
     """
     totals = {field.name: 0.0 for field in fields(PairScores)}
     count = 0
-    for pair in scores:
-        count += 1
+    for one, weight in zip(scores, weights, strict=False):
+        count += weight
         for name in totals:
-            totals[name] = totals[name] + getattr(pair, name)
+            totals[name] = totals[name] + weight * getattr(one, name)
     if not count:
         raise ValueError("no pair to score")
     return PairScores(**{name: total / count for name, total in totals.items()})
-
-
-def mean_of_sets(sets: Iterable[tuple[PairScores, int]]) -> PairScores:
-    """The mean over all pairs of several data sets, from each one's mean and number of pairs."""
-    sets = list(sets)
-    pairs = sum(count for _, count in sets)
-    return PairScores(
-        **{
-            field.name: sum(getattr(scores, field.name) * count for scores, count in sets) / pairs
-            for field in fields(PairScores)
-        }
-    )
 
 
 def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:

@@ -117,9 +117,9 @@ def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[st
     return body + "\n" + "".join(f"\n{note}\n" for note in notes)
 
 
-def to_latex(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
+def to_latex(rows: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
     """A tabular to \\input in a document that uses booktabs, with rules between the data sets."""
-    table = cells(lines, columns)
+    table = cells(rows, columns)
     words = len(table[0]) - len(columns) - 1
     arrows = [f"{LATEX[column]} $\\{'down' if column in LOWER_IS_BETTER else 'up'}arrow$" for column in columns]
     heading = [*table[0][: words + 1], *arrows]
@@ -129,19 +129,9 @@ def to_latex(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] 
             body.append("\\midrule")
         escaped = [cell.translate(LATEX_SPECIAL) for cell in row[: words + 1]]
         body.append(" & ".join([*escaped, *(f"${cell}$" if cell else "" for cell in row[words + 1 :])]) + " \\\\")
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            *(f"% {note}" for note in notes),
-            f"\\begin{{tabular}}{{{'l' * words + 'r' * (len(columns) + 1)}}}",
-            "\\toprule",
-            " & ".join(heading) + " \\\\",
-            "\\midrule",
-            *body,
-            "\\bottomrule",
-            "\\end{tabular}\n",
-        ]
-    )
+    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
+    lines += [f"\\begin{{tabular}}{{{'l' * words + 'r' * (len(columns) + 1)}}}", "\\toprule"]
+    return "\n".join([*lines, " & ".join(heading) + " \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}\n"])
 
 
 def to_json(results: Mapping[str, Mapping[str, float]]) -> bytes:

@@ -285,13 +285,9 @@ def summary(what: str, outcomes: list[Outcome]) -> tuple[str, list[str]]:
     return f"{line}longest {max(one.seconds for one in outcomes):.1f} s, most memory {memory:,.0f} MB", amiss
 
 
-def quiet() -> None:
-    """In each worker process: no warnings amid the bar."""
-    warnings.simplefilter("ignore")
-
-
 def main(args: argparse.Namespace) -> None:
     amiss = []
+    quiet = partial(warnings.simplefilter, "ignore")  # no warnings amid the bar
     print(f"--seed {args.seed}")
     with cli.exit_on_error(cli.NOT_COMPLETED):
         for what, number in (("pictures", args.pictures), ("weights", args.weights)):

@@ -19,9 +19,11 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from PIL import Image, ImageChops
 from tqdm import tqdm
 
@@ -40,32 +42,7 @@ PLAIN = ("1", "L", "P", "RGB")  # modes without surprises
 SEVERITIES = ("error", "warning", "note")
 ROTATED = "rotated by EXIF"
 NOT_FOUND = "split not found or ambiguous"
-KINDS = {  # finding -> (severity, remedy), in the order of the table
-    NOT_FOUND: ("error", "name the archive's folder, or describe it in a YAML file"),
-    "no pair": ("error", "a mask must have its image's name, whatever the extension"),
-    "image without mask": ("error", "add the mask or remove the image"),
-    "mask without image": ("error", "add the image or remove the mask"),
-    "two files of one name": ("error", "they differ only in the extension; keep the right one"),
-    "unreadable": ("error", "get the file again, or remove the pair"),
-    "truncated or damaged": ("error", "get the file again, or remove the pair"),
-    "mask of another size": ("error", "get a newer archive, or resize masks to their images (height x width)"),
-    "0/1 mask": ("error", "reads as black; multiply it by 255"),
-    "mask too dark": ("error", f"no pixel is above {files.OBJECT}, so scores see no object; make the object 255"),
-    "test image in training": ("warning", "inflates its score; remove it from training (the published COD has two)"),
-    "image twice in a split": ("warning", "counts twice; keep one"),
-    "not the published number": ("warning", "figures cannot be compared with published ones; get the whole archive"),
-    "mask not binary": ("warning", f"training keeps grey, scores cut at {files.OBJECT}; is this a mask?"),
-    "mask in colour": ("warning", "is read as greyscale; make the object white and the rest black"),
-    "empty mask": ("warning", "all black; is there no object?"),
-    "full mask": ("warning", "all white; is everything the object?"),
-    "16 bits or floats": ("warning", "is scaled to 8 bits by its maximum; save it as 8 bits to be sure"),
-    ROTATED: ("warning", "is used as stored, not as viewers show it; the mask must match the stored pixels"),
-    "transparent pixels": ("warning", "become opaque, hidden colours included; flatten the image"),
-    "animated or several pages": ("warning", "only the first is read"),
-    "unusual colour mode": ("warning", "is converted; compare the colours, or save it as RGB or greyscale"),
-    "mask with soft edges": ("note", f"training keeps grey, scores cut at {files.OBJECT}"),
-    "not an image by its extension": ("note", "is ignored"),
-}
+KINDS = yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text("utf-8"))  # finding -> [severity, remedy]
 
 
 class Job(NamedTuple):
@@ -103,10 +80,7 @@ class Survey(NamedTuple):
 
 
 def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
-    """All splits of a benchmark, and the name of its training split.
-
-    Raises OSError or ValueError if the benchmark is unknown or none of its splits exists.
-    """
+    """All splits of a benchmark, and the name of its training split. Raises OSError or ValueError if there are none."""
     benchmark = benchmarks.load(name)
     training = f"{benchmark.name} training"
     splits = ({training: benchmark.train} if benchmark.train else {}) | benchmark.test
@@ -232,11 +206,6 @@ def fingerprint(image: Image.Image) -> bytes:
     return digest.digest()
 
 
-def no_warnings() -> None:
-    """In each worker process: keeps Pillow's warnings out of the progress bar."""
-    warnings.simplefilter("ignore")
-
-
 def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
     """The images that are twice in a split, and the test images that are in training too."""
     first: dict[tuple[str, bytes], Path] = {}
@@ -301,7 +270,8 @@ def main(args: argparse.Namespace) -> None:
         print(*everything.found, sep="\n", flush=True)
         findings = list(everything.findings)
         images = []
-        with closing(cli.in_processes(examine, everything.jobs, args.workers, no_warnings)) as results:
+        quiet = partial(warnings.simplefilter, "ignore")  # no warnings amid the progress bar
+        with closing(cli.in_processes(examine, everything.jobs, args.workers, quiet)) as results:
             bar = tqdm(results, total=len(everything.jobs), desc="checking", unit="img")
             for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
                 findings += wrong
@@ -331,13 +301,8 @@ def report(places: Sequence[benchmarks.Found], findings: Sequence[Finding], path
                 for one in places
             ],
             "findings": [
-                {
-                    "finding": kind,
-                    "severity": KINDS[kind][0],
-                    "split": split,
-                    "count": len(found),
-                    "files": [{"file": str(finding.path), "detail": finding.detail} for finding in found],
-                }
+                {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(found)}
+                | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in found]}
                 for kind, splits in group(findings).items()
                 for split, found in splits.items()
             ],

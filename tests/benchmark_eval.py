@@ -1,7 +1,7 @@
-"""Times the evaluation against pysodmetrics.
+"""For maintainers: times the evaluation against pysodmetrics.
 
-    python tools/benchmark_eval.py                 pysodmetrics against metrics.score, in memory, one thread each
-    python tools/benchmark_eval.py --files 60      also eval.py on that many files of 2200 x 3000: workers, memory
+    python tests/benchmark_eval.py                 pysodmetrics against metrics.score, in memory, one thread each
+    python tests/benchmark_eval.py --files 60      also eval.py on that many files of 2200 x 3000: workers, memory
 
 Prints medians and ratios of alternating turns; `--json FILE` writes them too.
 """
