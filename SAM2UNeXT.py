@@ -75,7 +75,7 @@ class Up(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
-class SAM2UNeXT(nn.Module):
+class SAM2UNeXT(nn.Module, checkpoint.Hub):
     """Maps normalised images (B, 3, H, W), sides multiples of 32, to logits (B, 1, H, W) of the foreground.
 
     The encoders are frozen and stay in eval mode; adapters, glue and decoder are trained. The keys of the state dict

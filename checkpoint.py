@@ -2,9 +2,11 @@
 
 A checkpoint whose encoders came from files is small: it holds what was trained and records, for each encoder, its name,
 a fingerprint of its weights and the path it had. A checkpoint with a random encoder is whole. Files are written under a
-temporary name and renamed, so a file under its final name is always complete.
+temporary name and renamed, so a file under its final name is always complete. On Hugging Face's hub a checkpoint is a
+folder: config.json holds the header, model.safetensors the tensors, README.md is the model card.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 import files
@@ -25,6 +29,30 @@ NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # the argumen
 RECORDS = ({"name", "path", "fingerprint"}, {"source", "fingerprint"})  # of an encoder, in formats 3 and 2
 LARGEST_SIDE = 2**14  # pixels that a header may ask for
 WEIGHTS = Path(__file__).resolve().parent / "weights"  # where train.sh keeps the encoders' files
+CONFIG, MODEL = "config.json", "model.safetensors"  # in the folder of a checkpoint on the hub
+CARD = """---
+{{ card_data }}
+---
+
+# SAM2-UNeXT{{ " for " + dataset if dataset else "" }}
+
+Binary segmentation with two frozen encoders, SAM 2 and DINOv2 ([arXiv:2508.03566]({{ paper_url }})). This repository
+holds what was trained{{ " on " + dataset if dataset else "" }}; the encoders are downloaded from their publishers.
+
+```python
+from PIL import Image
+from SAM2UNeXT import SAM2UNeXT  # from {{ repo_url | default("a checkout of the program", true) }}
+
+model = SAM2UNeXT.from_pretrained("{{ repo_id | default("user/model", true) }}", download=True)
+probability = model.predict(Image.open("image.jpg"))  # float32 (H, W) in [0, 1]
+```
+{% if results %}
+
+## Results
+
+{{ results }}
+{% endif %}
+"""
 
 
 class Trained(NamedTuple):
@@ -57,7 +85,25 @@ def read_network(source: str | Path) -> Trained:
 
     Raises OSError or ValueError that names the file and the remedy.
     """
-    return as_trained(weights.read(source), source)
+    return as_trained(read(source), source)
+
+
+def read(source: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint: a file or, as on the hub, a folder. Raises OSError or ValueError."""
+    if not Path(source).is_dir():
+        return weights.read(source)
+    config = Path(source, CONFIG)
+    try:
+        header = json.loads(config.read_text("utf-8"))
+    except OSError as error:
+        raise OSError(
+            f"{shown(config)}: cannot be read: {error.strerror}; a folder needs {CONFIG} and {MODEL}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{shown(config)}: is not JSON: {weights.reason(error)}") from error
+    if not isinstance(header, dict) or "format" not in header:
+        raise ValueError(f"{shown(config)}: is not the header of a SAM2-UNeXT checkpoint")
+    return header | {"state_dict": weights.read(Path(source, MODEL))}
 
 
 def as_trained(content: dict[str, Any], source: str | Path) -> Trained:
@@ -138,7 +184,8 @@ def find_encoders(
     for option, name in encoder_files(trained.network).items():
         record = trained.encoders[option]
         recorded = Path(record.get("path") or record.get("source", ""))
-        places = [folder / name for folder in (WEIGHTS, Path(path).absolute().parent)]
+        beside = Path(path).absolute() if Path(path).is_dir() else Path(path).absolute().parent
+        places = [WEIGHTS / name, beside / name]
         if recorded.name in (name, "model.safetensors"):  # the latter is what timm's files are called on the hub
             places.insert(0, recorded)
         found[option] = [given[option]] if given[option] else [place for place in places if place.is_file()]
@@ -227,3 +274,41 @@ def save(path: str | Path, content: dict[str, Any], previous: Path | None = None
     except RuntimeError as error:  # what torch's zip writer makes of an OSError, such as a full disk
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(f"{shown(path)}: cannot be written: {weights.reason(cause)}") from error
+
+
+class Hub(
+    ModelHubMixin, paper_url="https://arxiv.org/abs/2508.03566", license="apache-2.0", model_card_template=CARD,
+    pipeline_tag="image-segmentation", tags=["sam2", "dinov2"],
+):  # fmt: skip
+    """`from_pretrained`, `save_pretrained` and `push_to_hub` of huggingface_hub for SAM2UNeXT.
+
+    `save_pretrained(folder)` writes a folder that is a checkpoint for test.py too. `from_pretrained` takes such a
+    folder or "user/model", and the options of `restore`. `model_card_kwargs` may have `dataset` and `results`.
+    """
+
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
+        card = {"repo_id": repo_id} | (model_card_kwargs or {})
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        content = network_content(self, whole=not is_small(self))
+        state = {key: tensor.contiguous() for key, tensor in content.pop("state_dict").items()}
+        for record in (encoders := {option: dict(record) for option, record in content["encoders"].items()}).values():
+            record["path"] = ""  # nobody else's business
+        with files.replacing(save_directory / MODEL) as file:
+            file.write(safetensors.torch.save(state))
+        with files.replacing(save_directory / CONFIG) as file:
+            file.write(json.dumps(content | {"encoders": encoders}, indent=1).encode() + b"\n")
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None, cache_dir: str | Path | None, force_download: bool,
+        local_files_only: bool, token: str | bool | None, **options: Any,
+    ) -> "Hub":  # fmt: skip
+        folder = Path(model_id)
+        if not folder.is_dir():
+            fetch = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+            for name in (CONFIG, MODEL):
+                path = hf_hub_download(model_id, name, local_files_only=local_files_only, **fetch)
+            folder = Path(path).parent
+        return restore(cls, folder, **options)

@@ -37,6 +37,9 @@ DIAGNOSES = {
         "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
     ),
     ("DataLoader worker (pid",): WORKER_LOST,
+    ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
+        "another process of the run is gone; the same command with --resume continues"
+    ),
 }
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ USUAL = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first, as Pillow does
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
+PATIENCE = 1.0  # seconds that a folder's lock is waited for
 OBJECT = 128  # scores count what is above as the object
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
@@ -287,21 +289,30 @@ def output_folder(path: str | Path) -> Path:
 def locked(path: str | Path) -> Iterator[None]:
     """Locks a folder, made if it is missing, against other processes until the block or this process ends.
 
-    The lock leaves nothing behind, however the process ends. Raises ValueError if another process holds it, OSError if
-    files cannot be written there.
+    The lock leaves nothing behind, however the process ends; the workers of a killed one may outlive it for a moment,
+    hence the patience. Raises ValueError if another process holds it, OSError if files cannot be written there.
     """
     descriptor = os.open(output_folder(path), os.O_RDONLY)
+    deadline = time.monotonic() + PATIENCE
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"{shown(path)}: another process writes there; wait, or name another folder") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+        while not lock(descriptor):
+            if time.monotonic() > deadline:
+                raise ValueError(f"{shown(path)}: another process writes there; wait, or name another folder")
+            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Locks what is open if nobody else has; True as well on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def unreadable(path: str | Path, error: Exception) -> OSError:

@@ -176,6 +176,36 @@ def micro_checkpoint(tmp_path_factory, micro_model) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def model(encoders) -> SAM2UNeXT:
+    """The network MICRO with its encoders from files, after some training; not to be changed."""
+    torch.manual_seed(3)
+    model = SAM2UNeXT(*encoders.values(), **MICRO)
+    model.up1.conv.double_conv[1].running_mean.fill_(0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def small(model, tmp_path_factory) -> Path:
+    """That network as train.py saves it: without its encoders."""
+    path = tmp_path_factory.mktemp("small") / "SAM2-UNeXT-7.pth"
+    checkpoint.save_network(path, model, epoch=7)
+    return path
+
+
+def other_weights(encoders, path):
+    """A SAM 2 file whose trunk differs in one matrix."""
+    state = torch.load(encoders["hiera_path"])
+    state["model"][weights.TRUNK + "blocks.3.mlp.layers.1.weight"].mul_(1.01)
+    torch.save(state, path)
+    return path
+
+
+def same_network(one: SAM2UNeXT, other: SAM2UNeXT) -> bool:
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
 def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
     """Arguments of train.py: `text` and what it cannot do without; in fp32."""
     folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]

@@ -2,14 +2,13 @@
 
     python processes.py RUN...
 
-A RUN is a JSON object: "processes", how many; "words", the arguments of train.py; and perhaps "signal", the rank of the
-process that gets SIGTERM and the step in which. Prints the exit status of each process, a line for each run. All are
-forks of one process that has loaded the libraries, to save time.
+A RUN is a JSON object: "processes", how many; "words", the arguments of train.py; and perhaps "signal", a list of the
+rank of the process that gets it, the step in which, and its number. Prints the exit status of each process, a line for
+each run. All are forks of one process that has loaded the libraries, to save time.
 """
 
 import json
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -27,7 +26,7 @@ from SAM2UNeXT import SAM2UNeXT
 class Descent(optim.SGD):
     """Its step is proportional to the gradient: equal gradients, equal weights. Adam's is not, near 0."""
 
-    signal_at: list[int] | None = None  # rank, step
+    signal_at: list[int] = [-1, 0, 0]  # rank, step, number
 
     def __init__(self, parameters, lr, weight_decay):
         super().__init__(parameters, lr, weight_decay=weight_decay)
@@ -35,8 +34,8 @@ class Descent(optim.SGD):
 
     def step(self):
         self.steps += 1
-        if self.signal_at == [int(os.environ["RANK"]), self.steps]:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self.signal_at[:2] == [int(os.environ["RANK"]), self.steps]:
+            os.kill(os.getpid(), self.signal_at[2])
         super().step()
 
 
@@ -72,7 +71,7 @@ if __name__ == "__main__":
     SAM2UNeXT.set_precision = lambda self, dtype: setattr(self, "precision", dtype)
     SAM2UNeXT.train = lambda self, mode=True: nn.Module.train(self, False)  # BatchNorm's statistics differ by design
     for run in map(json.loads, sys.argv[1:]):
-        Descent.signal_at = run.get("signal")
+        Descent.signal_at = run.get("signal", Descent.signal_at)
         port = free_port()
         pids = [start(rank, run["processes"], port, run["words"]) for rank in range(run["processes"])]
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)

@@ -2,11 +2,13 @@
 
     python tests/program.py train.py ARGUMENTS
 
-PRETENDED_CPU_FLAGS in the environment replaces what the CPU can do, for example avx512_bf16 or nothing.
+In the environment, PRETENDED_CPU_FLAGS replaces what the CPU can do, for example avx512_bf16 or nothing, and
+KILLED_IN_STEP has the second process of a training run kill itself there, unless torchrun restarted it.
 """
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +18,18 @@ import cli
 
 if "PRETENDED_CPU_FLAGS" in os.environ:
     cli.cpu_flags = lambda: set(os.environ["PRETENDED_CPU_FLAGS"].split())
+if os.environ.get("KILLED_IN_STEP") and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+    import torch
+
+    original, steps = torch.optim.AdamW.step, []
+
+    def step(self, *args, **options):
+        steps.append(1)
+        if len(steps) == int(os.environ["KILLED_IN_STEP"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args, **options)
+
+    torch.optim.AdamW.step = step
 if Path(sys.argv[1]).name in ("train.py", "test.py"):  # eval.py does without torch
     import micro  # noqa: F401
 

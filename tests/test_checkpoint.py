@@ -1,16 +1,13 @@
-"""Trained checkpoints: their kinds, their headers, and the way to their encoders."""
+"""Trained checkpoints: their kinds, their headers, and converting one kind to another."""
 
 import copy
-import http.server
 import os
 import pickle
 import shutil
-import threading
 
 import pytest
-import safetensors.torch
 import torch
-from conftest import MICRO, aux_file, failure, golden, sam2_file
+from conftest import MICRO, aux_file, failure, golden, other_weights, sam2_file, same_network
 
 import checkpoint
 import weights
@@ -89,26 +86,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
 
 
-@pytest.fixture(scope="module")
-def model(encoders):
-    torch.manual_seed(3)
-    model = SAM2UNeXT(*encoders.values(), **MICRO)
-    model.up1.conv.double_conv[1].running_mean.fill_(0.5)  # as training would leave it
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def small(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("small") / "SAM2-UNeXT-7.pth"
-    checkpoint.save_network(path, model, epoch=7)
-    return path
-
-
-def same(one: SAM2UNeXT, other: SAM2UNeXT) -> bool:
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
-
-
 def convert(source, output, to, *more):
     words = [str(source), str(output), "--to", to, *map(str, more)]
     convert_checkpoint.main(convert_checkpoint.get_args_parser().parse_args(words))
@@ -129,7 +106,7 @@ def test_with_encoders_from_files_only_what_was_trained_is_saved(small, model, e
 
 def test_a_small_checkpoint_brings_back_the_same_network(small, model):
     again = SAM2UNeXT.from_checkpoint(small)
-    assert same(again, model) and again.encoders == model.encoders and not again.training
+    assert same_network(again, model) and again.encoders == model.encoders and not again.training
 
 
 @pytest.mark.parametrize("random", ["hiera_path", "dinov2_path"])
@@ -137,153 +114,13 @@ def test_with_a_random_encoder_the_file_is_whole(random, encoders, tmp_path):
     paths = encoders | {random: None}
     model = SAM2UNeXT(*paths.values(), **MICRO).eval()
     checkpoint.save_network(tmp_path / "whole.pth", model, epoch=1)
-    assert same(SAM2UNeXT.from_checkpoint(tmp_path / "whole.pth"), model)
+    assert same_network(SAM2UNeXT.from_checkpoint(tmp_path / "whole.pth"), model)
 
 
 def test_a_whole_file_of_the_first_format_is_read(model, tmp_path):
     old = {"format": 1, "network": MICRO, "epoch": 1, "state_dict": model.state_dict()}
     torch.save(old, tmp_path / "old.pth")
-    assert same(SAM2UNeXT.from_checkpoint(tmp_path / "old.pth"), model)
-
-
-def changed(small, path, change):
-    """A copy of the checkpoint with a changed header: `change` maps each encoder's record."""
-    content = torch.load(small, weights_only=True)
-    content["encoders"] = {option: change(dict(record)) for option, record in content["encoders"].items()}
-    path.parent.mkdir(exist_ok=True)
-    torch.save(content, path)
-    return path
-
-
-def moved(small, folder):
-    """The checkpoint as it arrives on another machine: its encoders' folder is not there."""
-    return changed(small, folder / "SAM2-UNeXT-7.pth", lambda record: record | {"path": f"/nowhere/{record['name']}"})
-
-
-def tree(folder):
-    return sorted(str(path) for path in folder.rglob("*"))
-
-
-def other_weights(encoders, path):
-    """A SAM 2 file whose trunk differs in one matrix."""
-    state = torch.load(encoders["hiera_path"])
-    state["model"][weights.TRUNK + "blocks.3.mlp.layers.1.weight"].mul_(1.01)
-    torch.save(state, path)
-    return path
-
-
-def test_encoders_elsewhere_are_asked_for_and_nothing_is_created(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
-    path = changed(small, tmp_path / "mine/x.pth", lambda old: old | {"path": "/nowhere/weights/sam2_hiera_micro.pt"})
-    before = tree(tmp_path)
-    with pytest.raises(OSError) as error:
-        SAM2UNeXT.from_checkpoint(path)
-    fingerprint = torch.load(path)["encoders"]["hiera_path"]["fingerprint"]
-    for words in (path, f"needs its encoder sam2_hiera_micro.pt (fingerprint {fingerprint})", "--hiera_path"):
-        assert str(words) in str(error.value)
-    for folder in ("/nowhere/weights", tmp_path / "weights", tmp_path / "mine"):
-        assert str(folder) in str(error.value).split("not found in ")[1]
-    assert tree(tmp_path) == before
-
-
-def test_the_published_address_is_named_and_followed_when_asked(small, encoders, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
-    monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_micro.pt", "https://host/sam2_hiera_micro.pt")
-    path = moved(small, tmp_path / "mine")
-    with pytest.raises(OSError, match="--download fetches it from https://host/sam2_hiera_micro.pt to .*/weights, or"):
-        SAM2UNeXT.from_checkpoint(path)
-    monkeypatch.setattr(weights, "download", lambda url, folder: shutil.copy(encoders["hiera_path"], tmp_path / "x"))
-    model = SAM2UNeXT.from_checkpoint(path, dinov2_path=encoders["dinov2_path"], download=True)
-    assert model.encoders["hiera_path"]["path"] == str(tmp_path / "weights/sam2_hiera_micro.pt")
-
-
-@pytest.mark.parametrize("place", ["weights", "mine"])
-def test_encoders_are_found_in_weights_and_beside_the_checkpoint(place, small, model, encoders, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
-    path = moved(small, tmp_path / "mine")
-    (tmp_path / place).mkdir(exist_ok=True)
-    for file in encoders.values():
-        shutil.copy(file, tmp_path / place)
-    assert same(SAM2UNeXT.from_checkpoint(path), model)
-
-
-def test_the_fingerprint_decides_between_files_of_one_name(small, model, encoders, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
-    (tmp_path / "weights").mkdir()
-    other = other_weights(encoders, tmp_path / "weights" / "sam2_hiera_micro.pt")
-    path = moved(small, tmp_path / "mine")
-    shutil.copy(encoders["dinov2_path"], tmp_path / "mine")
-    with pytest.raises(
-        ValueError, match=f"was not trained with {other}; give sam2_hiera_micro.pt with the fingerprint"
-    ):
-        SAM2UNeXT.from_checkpoint(path)
-    shutil.copy(encoders["hiera_path"], tmp_path / "mine")
-    assert same(SAM2UNeXT.from_checkpoint(path), model)
-
-
-def test_encoders_may_be_named_in_another_container(small, model, encoders, tmp_path):
-    state = {k: v.contiguous() for k, v in torch.load(encoders["hiera_path"])["model"].items()}
-    safetensors.torch.save_file(state, tmp_path / "trunk.safetensors")
-    torch.save({"state_dict": safetensors.torch.load_file(encoders["dinov2_path"])}, tmp_path / "aux.pth")
-    path = moved(small, tmp_path)
-    assert same(SAM2UNeXT.from_checkpoint(path, tmp_path / "trunk.safetensors", tmp_path / "aux.pth"), model)
-
-
-@pytest.fixture
-def requests():
-    """The paths that a server on localhost was asked for, and its address."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            found.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *args):
-            pass
-
-    found = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        yield found, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def with_path(place, key):
-    """Changes a record to one with `place` as its path, in the third format ("path") or the second ("source")."""
-    return lambda old: {"fingerprint": old["fingerprint"], key: place} | ({"name": "x"} if key == "path" else {})
-
-
-@pytest.mark.parametrize("key", ["path", "source"])
-def test_a_header_never_makes_the_program_ask_a_server(key, small, requests, tmp_path):
-    found, url = requests
-    path = changed(small, tmp_path / "x.pth", with_path(f"{url}/sam2_hiera_micro.pt", key))
-    for download in (False, True):
-        with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt"):
-            SAM2UNeXT.from_checkpoint(path, download=download)
-    assert found == []
-
-
-@pytest.mark.parametrize("key", ["path", "source"])
-def test_a_header_creates_no_folder(key, small, requests, tmp_path, monkeypatch):
-    found, url = requests
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_micro.pt", f"{url}/sam2_hiera_micro.pt")
-    path = changed(small, tmp_path / "x.pth", with_path("elsewhere/weights/sam2_hiera_micro.pt", key))
-    with pytest.raises(OSError, match="needs its encoder"):
-        SAM2UNeXT.from_checkpoint(path)
-    assert tree(tmp_path) == [str(path)] and found == []
-
-
-@pytest.mark.parametrize("name", ["passwd", "sam2_hiera_micro.pt/../passwd", "sam2_hiera_micro.pt"])
-def test_a_header_opens_nothing_but_a_regular_file_of_the_encoders_name(name, small, tmp_path, monkeypatch):
-    (tmp_path / "passwd").write_text("secret")
-    os.mkfifo(tmp_path / "sam2_hiera_micro.pt")
-    path = changed(small, tmp_path / "mine" / "x.pth", lambda old: old | {"name": name, "path": str(tmp_path / name)})
-    opened, parse = [], weights.parse
-    monkeypatch.setattr(weights, "parse", lambda path: opened.append(path) or parse(path))
-    with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt") as error:
-        SAM2UNeXT.from_checkpoint(path)
-    assert opened == [path] and "delete" not in str(error.value)
+    assert same_network(SAM2UNeXT.from_checkpoint(tmp_path / "old.pth"), model)
 
 
 @pytest.mark.parametrize("aux", ["../../passwd", "/etc/passwd", "a/b", "", "none/..", "hub:user/model"])
@@ -300,7 +137,7 @@ def test_headers_of_the_second_format_are_read(small, model, tmp_path):
         record["source"] = record.pop("path")
         del record["name"]
     torch.save(content, tmp_path / "old.pth")
-    assert same(SAM2UNeXT.from_checkpoint(tmp_path / "old.pth"), model)
+    assert same_network(SAM2UNeXT.from_checkpoint(tmp_path / "old.pth"), model)
 
 
 def test_another_encoder_is_refused(small, encoders, tmp_path):
@@ -327,7 +164,7 @@ def test_in_bf16_the_frozen_matrices_are_converted_as_they_are_read(kind, small,
     path = small if kind == "small" else convert(small, tmp_path / "whole.pth", "whole")
     again = SAM2UNeXT.from_checkpoint(path, precision=torch.bfloat16)
     assert again.precision == torch.bfloat16
-    assert same(again, copy.deepcopy(model).set_precision(torch.bfloat16))
+    assert same_network(again, copy.deepcopy(model).set_precision(torch.bfloat16))
     if kind == "small":
         checkpoint.save_network(tmp_path / "again.pth", again, epoch=7)
         assert torch.load(tmp_path / "again.pth")["encoders"] == torch.load(small)["encoders"]
@@ -347,7 +184,7 @@ def test_small_to_whole_to_original_to_small_is_the_same_network(small, model, e
     assert "original.pth: " in capsys.readouterr().out
     shutil.move(encoders["hiera_path"], tmp_path / "away")
     try:  # neither needs the encoders' files
-        assert same(SAM2UNeXT.from_checkpoint(whole), model)
+        assert same_network(SAM2UNeXT.from_checkpoint(whole), model)
         bare = torch.load(original, weights_only=True)
     finally:
         shutil.move(tmp_path / "away", encoders["hiera_path"])
@@ -356,7 +193,7 @@ def test_small_to_whole_to_original_to_small_is_the_same_network(small, model, e
     options = (f"--{option}={path}" for option, path in encoders.items())
     again = convert(whole, tmp_path / "small.pth", "small", *options)
     assert again.stat().st_size == pytest.approx(small.stat().st_size, rel=1e-3)
-    assert same(SAM2UNeXT.from_checkpoint(again), model)
+    assert same_network(SAM2UNeXT.from_checkpoint(again), model)
     assert torch.load(again)["epoch"] == 7
 
 

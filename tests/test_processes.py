@@ -1,6 +1,7 @@
 """train.py in several processes: the step is that of one process with as many pictures."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -57,10 +58,21 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_after_the_same_step(toy, from_files, tmp_path):
-    statuses, _, errors = start(run_of(2, tmp_path, toy, from_files, "--batch_size 1", signal=[1, 2]))
+    statuses, _, errors = start(run_of(2, tmp_path, toy, from_files, "--batch_size 1", signal=[1, 2, signal.SIGTERM]))
     assert statuses == [[143, 143]], errors
     assert errors.count("SIGTERM after epoch 1, step 2") == 1
     assert run.read_last(tmp_path)[1]["progress"]["step"] == 2
+
+
+@pytest.mark.slow
+def test_when_a_process_dies_the_others_end_with_a_line_and_resume(toy, from_files, tmp_path):
+    run_words = run_of(2, tmp_path, toy, from_files, "--batch_size 1 --save_every 1 --resume")
+    statuses, _, errors = start(run_words | {"signal": [1, 2, signal.SIGKILL]}, run_words)
+    assert statuses == [[1, -signal.SIGKILL], [0, 0]], errors
+    lines = [line for line in errors.splitlines() if "another process of the run is gone" in line]
+    assert len(lines) == 1 and lines[0].endswith("the same command with --resume continues")
+    assert "Traceback" not in errors
+    assert (tmp_path / "SAM2-UNeXT-1.pth").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import NETWORK, ROOT, failure
+from conftest import NETWORK, ROOT, failure, program
 from conftest import train_arguments as arguments
 
 import run
@@ -96,6 +96,19 @@ def test_random_encoders_come_back_too(toy, tmp_path):
     train.main(arguments(RECIPE, toy, tmp_path / "plain"))
     assert killed(["optimizer 4", "write 2"], toy, tmp_path / "killed", NETWORK)[-1] == 0
     assert equal(tmp_path / "killed/SAM2-UNeXT-2.pth", tmp_path / "plain/SAM2-UNeXT-2.pth")
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_run_which_ends_bit_equal(toy, from_files, tmp_path):
+    for folder, environment in (("whole", {}), ("killed", {"KILLED_IN_STEP": "2"})):
+        words = f"{from_files} {RECIPE} --batch_size 1 --workers 0 --save_path {tmp_path}/{folder}".split()
+        words += ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command += ["--max_restarts", "3", *program("train.py", *words)[1:]]
+        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+        assert result.returncode == 0, result.stderr
+    assert "continuing after epoch 1, step" in result.stdout
+    assert equal(tmp_path / "whole/SAM2-UNeXT-2.pth", tmp_path / "killed/SAM2-UNeXT-2.pth")
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGTERM, 2), (signal.SIGINT, 3)])

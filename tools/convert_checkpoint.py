@@ -1,15 +1,17 @@
-"""Converts a trained checkpoint into another kind: small, whole, or the original program's.
+"""Converts a trained checkpoint into another kind: small, whole, the original program's, or a folder for the hub.
 
     python tools/convert_checkpoint.py SAM2-UNeXT-20.pth whole.pth --to whole
     python tools/convert_checkpoint.py SAM2-UNeXT-20.pth original.pth --to original
     python tools/convert_checkpoint.py whole.pth small.pth --to small --hiera_path FILE --dinov2_path FILE
+    python tools/convert_checkpoint.py SAM2-UNeXT-20.pth folder --to hub --results runs/MAS3K/results
 
 A small file holds what was trained and records its encoders; a whole one contains the encoders; the original's is a
-bare float32 state dict. The input may be of any kind. For a small output, name the encoders' files unless the input is
-small itself.
+bare float32 state dict; a folder has a model card, with the results of eval.py if they are given. The input may be of
+any kind. For a small output, name the encoders' files unless the input is small itself.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -18,7 +20,6 @@ sys.path.insert(0, str(ROOT))
 import checkpoint
 import cli
 import files
-import weights
 from SAM2UNeXT import SAM2UNeXT
 
 
@@ -30,22 +31,38 @@ def main(args: argparse.Namespace) -> None:
         model = SAM2UNeXT.from_checkpoint(args.input, args.hiera_path, args.dinov2_path)
         if args.to == "small" and not checkpoint.is_small(model):
             raise ValueError(f"{files.shown(args.input)}: name its encoders' files with --hiera_path and --dinov2_path")
+        if args.to == "hub":
+            model.save_pretrained(args.output, model_card_kwargs=card(args.results))
+            print(f"{files.shown(args.output)}: a folder for the hub; upload it with hf upload user/model FOLDER")
+            return
         if args.to == "original":
             content = dict(model.state_dict())
         else:
             content = checkpoint.network_content(model, whole=args.to == "whole")
-            content["epoch"] = weights.read(args.input).get("epoch")
+            content["epoch"] = checkpoint.read(args.input).get("epoch")
         checkpoint.save(args.output, content)
     print(f"{files.shown(args.output)}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
+
+
+def card(results: Path | None) -> dict[str, str]:
+    """What a model card shows of a folder of eval.py's results. Raises OSError or ValueError."""
+    if results is None:
+        return {}
+    try:
+        names = json.loads((results / "results.json").read_text())
+        return {"dataset": ", ".join(names), "results": (results / "results.md").read_text()}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--results {files.shown(results)}: is not a folder of eval.py's results: {error}") from error
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("input", type=Path, help="the checkpoint, of any kind")
-    parser.add_argument("output", type=Path, help="the file to write")
-    parser.add_argument("--to", required=True, choices=["small", "whole", "original"], help="the kind to write")
+    parser.add_argument("output", type=cli.path, help="the file or folder to write")
+    parser.add_argument("--to", required=True, choices=["small", "whole", "original", "hub"], help="the kind to write")
     parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
     parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="eval.py's, for the model card of --to hub")
     return parser
 
 
