@@ -140,10 +140,26 @@ def distribute(model: "torch.nn.Module", device: str, sync_bn: bool) -> "torch.n
     gpu = device.startswith("cuda")
     if gpu:
         torch.cuda.set_device(device)  # where NCCL gathers objects
-    torch.distributed.init_process_group("nccl" if gpu else "gloo")
+    torch.distributed.init_process_group("nccl" if gpu else "gloo", **fresh_store())
     if sync_bn:
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
+
+
+def fresh_store() -> dict:
+    """Arguments of init_process_group where torchrun restarts processes on one machine; else none.
+
+    torchrun's store keeps the addresses of the processes before a restart, and the next ones would wait for them
+    (https://github.com/pytorch/pytorch/issues/135712). Its count of restarts tells them apart on one machine only.
+    """
+    import torch.distributed as dist
+
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ["GROUP_WORLD_SIZE"] != "1":
+        return {}
+    store, rank, processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    return {"store": store, "rank": rank, "world_size": processes}
 
 
 def reduce_all(figures: "torch.Tensor", operation: str = "SUM") -> "torch.Tensor":

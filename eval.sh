@@ -7,19 +7,15 @@
 # The run is $RUN (runs/NAME; runs/sam2unext for a folder); its maps are in $RUN/predictions, the results go to
 # $RUN/results: report.html is a page to look at. $PYTHON names the interpreter.
 set -euo pipefail
-here=$(dirname "$0")
-source "$here/tools/setup.sh"
+source "$(dirname "$0")/tools/setup.sh"
 read_words 1 "$@"
-if [ -n "$benchmark" ]; then
-    data=(--benchmark "$1" "$2")
-    shift 2
-else
+if [ -z "$benchmark" ]; then
     data=(--dataset_name "$(basename "$run")" --gt_path "$1")
-    shift
+    words=("${@:2}")
 fi
 
 exec "$python" "$here/eval.py" \
     "${data[@]}" \
     --pred_path "$run/predictions" \
     --save_path "$run/results" \
-    "$@"
+    "${words[@]}"

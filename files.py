@@ -238,6 +238,15 @@ def dark_masks(names: Sequence[str], total: int) -> str:
 
 
 @contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Names the file in the message of an OSError that writing to it raises."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write to, which becomes `path` if the block succeeds and disappears if it fails.
 
@@ -248,13 +257,12 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     # Not derived by a suffix: the name of `path` may be as long as names can be.
     temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # even the folder may be gone
             temporary.unlink()

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -207,7 +208,9 @@ class Log:
         with files.replacing(path) as file:
             file.write(b"".join(line for line in lines if is_before(line, progress)))
         self.file = open(path, "a")  # noqa: SIM115 (closed in `close`)
-        self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(progress) + 1)
+        threading.excepthook = quiet  # TensorBoard writes in a thread, and its next call raises what failed there
+        with files.writing(folder / "tensorboard"):
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(progress) + 1)
         self.restart_clock()
 
     def total(self, progress: Progress) -> int:
@@ -238,23 +241,31 @@ class Log:
         self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
 
     def write(self, place: dict[str, int], figures: dict[str, float], group: str, total: int) -> None:
-        try:
+        with files.writing(self.file.name):
             self.file.write(json.dumps(place | figures) + "\n")
             self.file.flush()
-        except OSError as error:
-            raise OSError(f"{files.shown(self.file.name)}: cannot be written: {error.strerror}") from error
-        for name, value in figures.items():
-            self.board.add_scalar(f"{group}/{name}", value, total)
+        with files.writing(self.board.log_dir):
+            for name, value in figures.items():
+                self.board.add_scalar(f"{group}/{name}", value, total)
 
     def panels(self, progress: Progress, panels: Iterable[tuple[str, Tensor]]) -> None:
         """Adds named panels (3, H, W) in [0, 1] to TensorBoard, at the end of an epoch."""
         for name, panel in panels:
-            self.board.add_image(name, panel, self.total(progress))
+            with files.writing(self.board.log_dir):
+                self.board.add_image(name, panel, self.total(progress))
         self.restart_clock()
 
     def close(self) -> None:
         self.file.close()
-        self.board.close()
+        with files.writing(self.board.log_dir):
+            self.board.close()
+        threading.excepthook = threading.__excepthook__
+
+
+def quiet(failure: threading.ExceptHookArgs) -> None:
+    """Reports what failed in a thread unless it is about a file."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def is_before(line: bytes, progress: Progress) -> bool:

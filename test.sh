@@ -7,13 +7,10 @@
 # The run is $RUN (runs/NAME; runs/sam2unext for pictures); the maps go to $RUN/predictions, a benchmark's to a folder a
 # test set in there. GPUS=4 takes four; $PYTHON names the interpreter.
 set -euo pipefail
-here=$(dirname "$0")
-source "$here/tools/setup.sh"
+source "$(dirname "$0")/tools/setup.sh"
 read_words 1 "$@"
-if [ -n "$benchmark" ]; then
-    data=(--benchmark "$1" "$2")
-    shift 2
-else
+set -- "${words[@]}"
+if [ -z "$benchmark" ]; then
     data=(--test_image_path)
     while [ $# -gt 0 ] && [[ $1 != -* ]]; do
         if [ ! -e "$1" ]; then

@@ -7,12 +7,9 @@
 # Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). GPUS=4 takes four. $PYTHON names the interpreter
 # (.venv/bin/python, else python3). The encoders' weights are taken from weights/, where they are downloaded to first.
 set -euo pipefail
-here=$(dirname "$0")
-source "$here/tools/setup.sh"
+source "$(dirname "$0")/tools/setup.sh"
 read_words 2 "$@"
-if [ -n "$benchmark" ]; then
-    data=(--benchmark "$1" "$2")
-else
+if [ -z "$benchmark" ]; then
     data=(--train_image_path "$1" --train_mask_path "$2")
 fi
 shift 2

@@ -335,5 +335,5 @@ def printed_lines(scenario: str, name: str, folder: Path) -> list[str]:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
         SCENARIOS[scenario](folder, name)
     printed.flush()
-    lines = re.split("[\r\n]", printed.buffer.getvalue().decode())
+    lines = re.split("[\r\n]", re.sub(r"usage: .*\n( .*\n)*", "", printed.buffer.getvalue().decode()))
     return [line.replace(str(folder.parent), "") for line in lines if line.strip() and not BAR.search(line)]

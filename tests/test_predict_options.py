@@ -222,7 +222,7 @@ def test_processes_share_the_pictures_and_the_maps_are_those_of_one(micro_checkp
     command += ["--save_path", tmp_path / "two", "--batch_size", "2", "--device", "cpu"]
     result = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "6 pictures, of which this process takes 4" in result.stdout
+    assert "6 images, of which this process takes 4" in result.stdout
     script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path / "one", "--batch_size", 2))
     one, two = read_maps(tmp_path / "one"), read_maps(tmp_path / "two")  # a process of several computes with one thread
     assert one.keys() == two.keys() and all(np.abs(one[name].astype(int) - two[name]).max() <= 1 for name in one)

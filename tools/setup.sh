@@ -1,5 +1,7 @@
 # Sourced by the other scripts.
 
+here=$(dirname "$0")  # of the script
+
 # `setup FILE...`, in the repository's folder: makes .venv, installs the requirements in the files unless that was done
 # before, and sets PYTHON to its interpreter. PYTHON=python3.12 chooses the one that it is made with.
 setup() {
@@ -45,8 +47,9 @@ find_python() {
     fi
 }
 
-# `read_words LEAST WORD...`, in a recipe beside tools/: finds Python and names the run; where there are fewer words than
-# LEAST, or options first, shows how the recipe is used.
+# `read_words LEAST WORD...`, in a recipe beside tools/: finds Python and names the run; sets data to the options of
+# a benchmark, if WORD names one, and words to those that are left. Shows how the recipe is used where there are fewer
+# words than LEAST or options come first.
 read_words() {
     local least=$1
     shift
@@ -54,8 +57,12 @@ read_words() {
         sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
         return 2
     fi
-    find_python "$(dirname "$0")"
+    find_python "$here"
     name_run "$1" "${2:-}"
+    data=() words=("$@")
+    if [ -n "$benchmark" ]; then
+        data=(--benchmark "$1" "$2") words=("${@:3}")
+    fi
 }
 
 # `name_run WORD [ROOT]`: where WORD is a benchmark's name or a YAML file, sets benchmark to WORD and run to $RUN or
