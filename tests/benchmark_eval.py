@@ -3,11 +3,10 @@
     python tests/benchmark_eval.py                 pysodmetrics against metrics.score, in memory, one thread each
     python tests/benchmark_eval.py --files 60      also eval.py on that many files of 2200 x 3000: workers, memory
 
-Prints medians and ratios of alternating turns; `--json FILE` writes them too.
+Prints medians and ratios of alternating turns.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -122,15 +121,12 @@ def main(args: argparse.Namespace) -> None:
         results = benchmark_scores(args.repeats) | (benchmark_files(args.files, args.repeats) if args.files else {})
     for name, figures in results.items():
         print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--files", type=cli.number(least=0), default=0, help="for eval.py; 0 leaves it out")
     parser.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     return parser
 
 

@@ -198,7 +198,7 @@ def test_training_with_a_small_dev_shm_ends_in_a_line(toy, tmp_path):
     command = f"mount -t tmpfs -o size=64K tmpfs /dev/shm && exec {' '.join(program('train.py'))} {words} --workers 1"
     result = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1] .startswith("train.py: /dev/shm is too small for the workers")
+    assert result.stderr.splitlines()[-1].startswith("train.py: /dev/shm is too small for the workers")
 
 
 def test_other_errors_of_a_program_are_not_hidden():
