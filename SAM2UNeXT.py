@@ -204,7 +204,7 @@ class SAM2UNeXT(nn.Module, checkpoint.Hub):
 
     @torch.no_grad()
     def predict(self, picture: Image.Image | np.ndarray) -> np.ndarray:
-        """The foreground probability of each pixel of one picture: float32 (H, W) in [0, 1].
+        """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1].
 
         `picture` is a PIL image, or uint8 RGB (H, W, 3), of any size; the network sees it resized to `self.size`
         squared. Call `eval()` first.

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import importlib.util
 import multiprocessing
 import os
 import platform
@@ -86,6 +87,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
+
+
+def require(packages: Iterable[str], requirements: str) -> None:
+    """Raises ValueError that says how to install the packages of a file of requirements if one is missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"needs {', '.join(missing)}: bash tools/setup.sh {requirements} installs what is missing")
 
 
 def path(text: str) -> Path:

@@ -4,7 +4,7 @@
 #     bash demo.sh
 #
 # A small network (Hiera-T, DINOv2-S, both with random weights, 128 px) learns to find camouflaged blobs, in some minutes
-# on two CPU cores; a GPU is used where there is one. SEED=1 makes other pictures and other random weights. All files go
+# on two CPU cores; a GPU is used where there is one. SEED=1 makes other images and other random weights. All files go
 # to demo/.
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -2,10 +2,10 @@
 # Writes the maps of the newest checkpoint of a run; whatever follows goes to test.py.
 #
 #     bash test.sh NAME ROOT [options]        a benchmark's test sets: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199, or YAML
-#     bash test.sh PICTURES... [options]      folders of pictures, or single pictures
+#     bash test.sh IMAGES... [options]        folders of images, or single images
 #
-# The run is $RUN (runs/NAME; runs/sam2unext for pictures); the maps go to $RUN/predictions, a benchmark's to a folder a
-# test set in there. GPUS=4 takes four; $PYTHON names the interpreter.
+# The run is $RUN (runs/NAME; runs/sam2unext for images); its maps go to $RUN/predictions, those of a benchmark to one
+# folder per test set in it. GPUS=4 uses four GPUs; $PYTHON names the interpreter.
 set -euo pipefail
 source "$(dirname "$0")/tools/setup.sh"
 read_words 1 "$@"

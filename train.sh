@@ -2,10 +2,10 @@
 # Trains with the recipe of the paper; whatever follows the first two words goes to train.py.
 #
 #     bash train.sh NAME ROOT [options]       a benchmark: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file
-#     bash train.sh IMAGES MASKS [options]    a folder of pictures and one of masks
+#     bash train.sh IMAGES MASKS [options]    a folder of images and one of masks
 #
-# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). GPUS=4 takes four. $PYTHON names the interpreter
-# (.venv/bin/python, else python3). The encoders' weights are taken from weights/, where they are downloaded to first.
+# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). The encoders' weights are those in weights/, which are
+# downloaded if they are missing. GPUS=4 uses four GPUs; $PYTHON names the interpreter (.venv/bin/python, else python3).
 set -euo pipefail
 source "$(dirname "$0")/tools/setup.sh"
 read_words 2 "$@"

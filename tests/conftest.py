@@ -18,7 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"  # not part of the repository
-SUIM8 = SHARED / "data" / "suim8"  # eight real pictures
+SUIM8 = SHARED / "data" / "suim8"  # eight real images
 sys.path[:0] = [str(GOLDEN), str(ROOT / "tests")]
 
 import micro  # noqa: F401 (adds a size of the trunk)
@@ -122,7 +122,7 @@ def full_model(_empty_full_model):
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Path:
-    """A toy data set of 6 training and 4 test pictures."""
+    """A toy data set of 6 training and 4 test images."""
     folder = tmp_path_factory.mktemp("toy")
     toy_dataset.main(toy_dataset.get_args_parser().parse_args([str(folder), "--train", "6", "--test", "4"]))
     return folder
@@ -229,7 +229,7 @@ def read_maps(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
-def save_picture(path: Path, pixels: np.ndarray) -> Path:
+def save_image(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path

@@ -1,4 +1,4 @@
-"""Looks for input that ends without a message: damaged files, odd names, and whatever the property tests draw.
+"""Searches for input that ends without a proper message: damaged files, odd names, and random property tests.
 
     python tests/fuzz.py --pictures 2000 --weights 500 --names 200
 
@@ -47,7 +47,7 @@ from tools import check_dataset, toy_dataset
 
 PATIENCE = 60  # seconds a file
 MEMORY = 1024  # MB a process
-REAL = ROOT.parent / "shared" / "data" / "suim8"  # eight real pictures, not part of the repository
+REAL = ROOT.parent / "shared" / "data" / "suim8"  # eight real images, not part of the repository
 AUX, AUX_SIZE = "test_vit", 160  # timm's smallest transformer
 
 
@@ -112,7 +112,7 @@ def deepen_weights(rng: np.random.Generator, content: bytes) -> bytes:
 
 
 def write_pictures(folder: Path) -> None:
-    """Whole JPEG and PNG files of each kind."""
+    """Intact JPEG and PNG files of each kind."""
     pixels, mask = toy_dataset.sample(np.random.default_rng(0))
     picture, exif = Image.fromarray(pixels), Image.Exif()
     exif[0x0112] = 6
@@ -134,7 +134,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def read_picture(path: Path) -> None:
-    """Reads a file in every way; the doctor, which never fails, must agree. Raises OSError that names it."""
+    """Reads a file in every way; check_dataset, which never fails, must agree. Raises OSError that names it."""
     found = {check_dataset.inspect(path, is_mask).size is not None for is_mask in (False, True)}
     read = set()
     try:
@@ -143,11 +143,11 @@ def read_picture(path: Path) -> None:
             function(path)
         read.add(True)
     finally:
-        assert found == (read or {False}), "the doctor says otherwise"
+        assert found == (read or {False}), "check_dataset disagrees"
 
 
 def write_weights(folder: Path) -> None:
-    """Whole files of weights of each kind.
+    """Intact files of weights of each kind.
 
     All tensors but those of safetensors are one number in the file, spread over a shape.
     """
@@ -217,7 +217,7 @@ ALPHABET = [*(c for c in ALPHABET if c != "/"), "a", "B", "%", "{", "}", "\udcff
 
 @cache
 def read_bases(folder: Path) -> dict[str, bytes]:
-    """The whole files by name."""
+    """The intact files by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -226,7 +226,7 @@ def expire(number: int, frame: object) -> None:
 
 
 def attempt(number: int, what: str, seed: int, bases_folder: Path) -> Outcome:
-    """Makes the damaged file `number` in a folder of its own, from one of the whole ones, and reads it."""
+    """Makes the damaged file `number` in a folder of its own, from an intact one, and reads it."""
     _, deepen, read = KINDS[what]
     rng = np.random.default_rng([seed, number, list(KINDS).index(what)])
     bases = read_bases(bases_folder)

@@ -1,4 +1,4 @@
-"""Whatever files are called, each message about them is one line of printable text.
+"""Whatever files are called, every message about them is one line of printable text.
 
 Every scenario makes files in a folder, both with odd names, and runs a command that has something to say about them.
 test_names.py runs all of them with one nasty name, fuzz.py with names at random.
@@ -42,7 +42,7 @@ def trained() -> bytes:
 
 
 def pairs(folder: Path, *stems: str, size: tuple[int, int] = (40, 60)) -> tuple[Path, Path]:
-    """Folders of pictures and masks."""
+    """Folders of images and masks."""
     mask = np.zeros(size, np.uint8)
     mask[9:20, 9:30] = 255
     for kind, pixels in (("im", np.dstack([mask] * 3)), ("gt", mask)):
@@ -72,7 +72,7 @@ def run_eval(folder: Path, name: str, *more: object) -> None:
     call(evaluation.main, evaluation.get_args_parser, *words, "--save_path", folder / "results", *more)
 
 
-def run_doctor(*words: object) -> None:
+def run_check(*words: object) -> None:
     call(check_dataset.main, check_dataset.get_args_parser, *words, "--workers", 1)
 
 
@@ -138,9 +138,9 @@ def eval_allowed(folder: Path, name: str) -> None:
     run_eval(folder, name, "--allow_missing")
 
 
-def doctor_alone(folder: Path, name: str) -> None:
+def check_alone(folder: Path, name: str) -> None:
     alone(folder, name)
-    run_doctor(folder / "im", folder / "gt")
+    run_check(folder / "im", folder / "gt")
 
 
 def train_nothing_in_common(folder: Path, name: str) -> None:
@@ -167,12 +167,12 @@ def eval_unreadable(folder: Path, name: str) -> None:
     run_eval(folder, "set")
 
 
-def doctor_everything(folder: Path, name: str) -> None:
+def check_everything(folder: Path, name: str) -> None:
     images, _ = pairs(folder, name, "x")
     odd_masks(folder, name)
     damage(images / "x.png")
     (images / f"{name}.txt").touch()
-    run_doctor(folder / "im", folder / "gt", "--json", folder / "found.json")
+    run_check(folder / "im", folder / "gt", "--json", folder / "found.json")
 
 
 def two_of_one_name(folder: Path, name: str) -> None:
@@ -210,7 +210,7 @@ def no_folder(folder: Path, name: str) -> None:
             main(folder)
     with contextlib.suppress(SystemExit):
         run_eval(folder, "set")
-    run_doctor(folder / "im", folder / "gt")
+    run_check(folder / "im", folder / "gt")
 
 
 def not_to_be_written(folder: Path, name: str) -> None:
@@ -272,7 +272,7 @@ def benchmarks_of_ones_own(folder: Path, name: str) -> None:
             with contextlib.suppress(SystemExit):
                 call(evaluation.main, evaluation.get_args_parser, *words, "--pred_path", folder)
         with contextlib.suppress(SystemExit):
-            run_doctor(path, folder)
+            run_check(path, folder)
     pairs(folder, name)
     path.write_text("{train: {folder: ., count: 7}, test: {a: {folder: .}}}")
     words = ["--benchmark", path, folder, "--pred_path", folder / "im", "--save_path", folder / "results"]
@@ -295,8 +295,8 @@ SCENARIOS: dict[str, Callable[[Path, str], None]] = {
     function.__name__: function
     for function in (
         train_and_resume, train_unfinished, train_damaged, train_odd_masks, eval_odd_masks, train_alone, eval_alone,
-        eval_allowed, doctor_alone, train_nothing_in_common, train_unreadable, test_unreadable, eval_unreadable,
-        doctor_everything, two_of_one_name, test_all, test_without_truth, test_over_its_input, test_of_one_name,
+        eval_allowed, check_alone, train_nothing_in_common, train_unreadable, test_unreadable, eval_unreadable,
+        check_everything, two_of_one_name, test_all, test_without_truth, test_over_its_input, test_of_one_name,
         no_folder, not_to_be_written, weights_of_other_kinds, checkpoints, benchmarks_of_ones_own, sheets,
     )
 }  # fmt: skip

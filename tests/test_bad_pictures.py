@@ -1,4 +1,4 @@
-"""Pictures and masks of every kind, and what is none: converted rightly, or named with the reason."""
+"""Images and masks of every kind, and files that are none: converted correctly, or named with the reason."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import recipe
-from conftest import failure, predict_arguments, read_maps, save_picture
+from conftest import failure, predict_arguments, read_maps, save_image
 from conftest import train_arguments as arguments
 from PIL import Image
 
@@ -26,7 +26,7 @@ TURN[0x0112] = 6  # a quarter turn
 BOMB = b"P5 20000 20000 255 "  # its header is all of it
 
 
-def doctor(path, is_mask=False):
+def findings_of(path, is_mask=False):
     return check_dataset.inspect(path, is_mask).kinds
 
 
@@ -51,22 +51,22 @@ def write(path, content):
         ("float_255.tif", lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path)),
     ],
 )
-def test_grey_of_any_depth_is_read_right_as_picture_and_as_mask(name, save, tmp_path):
+def test_grey_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, save, tmp_path):
     save(tmp_path / name)
     assert np.array_equal(np.array(files.read_image(tmp_path / name)), np.dstack([RAMP] * 3))
     assert np.array_equal(np.array(files.read_mask(tmp_path / name)), RAMP)
     deep = Image.open(tmp_path / name).mode.startswith(files.DEEP)
-    assert ("16 bits or floats" in doctor(tmp_path / name)) == deep
-    assert "mask not binary" in doctor(tmp_path / name, is_mask=True)  # as it is read
+    assert ("16 bits or floats" in findings_of(tmp_path / name)) == deep
+    assert "mask not binary" in findings_of(tmp_path / name, is_mask=True)  # as it is read
 
 
 @pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf], [0, 70000]])
-def test_floats_that_are_no_grey_are_named(values, tmp_path):
-    save_picture(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
+def test_floats_outside_the_grey_range_are_named(values, tmp_path):
+    save_image(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
     for read in (files.read_image, files.read_mask):
         with pytest.raises(OSError, match=r"x\.tif: cannot be read as an image: its values from .*; save it as 8 bits"):
             read(tmp_path / "x.tif")
-    assert "values from" in doctor(tmp_path / "x.tif")["unreadable"]
+    assert "values from" in findings_of(tmp_path / "x.tif")["unreadable"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_floats_that_are_no_grey_are_named(values, tmp_path):
         ("photo.jp2", {}),
     ],
 )
-def test_colour_of_any_kind_is_read_as_its_first_picture_without_transparency(name, options, tmp_path):
+def test_any_colour_mode_is_read_as_its_first_frame_without_transparency(name, options, tmp_path):
     mode = options.pop("mode", "RGB")
     Image.fromarray(PHOTO).convert(mode).save(tmp_path / name, **options)
     read = np.array(files.read_image(tmp_path / name))
@@ -103,30 +103,30 @@ def test_colour_of_any_kind_is_read_as_its_first_picture_without_transparency(na
         ("program.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "its format is not known"),
     ],
 )
-def test_what_is_no_picture_is_named_with_the_reason(name, content, reason, tmp_path):
+def test_files_that_are_not_images_are_named_with_the_reason(name, content, reason, tmp_path):
     path = tmp_path / name
     if content is None:
-        content = save_picture(path, PHOTO).read_bytes()[:-300]
+        content = save_image(path, PHOTO).read_bytes()[:-300]
     path.write_bytes(content)
     for read in (files.read_image, files.read_mask):
         with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: [^\n]*{reason}"):
             read(path)
-    assert reason in "".join(doctor(path).values())
+    assert reason in "".join(findings_of(path).values())
 
 
-def test_a_picture_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, monkeypatch):
-    save_picture(tmp_path / "x.png", PHOTO)
+def test_an_image_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, monkeypatch):
+    save_image(tmp_path / "x.png", PHOTO)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO.shape[0] * PHOTO.shape[1] - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for read in (files.read_image, files.read_mask, files.read_size):
             with pytest.raises(OSError, match="2,400 pixels exceed Pillow's limit of 2,399"):
                 read(tmp_path / "x.png")
-        assert "limit" in doctor(tmp_path / "x.png")["unreadable"]
+        assert "limit" in findings_of(tmp_path / "x.png")["unreadable"]
 
 
-def test_any_error_of_a_reader_is_one_that_names_the_file(tmp_path, monkeypatch):
-    path = save_picture(tmp_path / "x.png", PHOTO)
+def test_every_reader_error_names_the_file(tmp_path, monkeypatch):
+    path = save_image(tmp_path / "x.png", PHOTO)
     for error in (KeyError("key"), IndexError(), MemoryError(), OverflowError("large"), EOFError(), RecursionError()):
         monkeypatch.setattr(Image.Image, "convert", lambda *args, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: ."):
@@ -152,7 +152,7 @@ NAMES += [os.fsdecode(b"no\xfftext"), "'quote\"", "<b>", "$HOME", "a.b.c"]
 
 @pytest.fixture(scope="module")
 def odd_names(toy, tmp_path_factory):
-    """Folders Image and Mask with names that a careless program stumbles over."""
+    """Folders Image and Mask with names that careless programs fail on."""
     folder = tmp_path_factory.mktemp("odd")
     for part, extension in (("Image", ".jpg"), ("Mask", ".png")):
         (folder / part).mkdir()
@@ -161,7 +161,7 @@ def odd_names(toy, tmp_path_factory):
     return folder
 
 
-def test_odd_names_go_through_all_three_programs(odd_names, micro_checkpoint, from_files, tmp_path, capsys):
+def test_odd_names_work_in_all_three_programs(odd_names, micro_checkpoint, from_files, tmp_path, capsys):
     images, masks, maps = odd_names / "Image", odd_names / "Mask", tmp_path / "maps"
     script.main(predict_arguments(micro_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6))
     assert sorted(read_maps(maps)) == sorted(f"{name}.png" for name in NAMES)
@@ -175,7 +175,7 @@ def test_odd_names_go_through_all_three_programs(odd_names, micro_checkpoint, fr
     assert f"{len(NAMES)} pairs" in capsys.readouterr().out
 
 
-def test_a_name_of_several_lines_stays_in_one(tmp_path):
+def test_a_name_with_line_breaks_is_shown_on_one_line(tmp_path):
     for name in ("new\nline.jpg", os.fsdecode(b"no\xfftext.jpg")):
         write(tmp_path / name, b"")
         with pytest.raises(OSError) as error:
@@ -186,10 +186,10 @@ def test_a_name_of_several_lines_stays_in_one(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_stems_that_differ_in_case_alone_are_two(tmp_path):
+def test_stems_that_differ_only_in_case_are_distinct(tmp_path):
     for name in ("Cat", "cat"):
-        save_picture(tmp_path / "images" / f"{name}.png", PHOTO)
-        save_picture(tmp_path / "masks" / f"{name}.png", RAMP)
+        save_image(tmp_path / "images" / f"{name}.png", PHOTO)
+        save_image(tmp_path / "masks" / f"{name}.png", RAMP)
     assert [image.name for image, _ in files.pair([tmp_path / "images"], [tmp_path / "masks"])] == [
         "Cat.png",
         "cat.png",
@@ -200,16 +200,16 @@ def test_stems_that_differ_in_case_alone_are_two(tmp_path):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 5000), (5000, 1)])
-def test_extreme_sizes_are_predicted_at_their_size(height, width, micro_checkpoint, tmp_path):
-    save_picture(tmp_path / "in" / "x.png", np.zeros((height, width, 3), np.uint8))
+def test_extreme_sizes_are_predicted_at_their_own_size(height, width, micro_checkpoint, tmp_path):
+    save_image(tmp_path / "in" / "x.png", np.zeros((height, width, 3), np.uint8))
     script.main(predict_arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--save", "map,overlay,cutout"))
     assert read_maps(tmp_path / "maps")["x.png"].shape == (height, width)
 
 
-def test_prediction_goes_on_past_everything_that_is_no_picture(micro_checkpoint, tmp_path, capsys):
+def test_prediction_skips_and_lists_files_that_are_not_images(micro_checkpoint, tmp_path, capsys):
     images = tmp_path / "in"
-    save_picture(images / "good.png", PHOTO)
-    save_picture(images / "cut.png", PHOTO).write_bytes(save_picture(images / "cut.png", PHOTO).read_bytes()[:-900])
+    save_image(images / "good.png", PHOTO)
+    save_image(images / "cut.png", PHOTO).write_bytes(save_image(images / "cut.png", PHOTO).read_bytes()[:-900])
     for name, content in (("zero.jpg", b""), ("text.jpg", b"hi"), ("bomb.pgm", BOMB), ("new\nline.jpg", b"\xff\xd8")):
         write(images / name, content)
     with pytest.raises(SystemExit) as stop:
@@ -223,7 +223,7 @@ def test_prediction_goes_on_past_everything_that_is_no_picture(micro_checkpoint,
 
 @pytest.fixture
 def pairs(toy, tmp_path):
-    """A data set of ones own to spoil: its folder, and the arguments of train.py on it."""
+    """A copy of the data set to damage: its folder, and the arguments of train.py for it."""
     for part in ("Image", "Mask"):
         shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
     return tmp_path / "train", lambda network: arguments(
@@ -245,10 +245,10 @@ def test_training_names_all_unreadable_files_before_it_starts(pairs, from_files,
 
 
 @pytest.mark.parametrize("white, warned", [(1, True), (100, True), (0, False), (255, False)])
-def test_masks_that_are_black_though_they_hold_something_are_warned_of(white, warned, pairs, tmp_path, capsys):
+def test_masks_that_read_as_black_cause_a_warning(white, warned, pairs, tmp_path, capsys):
     folder, _ = pairs
     mask = folder / "Mask" / "toy_0003.png"
-    save_picture(mask, np.where(np.array(Image.open(mask)) > 128, white, 0).astype(np.uint8))
+    save_image(mask, np.where(np.array(Image.open(mask)) > 128, white, 0).astype(np.uint8))
     dataset.check_files(files.pair([folder / "Image"], [folder / "Mask"]), workers=2)
     printed = capsys.readouterr().out
     assert ("warning: 1 of 6 masks are black or nearly" in printed and "(toy_0003.png)" in printed) == warned
@@ -257,30 +257,30 @@ def test_masks_that_are_black_though_they_hold_something_are_warned_of(white, wa
     evaluation.main(evaluation.get_args_parser().parse_args([str(word) for word in words]))
     printed = capsys.readouterr().out
     assert ("warning: set: 1 of 6 masks are black or nearly" in printed and "(toy_0003.png)" in printed) == warned
-    assert ({"0/1 mask", "mask too dark"} & doctor(mask, is_mask=True).keys() != set()) == warned
+    assert ({"0/1 mask", "mask too dark"} & findings_of(mask, is_mask=True).keys() != set()) == warned
 
 
 @pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
-def test_masks_of_one_value_are_scored_as_they_are_and_the_doctor_warns(white, kind, tmp_path):
-    path = save_picture(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
+def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
+    path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
     scores, is_dark = evaluation.score_files((path, path), "fast", resize=False)
     assert not is_dark and scores.figures()["Smeasure"] == pytest.approx(1)
-    assert doctor(path, is_mask=True) == {kind: ""}
+    assert findings_of(path, is_mask=True) == {kind: ""}
 
 
-def test_a_mask_of_another_size_is_told(pairs, from_files, capsys):
+def test_a_mask_of_another_size_causes_a_warning(pairs, from_files, capsys):
     folder, args = pairs
     mask = folder / "Mask" / "toy_0003.png"
     height, width = files.read_size(mask)
-    save_picture(mask, np.full((30, 50), 255, np.uint8))
+    save_image(mask, np.full((30, 50), 255, np.uint8))
     train.main(args(from_files))
     printed = capsys.readouterr().out
     assert f"toy_0003.png (30, 50) instead of ({height}, {width})" in printed
 
 
-def test_colour_masks_are_read_as_grey_and_soft_ones_stay_soft(tmp_path):
-    save_picture(tmp_path / "colour.png", np.full((4, 6, 3), (255, 255, 0), np.uint8))
-    save_picture(tmp_path / "soft.png", np.full((4, 6), 90, np.uint8))
+def test_colour_masks_become_greyscale_and_soft_ones_stay_soft(tmp_path):
+    save_image(tmp_path / "colour.png", np.full((4, 6, 3), (255, 255, 0), np.uint8))
+    save_image(tmp_path / "soft.png", np.full((4, 6), 90, np.uint8))
     assert files.read_mask(tmp_path / "colour.png").getextrema() == (226, 226)
     assert files.read_mask(tmp_path / "soft.png").getextrema() == (90, 90)
-    assert "mask in colour" in doctor(tmp_path / "colour.png", is_mask=True)
+    assert "mask in colour" in findings_of(tmp_path / "colour.png", is_mask=True)

@@ -112,7 +112,7 @@ def tensor(shape=(10,), offsets=(0, 40), dtype="F32"):
         safetensors_with({"a": tensor()}, size=39),
     ],
 )
-def test_a_safetensors_header_that_lies_is_found_out(content, tmp_path):
+def test_a_false_safetensors_header_is_detected(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or not a file of weights \(.*\); get"):
         weights.read(tmp_path / "x.safetensors")
@@ -136,14 +136,14 @@ def archive(name="a.txt") -> bytes:
         pickle.dumps([1, 2]),
     ],
 )
-def test_archives_and_pickles_of_other_things_are_refused_in_a_line(content, tmp_path):
+def test_archives_and_pickles_without_weights_are_refused_in_one_line(content, tmp_path):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"^.*x\.pt: [^\n]*$") as error:
         weights.read(tmp_path / "x.pt")
     assert "weights_only" not in str(error.value)  # nobody is told to load it all the same
 
 
-def test_folders_and_links_to_nothing_are_named(tmp_path):
+def test_folders_and_dangling_links_are_named(tmp_path):
     (tmp_path / "link.pt").symlink_to("nowhere.pt")
     (tmp_path / "self.pt").symlink_to("self.pt")
     (tmp_path / "folder.pt").mkdir()
@@ -186,7 +186,7 @@ def test_no_option_runs_code_from_a_file(option, toy, tmp_path, capsys):
         (weights.TRUNK + "patch_embed.proj.weight", ()),
     ],
 )
-def test_shapes_that_make_no_sense_are_no_crash(key, shape, micro_model, tmp_path):
+def test_nonsensical_shapes_do_not_crash(key, shape, micro_model, tmp_path):
     torch.save(micro_model.state_dict() | {key: torch.zeros(shape)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: "):
         SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
@@ -195,14 +195,14 @@ def test_shapes_that_make_no_sense_are_no_crash(key, shape, micro_model, tmp_pat
 
 
 @pytest.mark.parametrize("size", [{"size": 0}, {"size": 2**40}, {"aux_size": -1}, {"aux_size": 2**40}])
-def test_a_header_cannot_ask_for_any_size(size, micro_model, tmp_path):
+def test_a_header_cannot_demand_any_size(size, micro_model, tmp_path):
     header = {"format": 2, "network": MICRO | size, "encoders": {}}
     torch.save(header | {"state_dict": micro_model.state_dict()}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth: its header does not say which network"):
         SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
 
 
-def test_an_unknown_tag_of_timm_is_one_line_and_status_2(toy, tmp_path, capsys):
+def test_an_unknown_timm_tag_is_one_line_and_status_2(toy, tmp_path, capsys):
     network = NETWORK.replace(MICRO["aux"], MICRO["aux"] + ".bogus")
     status, line = failure(train.main, arguments("", toy, tmp_path, network), capsys)
     assert status == 2 and "Invalid pretrained tag" in line
@@ -228,7 +228,7 @@ def unfinished(toy, from_files, tmp_path_factory):
         {"parts": {"optimizer": 5, "scheduler": {}, "scaler": {}}},
     ],
 )
-def test_a_run_that_cannot_go_on_says_so(change, unfinished, toy, from_files, tmp_path, capsys):
+def test_an_unreadable_last_pth_says_how_to_continue(change, unfinished, toy, from_files, tmp_path, capsys):
     last = tmp_path / run.LAST
     torch.save(unfinished | change, last)
     args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)

@@ -1,4 +1,4 @@
-"""benchmarks.py: the archives of the benchmarks, found in every layout."""
+"""evaluation/benchmarks.py: the archives of the benchmarks are found in every layout."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, save_picture
+from conftest import ROOT, SHARED, save_image
 
 from evaluation import benchmarks, metrics
 
@@ -16,11 +16,11 @@ PIXELS = np.zeros((4, 6), np.uint8)
 
 def fill(folder, stems, extension="png"):
     for stem in stems:
-        save_picture(folder / f"{stem}.{extension}", PIXELS)
+        save_image(folder / f"{stem}.{extension}", PIXELS)
 
 
 def archive(root, folders, count=3):
-    """Pictures and masks of `count` names in each (pictures, masks) folder."""
+    """Images and masks of `count` names in each (images, masks) folder."""
     for images, masks in folders:
         fill(root / images, [f"{i}#x" for i in range(count)], "jpg")
         fill(root / masks, [f"{i}#x" for i in range(count)])
@@ -56,7 +56,7 @@ CASES = [(name, i) for name, several in LAYOUTS.items() for i in range(len(sever
 
 @pytest.mark.parametrize("above", ["", "archive", "a/b"])
 @pytest.mark.parametrize("name, layout", CASES)
-def test_every_layout_is_recognised_also_further_down_and_in_another_case(name, layout, above, tmp_path):
+def test_every_layout_is_found_at_any_depth_and_in_any_case(name, layout, above, tmp_path):
     folders = [(im.upper(), gt.lower()) if above else (im, gt) for im, gt in LAYOUTS[name][layout]]
     if above:  # both folders of a pair lie in one, whose case is that of the pictures
         folders = [(im, os.path.join(os.path.dirname(im), os.path.basename(gt))) for im, gt in folders]
@@ -74,7 +74,7 @@ def test_every_layout_is_recognised_also_further_down_and_in_another_case(name, 
         assert (image.stem, image.suffix, mask.suffix) == (mask.stem, ".jpg", ".png")
 
 
-def test_the_raw_camouflage_archives_are_joined_and_what_does_not_count_is_left_out(tmp_path):
+def test_the_raw_camouflage_archives_are_joined_without_what_does_not_count(tmp_path):
     camouflaged = ["COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-CAM-2-Terrestrial-23-Cat-1506"]
     others = ["COD10K-NonCAM-1-x", "COD10K-NonCAM-2-y", "COD10K-NonCAM-3-z"]
     for half in ("Train", "Test"):
@@ -94,7 +94,7 @@ def test_the_raw_camouflage_archives_are_joined_and_what_does_not_count_is_left_
     assert [len(test[name][0].pairs) for name in ("COD10K", "CAMO")] == [2, 1]
 
 
-def test_the_joined_training_set_leaves_out_the_same(tmp_path):
+def test_the_joined_training_set_leaves_out_the_same_files(tmp_path):
     stems = ["COD10K-CAM-1", "camourflage_1"]
     fill(tmp_path / "TrainDataset/Imgs", [*stems, "COD10K-NonCAM-1"])
     fill(tmp_path / "TrainDataset/GT", [*stems, "COD10K-NonCAM-1", "camourflage_9"])
@@ -103,14 +103,14 @@ def test_the_joined_training_set_leaves_out_the_same(tmp_path):
     assert "left out: 1 image named" in str(place) and "1 mask without an image" in str(place)
 
 
-def test_other_benchmarks_do_not_forgive_a_surplus_mask(tmp_path):
+def test_other_benchmarks_refuse_a_surplus_mask(tmp_path):
     archive(tmp_path, LAYOUTS["MAS3K"][0])
     fill(tmp_path / "train/Mask", ["surplus"])
     with pytest.raises(ValueError, match=r"train/Mask do not match; without their image: surplus\.png"):
         benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
 
 
-def test_another_number_than_the_published_one_is_a_warning(tmp_path):
+def test_a_count_other_than_the_published_one_is_a_warning(tmp_path):
     archive(tmp_path, LAYOUTS["RMAS"][0])
     (place,) = benchmarks.find_train(benchmarks.load("RMAS"), tmp_path)
     assert str(place).startswith("RMAS training: 3 of 2,514 pairs in") and "WARNING" in str(place)
@@ -177,25 +177,25 @@ def test_every_layout_expects_the_published_counts(name):
     }
 
 
-def test_joined_folders_must_not_hold_pictures_of_one_name(tmp_path):
+def test_joined_folders_must_not_share_image_names(tmp_path):
     (tmp_path / "x.yaml").write_text("test: {hard: [{folder: a}, {folder: b}]}")
     archive(tmp_path, [("a/im", "a/gt"), ("b/im", "b/gt")])
     with pytest.raises(ValueError, match="hard: several of its folders have images named 0#x, 1#x"):
         benchmarks.find_test(benchmarks.load(str(tmp_path / "x.yaml")), tmp_path)
 
 
-def test_a_set_of_ones_own_has_no_published_figures_whatever_its_name(tmp_path):
+def test_a_custom_set_has_no_published_figures_whatever_its_name(tmp_path):
     (tmp_path / "COD.yaml").write_text("test: {CAMO: {}}")
     assert benchmarks.published(benchmarks.load(str(tmp_path / "COD.yaml")), "CAMO") == {}
     assert benchmarks.published(benchmarks.load("COD"), "CAMO")
 
 
-def test_sets_are_chosen_in_any_case(tmp_path):
+def test_set_names_may_have_any_case(tmp_path):
     archive(tmp_path, LAYOUTS["DIS5K"][0])
     assert list(benchmarks.find_test(benchmarks.load("DIS5K"), tmp_path, ["dis-te2"])) == ["DIS-TE2"]
 
 
-def test_folders_that_macos_puts_into_archives_do_not_count(tmp_path):
+def test_folders_that_macos_adds_to_archives_are_ignored(tmp_path):
     archive(tmp_path, LAYOUTS["EORSSD"][0])
     archive(tmp_path / "__MACOSX", LAYOUTS["EORSSD"][0])
     archive(tmp_path / ".hidden", LAYOUTS["EORSSD"][1])
@@ -212,7 +212,7 @@ together:
 """
 
 
-def test_a_benchmark_of_ones_own_is_a_yaml_file(tmp_path):
+def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
     (tmp_path / "Leaves.yaml").write_text(EXAMPLE)
     folders = [("summer/train/photos", "summer/train/drawings"), ("winter/im", "winter/gt")]
     archive(tmp_path, [*folders, ("test/easy/pictures", "test/easy/drawings")])
@@ -246,7 +246,7 @@ def test_a_benchmark_of_ones_own_is_a_yaml_file(tmp_path):
         ("test: {a: [", "does not describe a benchmark"),
     ],
 )
-def test_a_yaml_file_that_describes_none_says_why(text, message, tmp_path):
+def test_a_yaml_file_that_describes_no_benchmark_is_refused_with_the_reason(text, message, tmp_path):
     (tmp_path / "x.yml").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         benchmarks.load(str(tmp_path / "x.yml"))

@@ -1,4 +1,4 @@
-"""The doctor for data: what it finds in a miniature archive with planted faults, and nothing elsewhere."""
+"""tools/check_dataset.py finds every planted fault in a miniature archive, and nothing else."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SUIM8, failure, save_picture
+from conftest import ROOT, SUIM8, failure, save_image
 from PIL import Image
 
 import cli
@@ -37,7 +37,7 @@ def mask(white=255, size=(24, 32)):
 
 
 def save(folder, stem, image=None, truth=None, extension="jpg", truth_extension="png", **options):
-    """A pair in `folder`; returns its picture's path."""
+    """A pair in `folder`; returns its image's path."""
     for name in ("Imgs", "GT"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (image or picture()).save(folder / "Imgs" / f"{stem}.{extension}", **options)
@@ -162,7 +162,7 @@ def test_details_say_what_is_wrong(planted):
     assert ("gone.png", "a broken link") in details
 
 
-def test_errors_make_the_status_and_the_verdict(planted):
+def test_errors_decide_status_and_verdict(planted):
     text, status, found = planted
     assert status == 1
     assert text.splitlines()[-1].endswith(": fix the errors")
@@ -183,7 +183,7 @@ def test_the_json_agrees_with_the_table(planted):
     assert found["pairs"] == sum(place["pairs"] for place in found["places"])
 
 
-def test_the_table_is_no_wider_than_said_and_shows_names_in_one_line(planted):
+def test_the_table_keeps_its_width_and_shows_names_on_one_line(planted):
     table = planted[0][planted[0].index("the first of them") :]
     assert max(len(line) for line in table.splitlines()) <= check_dataset.WIDTH
     assert "small0.png (12 x 16, image 24 x 32), ..." in table
@@ -197,14 +197,14 @@ def test_a_long_name_keeps_its_end():
     assert check_dataset.examples(found[:1], 40) == "..." + "x" * 32 + "0.png"
 
 
-def test_a_sound_set_passes(toy, capsys, tmp_path):
+def test_a_valid_data_set_passes(toy, capsys, tmp_path):
     text, status = run(toy / "train/Image", f"{toy}/train/Mask/", "--json", tmp_path / "found.json")
     assert (status, text.splitlines()[-1]) == (0, "6 pairs, 0 errors, 0 warnings, 0 notes: sound")
     assert json.loads((tmp_path / "found.json").read_text())["findings"] == []
     assert "checking" in capsys.readouterr().err
 
 
-def test_a_benchmark_of_ones_own_with_warnings_alone_passes(toy, tmp_path):
+def test_a_custom_benchmark_with_only_warnings_passes(toy, tmp_path):
     places = "{folder: train, count: 7}, test: {mine: {folder: test}}"
     (tmp_path / "own.yaml").write_text(f"{{train: {places}}}")
     text, status = run(tmp_path / "own.yaml", toy)
@@ -215,13 +215,13 @@ def test_a_benchmark_of_ones_own_with_warnings_alone_passes(toy, tmp_path):
     )
 
 
-@pytest.mark.skipif(not SUIM8.exists(), reason="needs the eight real pictures")
-def test_real_pictures_pass():
+@pytest.mark.skipif(not SUIM8.exists(), reason="needs the eight real images")
+def test_real_images_pass():
     assert run(SUIM8 / "images", SUIM8 / "masks")[1] == 0
 
 
-def test_folders_of_other_names_are_no_pair(toy, tmp_path):
-    save_picture(tmp_path / "masks" / "other.png", np.array(mask()))
+def test_folders_without_common_names_are_no_pair(toy, tmp_path):
+    save_image(tmp_path / "masks" / "other.png", np.array(mask()))
     text, status = run(toy / "test/Image", tmp_path / "masks")
     assert status == 1 and "for example toy_0000.jpg and other.png" in text
 
@@ -244,14 +244,14 @@ def test_nothing_to_check_is_one_line_and_status_2(first, second, told, toy, tmp
     assert status == 2 and told in line
 
 
-def test_a_root_without_any_split_is_told_with_what_was_looked_for(toy, capsys):
+def test_a_root_without_any_split_is_reported_with_what_was_looked_for(toy, capsys):
     _, status = run("COD", toy)
     assert status == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "COD: none of its splits exists; COD training: not found in" in line and "Looked for" in line
 
 
-def test_a_json_path_that_cannot_be_written_is_found_out_first(toy, tmp_path, capsys):
+def test_a_json_path_that_cannot_be_written_is_detected_first(toy, tmp_path, capsys):
     words = [f"{toy}/test/Image", f"{toy}/test/Mask", "--json", str(tmp_path)]
     status, line = failure(check_dataset.main, check_dataset.get_args_parser().parse_args(words), capsys)
     assert status == 2 and "is a folder; name a file" in line
@@ -282,14 +282,14 @@ def test_a_fingerprint_is_of_the_pixels_and_not_of_the_file(extension, tmp_path)
     assert len(prints) == 4
 
 
-def test_a_bilevel_or_grey_palette_mask_is_sound(tmp_path):
+def test_bilevel_and_grey_palette_masks_are_valid(tmp_path):
     for mode in ("1", "RGB", "P"):
         mask().convert(mode).save(tmp_path / f"{mode}.png")
         assert check_dataset.inspect(tmp_path / f"{mode}.png", is_mask=True).kinds == {}
 
 
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
-    save_picture(tmp_path / "large.png", np.array(mask()))
+    save_image(tmp_path / "large.png", np.array(mask()))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "bomb" in check_dataset.inspect(tmp_path / "large.png", is_mask=True).kinds["unreadable"]
 
@@ -304,12 +304,12 @@ def test_a_benchmark_is_told_from_a_folder(tmp_path, monkeypatch):
         assert not benchmarks.is_benchmark(text)
 
 
-def test_the_tool_explains_itself(capsys):
+def test_help_shows_the_examples(capsys):
     with pytest.raises(SystemExit) as stop:
         check_dataset.get_args_parser().parse_args(["--help"])
     assert stop.value.code == 0 and "python tools/" in capsys.readouterr().out
 
 
-def test_no_torch_in_it():
+def test_it_does_not_import_torch():
     code = "from tools import check_dataset; import sys; assert not {'torch', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

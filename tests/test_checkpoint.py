@@ -1,4 +1,4 @@
-"""Trained checkpoints: their kinds, their headers, and converting one kind to another."""
+"""checkpoint.py: kinds of trained checkpoints, their headers, and conversion between kinds."""
 
 import copy
 import os
@@ -44,14 +44,14 @@ def test_a_truncated_checkpoint_is_named(kept, micro_checkpoint, tmp_path):
         ({"format": 2, "network": MICRO, "encoders": {"hiera_path": "x.pt"}}, "does not say which encoders"),
     ],
 )
-def test_a_header_that_makes_no_sense_is_named(header, message, micro_model, tmp_path):
+def test_a_nonsensical_header_is_named(header, message, micro_model, tmp_path):
     torch.save(header | {"state_dict": micro_model.state_dict()}, tmp_path / "SAM2-UNeXT-1.pth")
     with pytest.raises(ValueError, match=f"SAM2-UNeXT-1.pth: .*{message}"):
         SAM2UNeXT.from_checkpoint(tmp_path / "SAM2-UNeXT-1.pth")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_file_of_the_original_tells_its_network_by_its_shapes(prefix, small_model, tmp_path):
+def test_the_network_of_an_original_file_is_recognised_by_its_shapes(prefix, small_model, tmp_path):
     path = tmp_path / "SAM2-UNeXT-20.pth"
     torch.save({prefix + key: value for key, value in small_model.state_dict().items()}, path)
     network, state, _ = checkpoint.read_network(path)
@@ -59,7 +59,7 @@ def test_a_file_of_the_original_tells_its_network_by_its_shapes(prefix, small_mo
     assert state.keys() == small_model.state_dict().keys()
 
 
-def test_the_original_full_size_network_is_told_by_its_shapes(tmp_path):
+def test_the_original_full_size_network_is_recognised_by_its_shapes(tmp_path):
     shapes = golden("sam2unext_large.keys.json")
     torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, tmp_path / "SAM2-UNeXT-20.pth")
     network, *_ = checkpoint.read_network(tmp_path / "SAM2-UNeXT-20.pth")
@@ -104,7 +104,7 @@ def test_with_encoders_from_files_only_what_was_trained_is_saved(small, model, e
         assert (record["name"], record["path"]) == (names[option], str(encoders[option]))
 
 
-def test_a_small_checkpoint_brings_back_the_same_network(small, model):
+def test_a_small_checkpoint_restores_the_same_network(small, model):
     again = SAM2UNeXT.from_checkpoint(small)
     assert same_network(again, model) and again.encoders == model.encoders and not again.training
 
@@ -197,7 +197,7 @@ def test_small_to_whole_to_original_to_small_is_the_same_network(small, model, e
     assert torch.load(again)["epoch"] == 7
 
 
-def test_what_cannot_be_converted_is_one_line(small, tmp_path, capsys):
+def test_conversions_that_are_impossible_are_one_line(small, tmp_path, capsys):
     def fails(*words):
         args = convert_checkpoint.get_args_parser().parse_args([str(word) for word in words])
         return failure(convert_checkpoint.main, args, capsys)
@@ -210,7 +210,7 @@ def test_what_cannot_be_converted_is_one_line(small, tmp_path, capsys):
     assert status == 2 and "is also the input" in line
 
 
-def test_a_fingerprint_looks_at_every_matrix(model):
+def test_the_fingerprint_covers_every_matrix(model):
     state = model.dino.state_dict()
     before = weights.fingerprint(state)
     for key, weight in state.items():

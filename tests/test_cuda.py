@@ -1,4 +1,4 @@
-"""The program on a GPU, where the other tests see none: `python -m pytest -m cuda`."""
+"""On a GPU, the figures of the original and of the CPU; run with `python -m pytest -m cuda`."""
 
 import copy
 import gc
@@ -30,13 +30,13 @@ IMAGES, MASKS = recipe.image("cuda", (2, 3, 64, 64)), recipe.mask("cuda", (2, 1,
 
 @pytest.fixture(scope="module", autouse=True)
 def _full_float32():
-    """TF32, whose ten bits convolutions compute with unless told otherwise, would hide what these tests look for."""
+    """Convolutions use TF32 by default, whose ten bits would hide what these tests look for."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="module")
 def full_model():
-    """Gives a function: the full network on the GPU in float32, filled with the parameters of a seed; one for all."""
+    """A function that fills the full network on the GPU, shared by all tests, with the parameters of a seed."""
     with torch.device("meta"):
         model = SAM2UNeXT()
     model = model.to_empty(device=DEVICE)
@@ -106,7 +106,7 @@ def test_full_network_at_1024_gives_the_figures_of_the_original(full_model):
 # Forty-eight blocks of random weights make 0.6 % after the first stage 9 % of the logits' norm, in bf16 on a CPU. fp16
 # has three bits more. Twice that is let pass.
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.2), (torch.float16, 0.025)])
-def test_full_network_in_half_precision_stays_near_them(dtype, tolerance, full_model):
+def test_full_network_in_half_precision_stays_near_the_original(dtype, tolerance, full_model):
     model, expected = copy.deepcopy(full_model(0)).set_precision(dtype), golden("sam2unext_large_1024.npz")["logits"]
     logits = logits_of(model, recipe.image("full", (1, 3, 1024, 1024), 0))[:, 0, ::8, ::8].numpy()
     assert np.linalg.norm(logits - expected) < tolerance * np.linalg.norm(expected)
@@ -133,7 +133,7 @@ def test_training_steps_are_those_of_the_original(full_model):
 # One network on both devices, in all precisions
 
 
-def test_the_small_network_is_that_of_the_cpu(small_model):
+def test_the_small_network_agrees_with_the_cpu(small_model):
     model = copy.deepcopy(small_model).to(DEVICE)
     with torch.no_grad():
         assert relative_error(logits_of(model, IMAGES), small_model(IMAGES).numpy()) < 1e-4
@@ -147,7 +147,7 @@ def test_the_small_network_is_that_of_the_cpu(small_model):
 
 @pytest.mark.parametrize("size", [(64, 96), (256, 256), (128, 224)])  # windows that fit, and such that need padding
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_logits_are_those_of_the_cpu(dtype, tolerance, size, small_model):
+def test_logits_agree_with_the_cpu(dtype, tolerance, size, small_model):
     images = recipe.image("logits", (2, 3, *size))
     logits = logits_of(network(dtype), images)
     assert logits.dtype == torch.float32
@@ -156,19 +156,19 @@ def test_logits_are_those_of_the_cpu(dtype, tolerance, size, small_model):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.2), (torch.float16, 0.05)])
-def test_half_precision_gives_about_the_same_gradients_in_float32(dtype, tolerance):
+def test_half_precision_computes_about_the_same_float32_gradients(dtype, tolerance):
     (loss, ours), (exact, theirs) = loss_and_gradients(network(dtype)), loss_and_gradients(network())
     assert loss == pytest.approx(exact, rel=0.1 * tolerance)
     assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
     assert_close(ours, theirs, tolerance)
 
 
-def test_auto_is_the_gpu():
+def test_auto_chooses_the_gpu():
     assert cli.device("auto") == DEVICE
 
 
 @pytest.mark.parametrize("more", [(), ("--batch_size", 4, "--flip")])
-def test_maps_are_those_of_the_cpu(more, micro_checkpoint, toy, tmp_path):
+def test_maps_agree_with_the_cpu(more, micro_checkpoint, toy, tmp_path):
     for device in ("cpu", DEVICE):
         args = predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path / device, "--device", device, *more)
         script.main(args)
@@ -182,7 +182,7 @@ def test_maps_are_those_of_the_cpu(more, micro_checkpoint, toy, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype):
+def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype):
     images, masks = recipe.image("memory", (2, 3, 256, 256)), recipe.mask("memory", (2, 1, 256, 256))
     peaks, losses, gradients = [], [], []
     model = network(dtype)
@@ -213,22 +213,22 @@ def little_memory():
     torch.cuda.empty_cache()
 
 
-def test_training_that_is_out_of_memory_ends_with_what_helps(little_memory, toy, tmp_path, capsys):
+def test_training_out_of_memory_ends_with_a_remedy(little_memory, toy, tmp_path, capsys):
     status, line = failure(train.main, arguments("--size 1024 --batch_size 6", toy, tmp_path), capsys)
     assert status == 1 and "out of memory: --precision bf16, --grad_checkpointing, or a smaller --batch_size" in line
 
 
-def test_prediction_that_is_out_of_memory_ends_with_what_helps(little_memory, micro_checkpoint, toy, tmp_path, capsys):
+def test_prediction_out_of_memory_ends_with_a_remedy(little_memory, micro_checkpoint, toy, tmp_path, capsys):
     more = ("--device", DEVICE, "--size", 1024, "--batch_size", 4)
     args = predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path, *more)
     status, line = failure(script.main, args, capsys)
     assert status == 1 and "out of memory: --precision bf16, or a smaller --batch_size or --size, need less" in line
 
 
-# Compiled by torch; a graph that breaks raises, since whole ones are asked for
+# Compiled by torch with fullgraph=True: a graph break raises
 
 
-def test_compiled_prediction_has_one_graph_for_all_pictures_also_of_a_short_batch(
+def test_compiled_prediction_has_one_graph_for_all_images_even_of_a_short_batch(
     graphs, micro_checkpoint, toy, tmp_path
 ):
     for folder, more in (("eager", ()), ("compiled", ("--compile",))):
@@ -241,7 +241,7 @@ def test_compiled_prediction_has_one_graph_for_all_pictures_also_of_a_short_batc
         assert np.abs(compiled[name].astype(int) - map_).max() <= 1
 
 
-def test_compiled_training_has_one_graph_for_all_steps_and_takes_those_of_the_eager_one(graphs, toy, tmp_path):
+def test_compiled_training_has_one_graph_and_takes_the_eager_steps(graphs, toy, tmp_path):
     losses = {}
     for name, more in (("eager", ""), ("compiled", "--compile")):
         text = f"--device {DEVICE} --epoch 2 --batch_size 3 --log_every 1 {more}"
@@ -272,7 +272,7 @@ def test_a_compiled_network_has_the_logits_and_gradients_of_the_eager_one(dtype,
 
 @pytest.fixture
 def one_process(monkeypatch):
-    """The environment that torchrun gives to one process."""
+    """The environment in which torchrun starts one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -323,7 +323,7 @@ def test_torchrun_with_one_process_trains_validates_and_ends(toy, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_killed_and_resumed_it_ends_bit_equal_when_deterministic(precision, toy, from_files, tmp_path):
+def test_a_deterministic_run_that_was_killed_and_resumed_ends_with_equal_weights(precision, toy, from_files, tmp_path):
     more = f"--deterministic --precision {precision} --device {DEVICE}"
     assert killed([], toy, tmp_path / "undisturbed", from_files, more) == [0]
     assert killed(["optimizer 3", "write 2"], toy, tmp_path / "killed", from_files, more)[-1] == 0

@@ -1,25 +1,25 @@
-"""The transforms and the torch data set."""
+"""dataset.py: the transforms equal the original's, and order and flips are reproducible."""
 
 import numpy as np
 import PIL
 import pytest
 import recipe
 import torch
-from conftest import golden, save_picture
+from conftest import golden, save_image
 from PIL import Image
 
 from dataset import STD, SegmentationDataset, epoch_batches, image_tensor, mask_tensor
 
 
 @pytest.mark.parametrize("name, height, width", [("a", 300, 451), ("b", 700, 512)])
-def test_preprocessing_is_that_of_the_original_to_the_bit(name, height, width, tmp_path):
+def test_preprocessing_equals_the_original_bit_for_bit(name, height, width, tmp_path):
     expected = golden("preprocessing.npz")
-    image_path = save_picture(tmp_path / "image.png", recipe.photo(name, height, width, 0))
-    mask_path = save_picture(tmp_path / "mask.png", recipe.ground_truth(name, height, width, 0))
+    image_path = save_image(tmp_path / "image.png", recipe.photo(name, height, width, 0))
+    mask_path = save_image(tmp_path / "mask.png", recipe.ground_truth(name, height, width, 0))
     dataset = SegmentationDataset([(image_path, mask_path)], 352)
     dataset.flips = lambda epoch, index: (False, False)
     image, mask, _ = dataset[1, 0]
-    # The figures are Pillow 13's. Older ones resize tall pictures in another order, hence round a little differently.
+    # The figures are Pillow 13's. Older versions resize tall images in another order and round a little differently.
     exact = int(PIL.__version__.split(".")[0]) >= 13
     image_tolerance, mask_tolerance = (0, 0) if exact else (1.001 / 255 / min(STD), 10 / 255)
     assert np.abs(image[:, ::5, ::5].numpy() - expected[f"{name}/image"]).max() <= image_tolerance
@@ -34,14 +34,14 @@ def test_masks_are_not_binarised():
 
 
 @pytest.mark.parametrize("flips, axes", [((True, False), [2]), ((False, True), [1]), ((True, True), [1, 2])])
-def test_pictures_and_masks_are_flipped_alike(flips, axes):
+def test_images_and_masks_are_flipped_alike(flips, axes):
     picture = Image.fromarray(recipe.photo("flip", 40, 60))
     mask = Image.fromarray(recipe.ground_truth("flip", 40, 60))
     assert torch.equal(image_tensor(picture, 32, flips), image_tensor(picture, 32).flip(axes))
     assert torch.equal(mask_tensor(mask, 32, flips), mask_tensor(mask, 32).flip(axes))
 
 
-def test_flips_depend_on_seed_epoch_and_index_alone():
+def test_flips_depend_only_on_seed_epoch_and_index():
     def drawn(seed, epoch):
         dataset = SegmentationDataset([], 32, seed)
         return [dataset.flips(epoch, i) for i in range(400)]
@@ -65,7 +65,7 @@ def test_items_are_flipped_as_drawn(toy):
         assert name == str(image)
 
 
-def test_each_epoch_has_an_order_of_its_own_that_the_seed_decides():
+def test_each_epoch_has_its_own_order_decided_by_the_seed():
     def order(seed, epoch):
         batches = epoch_batches(10, 4, seed, epoch)
         assert [len(batch) for batch in batches] == [4, 4, 2]

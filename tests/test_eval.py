@@ -1,4 +1,4 @@
-"""eval.py: data sets scored in worker processes."""
+"""eval.py: scores of data sets do not depend on the worker processes, and bad input is named."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import recipe
-from conftest import ROOT, failure, golden, save_picture
+from conftest import ROOT, failure, golden, save_image
 
 import eval as script
 from evaluation import metrics
@@ -19,8 +19,8 @@ from evaluation import metrics
 
 def write_pairs(folder, cases):
     for name, (prediction, truth) in cases.items():
-        save_picture(folder / "maps" / f"{name}.png", prediction)
-        save_picture(folder / "masks" / f"{name}.png", truth)
+        save_image(folder / "maps" / f"{name}.png", prediction)
+        save_image(folder / "masks" / f"{name}.png", truth)
     return folder
 
 
@@ -106,7 +106,7 @@ def test_an_unreadable_map_is_named_and_the_status_is_1(tmp_path, capsys):
     assert not (tmp_path / "scores.json").exists()
 
 
-def test_what_has_no_partner_is_listed_and_left_out_where_that_is_allowed(tmp_path, capsys):
+def test_files_without_a_partner_are_listed_or_left_out_if_allowed(tmp_path, capsys):
     folder = write_pairs(tmp_path, recipe.metric_cases(0))
     (folder / "maps" / "case1.png").unlink()
     (folder / "masks" / "case2.png").unlink()
@@ -119,7 +119,7 @@ def test_what_has_no_partner_is_listed_and_left_out_where_that_is_allowed(tmp_pa
     assert "set: 1 of 11 maps without a ground truth, left out" in printed
 
 
-def test_maps_of_another_size_are_fitted_where_that_is_allowed(tmp_path, capsys):
+def test_maps_of_another_size_are_resized_if_allowed(tmp_path, capsys):
     prediction, truth = recipe.metric_cases(0)["case0"]
     folder = write_pairs(tmp_path, {"x": (prediction, truth), "y": (prediction[::2, ::2], truth)})
     status, line = failure(script.main, arguments(folder), capsys)
@@ -129,7 +129,7 @@ def test_maps_of_another_size_are_fitted_where_that_is_allowed(tmp_path, capsys)
     assert figures["MAE"] == pytest.approx(metrics.score(prediction, truth).MAE, abs=0.02)
 
 
-def test_no_torch_in_it():
+def test_it_does_not_import_torch():
     code = "import eval, sys; assert not {'torch', 'scipy', 'py_sod_metrics'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -156,7 +156,7 @@ def long_run(tmp_path):
 
 
 def workers_of(process):
-    """The process numbers of the worker processes; the resource tracker of multiprocessing is none."""
+    """The process ids of the workers, without multiprocessing's resource tracker."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:

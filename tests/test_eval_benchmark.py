@@ -1,4 +1,4 @@
-"""eval.py on a benchmark, and what it writes."""
+"""eval.py on a benchmark: the table, the page and all other files that it writes."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import recipe
-from conftest import failure, save_picture
+from conftest import failure, save_image
 from PIL import Image
 
 import eval as script
@@ -25,9 +25,9 @@ def archive(tmp_path_factory):
     cases = {name: case for name, case in recipe.metric_cases(0).items() if name.startswith("case")}
     for i, name in enumerate(SETS):
         for stem, (prediction, truth) in list(cases.items())[: i + 1]:
-            save_picture(root / "DIS5K" / name / "im" / f"{stem}.jpg", np.dstack([prediction] * 3))
-            save_picture(root / "DIS5K" / name / "gt" / f"{stem}.png", truth)
-            save_picture(root / "download" / "maps" / name.lower().replace("-", "_") / f"{stem}.png", prediction)
+            save_image(root / "DIS5K" / name / "im" / f"{stem}.jpg", np.dstack([prediction] * 3))
+            save_image(root / "DIS5K" / name / "gt" / f"{stem}.png", truth)
+            save_image(root / "download" / "maps" / name.lower().replace("-", "_") / f"{stem}.png", prediction)
     return root
 
 
@@ -72,7 +72,7 @@ def test_all_files_are_written_and_agree(results):
         assert "maxFm" not in text  # no column of this benchmark
 
 
-def test_the_row_of_several_sets_is_the_mean_over_their_pictures(results):
+def test_the_row_of_several_sets_is_the_mean_over_their_images(results):
     scores = json.loads((results / "results.json").read_text())
     pictures = [row for row in read_csv(results / "per_image.csv") if row["dataset"] != "DIS-VD"]
     assert scores["DIS-TE(1-4)"]["images"] == len(pictures) == 2 + 3 + 4 + 5
@@ -81,7 +81,7 @@ def test_the_row_of_several_sets_is_the_mean_over_their_pictures(results):
         assert scores["DIS-TE(1-4)"][metric] == pytest.approx(mean, rel=1e-12)
 
 
-def test_the_page_shows_the_worst_and_the_best_pictures_and_needs_no_other_file(results):
+def test_the_page_shows_the_worst_and_best_images_and_needs_no_other_file(results):
     page = (results / "report.html").read_text()
     shown = re.findall(r'<div class="name">(.*?)</div>', page)
     pictures = sorted(read_csv(results / "per_image.csv"), key=lambda row: float(row["Smeasure"]))
@@ -92,7 +92,7 @@ def test_the_page_shows_the_worst_and_the_best_pictures_and_needs_no_other_file(
     assert all(url.startswith("data:image/") for url in re.findall(r'src="([^"]*)"', page)) and "http" not in page
 
 
-def test_the_curves_are_a_picture(results):
+def test_the_curves_are_an_image(results):
     curves = np.array(Image.open(results / "curves.png").convert("RGB"))
     assert curves.shape[1] > 2 * curves.shape[0] * 0.9 and len(np.unique(curves.reshape(-1, 3), axis=0)) > 100
 
@@ -110,13 +110,13 @@ def test_a_set_without_maps_is_an_error_unless_allowed_or_not_asked_for(archive,
     assert list(json.loads((tmp_path / "results/results.json").read_text())) == ["DIS-TE2"]
 
 
-def test_one_set_alone_may_have_its_maps_in_the_folder_itself(archive, tmp_path):
+def test_a_single_set_may_have_its_maps_in_the_folder_itself(archive, tmp_path):
     maps = archive / "download" / "maps" / "dis_te4"
     script.main(arguments(archive, "--pred_path", maps, "--save_path", tmp_path, "--sets", "DIS-TE4"))
     assert json.loads((tmp_path / "results.json").read_text())["DIS-TE4"]["images"] == 5
 
 
-def test_plain_folders_have_no_published_rows_and_pictures_where_they_are_named(archive, tmp_path):
+def test_plain_folders_have_no_published_rows_and_show_images_if_named(archive, tmp_path):
     words = ["--dataset_name", "mine", "--pred_path", archive / "download/maps/dis_te4", "--save_path", tmp_path]
     words += ["--gt_path", archive / "DIS5K/DIS-TE4/gt"]
     for more, panels in (([], 3), (["--image_path", archive / "DIS5K/DIS-TE4/im"], 4)):
@@ -126,7 +126,7 @@ def test_plain_folders_have_no_published_rows_and_pictures_where_they_are_named(
         assert [row["method"] for row in read_csv(tmp_path / "results.csv")] == ["this run"]
 
 
-def test_options_that_do_not_go_together_are_errors(archive, capsys):
+def test_conflicting_options_are_errors(archive, capsys):
     plain = ["--dataset_name", "x", "--pred_path", str(archive), "--gt_path", str(archive)]
     for args, message in (
         (arguments(archive, "--gt_path", archive), "--benchmark knows names, ground truth and images"),
@@ -153,17 +153,17 @@ def test_an_empty_folder_of_maps_is_a_set_without_maps(archive, tmp_path):
 
 def test_maps_are_found_by_the_exact_name_first_and_only_where_there_are_any(tmp_path):
     for name in ("a/CAMO/CAMO", "b/easy", "b/EASY_"):
-        save_picture(tmp_path / name / "x.png", np.zeros((4, 4), np.uint8))
+        save_image(tmp_path / name / "x.png", np.zeros((4, 4), np.uint8))
     assert script.find_maps(tmp_path / "a", "Camo", alone=False) == tmp_path / "a/CAMO/CAMO"
     assert script.find_maps(tmp_path / "b", "easy", alone=False) == tmp_path / "b/easy"
     with pytest.raises(ValueError, match="Easy: several folders"):
         script.find_maps(tmp_path / "b", "Easy", alone=False)
     for name in ("легко", "трудно"):
-        save_picture(tmp_path / "c" / name.upper() / "x.png", np.zeros((4, 4), np.uint8))
+        save_image(tmp_path / "c" / name.upper() / "x.png", np.zeros((4, 4), np.uint8))
     assert script.find_maps(tmp_path / "c", "легко", alone=False).name == "ЛЕГКО"
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_of_the_page_and_nothing_is_lost(archive, tmp_path):
+def test_an_unreadable_image_is_left_out_of_the_page_and_nothing_is_lost(archive, tmp_path):
     shutil.copytree(archive / "DIS5K/DIS-TE4/im", tmp_path / "im")
     (tmp_path / "im" / "case0.jpg").write_bytes(b"\xff\xd8 no more")
     words = [

@@ -1,4 +1,4 @@
-"""Full disks, folders that go away, workers that die: nothing half-written, one line, and a rerun completes."""
+"""Full disks, removed folders, killed workers: nothing is half-written, one line says why, and a rerun completes."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def full_disk(left: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path):
+def test_a_file_that_does_not_fit_leaves_only_the_old_one(tmp_path):
     path = tmp_path / "new\nline"
     with files.replacing(path) as file:
         file.write(b"old")
@@ -59,7 +59,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_both_old_ones(tensors, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([last, previous])
 
 
-def test_training_onto_a_full_disk_ends_in_a_line_and_goes_on_with_room(toy, from_files, tmp_path, capsys):
+def test_training_on_a_full_disk_ends_with_one_line_and_can_be_resumed(toy, from_files, tmp_path, capsys):
     args = arguments("--epoch 2 --batch_size 3 --save_every 1 --resume", toy, tmp_path, from_files)
     args.epoch = 2
     saved = []
@@ -91,7 +91,7 @@ def test_a_log_that_does_not_fit_is_named(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_maps_onto_a_full_disk_are_whole_or_not_there(micro_checkpoint, toy, tmp_path, capsys):
+def test_maps_on_a_full_disk_are_complete_or_absent(micro_checkpoint, toy, tmp_path, capsys):
     args = predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--save", "map,cutout")
     with full_disk(90_000):  # a map fits, a cut-out does not
         status, line = failure(script.main, args, capsys)
@@ -104,14 +104,14 @@ def test_maps_onto_a_full_disk_are_whole_or_not_there(micro_checkpoint, toy, tmp
     assert all(np.array_equal(after[name], pixels) for name, pixels in before.items())
 
 
-def test_results_onto_a_full_disk_are_whole_or_not_there(tmp_path):
+def test_results_on_a_full_disk_are_complete_or_absent(tmp_path):
     with full_disk(5), pytest.raises(OSError, match=r"results\.json: cannot be written: File too large"):
         report.write(tmp_path, "set", ("MAE",), [], {"set": {"images": 1, "MAE": 0.5}}, {}, [], [])
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("gone", ["save_path", "train/Image"])
-def test_a_folder_that_goes_away_while_training_is_named(gone, toy, from_files, tmp_path, monkeypatch, capsys):
+def test_a_folder_removed_during_training_is_named(gone, toy, from_files, tmp_path, monkeypatch, capsys):
     for part in ("Image", "Mask"):
         shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
     step = torch.optim.AdamW.step
@@ -127,7 +127,7 @@ def test_a_folder_that_goes_away_while_training_is_named(gone, toy, from_files, 
     assert status == 1 and f"{tmp_path / gone}/" in line and "No such file or directory" in line
 
 
-def test_a_folder_of_maps_that_goes_away_is_named(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_maps_removed_during_prediction_is_named(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
     render = output.render
 
     def remove_and_render(*words):
@@ -140,7 +140,7 @@ def test_a_folder_of_maps_that_goes_away_is_named(micro_checkpoint, toy, tmp_pat
     assert status == 1 and "maps/toy_0000.png: cannot be written: No such file or directory" in line
 
 
-def test_pictures_that_go_away_are_listed(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
+def test_images_removed_during_prediction_are_listed(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
     shutil.copytree(toy / "test/Image", tmp_path / "in")
     read_image = files.read_image
 
@@ -157,7 +157,7 @@ def test_pictures_that_go_away_are_listed(micro_checkpoint, toy, tmp_path, monke
     assert len(read_maps(tmp_path / "maps")) == 3
 
 
-def test_a_killed_worker_of_training_is_a_line_and_not_a_hang(toy, from_files, tmp_path, monkeypatch, capsys):
+def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files, tmp_path, monkeypatch, capsys):
     read_mask, parent = files.read_mask, os.getpid()
 
     def read_or_die(path):
@@ -179,7 +179,7 @@ def test_a_killed_worker_of_training_is_a_line_and_not_a_hang(toy, from_files, t
         "shared memory. Please try to raise your shared memory limit.",
     ],
 )
-def test_too_small_a_dev_shm_says_what_to_do(message, capsys):
+def test_too_small_a_dev_shm_comes_with_a_remedy(message, capsys):
     with pytest.raises(SystemExit) as stop, cli.exit_on_error(cli.NOT_COMPLETED):
         raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\nTraceback: ...\n{message}")
     line = capsys.readouterr().err
@@ -193,7 +193,7 @@ def can_mount() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="may not mount a small /dev/shm")
-def test_training_with_a_small_dev_shm_ends_in_a_line(toy, tmp_path):
+def test_training_with_a_small_dev_shm_ends_with_one_line(toy, tmp_path):
     words = f"{NETWORK} --train_image_path {toy}/train/Image --train_mask_path {toy}/train/Mask --save_path {tmp_path}"
     command = f"mount -t tmpfs -o size=64K tmpfs /dev/shm && exec {' '.join(program('train.py'))} {words} --workers 1"
     result = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
@@ -215,7 +215,7 @@ def test_other_errors_of_a_program_are_not_hidden():
         (evaluation.get_args_parser, "--pred_path x --gt_path x --json="),
     ],
 )
-def test_an_empty_path_is_not_this_folder(parse, words, capsys):
+def test_an_empty_path_does_not_mean_the_current_folder(parse, words, capsys):
     with pytest.raises(SystemExit) as stop:
         parse().parse_args(words.split())
     assert stop.value.code == 2 and f"{words.split()[-1][:-1]}: is empty" in capsys.readouterr().err
@@ -227,7 +227,7 @@ def test_urls_of_other_kinds_are_refused(source):
         weights.read(source)
 
 
-def test_a_picture_that_does_not_fit_is_not_half_written(tmp_path):
+def test_an_image_that_does_not_fit_is_not_half_written(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
     with full_disk(2000), pytest.raises(OSError, match=r"x\.jpg: cannot be written: File too large"):
         files.save_image(noise, tmp_path / "x.jpg")

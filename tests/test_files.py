@@ -1,10 +1,10 @@
-"""Finding, pairing and reading pictures and masks."""
+"""files.py: images and masks are found, paired by name and read, and files are replaced only when complete."""
 
 import re
 
 import numpy as np
 import pytest
-from conftest import save_picture
+from conftest import save_image
 from PIL import Image
 
 import files
@@ -14,11 +14,11 @@ GREY = np.full((4, 6), 200, np.uint8)
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three pictures and masks; sorted by file name, the masks stand in another order than the pictures."""
+    """Three images and masks; sorted by file name, the masks are in another order than the images."""
     for name in ("b.jpg", "a#1.png", "c.JPG"):
-        save_picture(tmp_path / "images" / name, np.dstack([GREY] * 3))
+        save_image(tmp_path / "images" / name, np.dstack([GREY] * 3))
     for name in ("a#1.png", "c.bmp", "b.jpg"):
-        save_picture(tmp_path / "masks" / name, GREY)
+        save_image(tmp_path / "masks" / name, GREY)
     return tmp_path
 
 
@@ -26,7 +26,7 @@ def names(pairs):
     return [(image.name, mask.name) for image, mask in pairs]
 
 
-def test_pairs_go_by_stem_whatever_the_extension(folders):
+def test_files_are_paired_by_stem_whatever_the_extension(folders):
     pairs = files.pair([f"{folders}/images"], [f"{folders}/masks"])
     assert names(pairs) == [("a#1.png", "a#1.png"), ("b.jpg", "b.jpg"), ("c.JPG", "c.bmp")]
 
@@ -37,46 +37,46 @@ def test_trailing_slashes_do_not_matter(folders):
 
 
 def test_unpaired_files_are_an_error_that_lists_them(folders):
-    save_picture(folders / "images" / "d.png", GREY)
-    save_picture(folders / "masks" / "e.png", GREY)
+    save_image(folders / "images" / "d.png", GREY)
+    save_image(folders / "masks" / "e.png", GREY)
     with pytest.raises(ValueError, match=r"without their mask: d\.png; without their image: e\.png"):
         files.pair([folders / "images"], [folders / "masks"])
     assert len(files.pair([folders / "images"], [folders / "masks"], skip_unpaired=True)) == 3
 
 
-def test_a_long_list_is_cut(folders):
+def test_a_long_list_is_shortened(folders):
     for i in range(25):
-        save_picture(folders / "images" / f"x{i:02}.png", GREY)
+        save_image(folders / "images" / f"x{i:02}.png", GREY)
     with pytest.raises(ValueError, match=r"x00\.png, .*x09\.png and 15 more"):
         files.pair([folders / "images"], [folders / "masks"])
 
 
 def test_folders_are_joined_in_their_order(folders):
-    save_picture(folders / "more" / "b.jpg", GREY)
-    save_picture(folders / "more_masks" / "b.png", GREY)
+    save_image(folders / "more" / "b.jpg", GREY)
+    save_image(folders / "more_masks" / "b.png", GREY)
     pairs = files.pair([folders / "more", folders / "images"], [folders / "more_masks", folders / "masks"])
     assert names(pairs)[:2] == [("b.jpg", "b.png"), ("a#1.png", "a#1.png")]
     assert len(pairs) == 4
 
 
-def test_as_many_folders_of_masks_as_of_images(folders):
+def test_folders_of_images_and_masks_must_be_equally_many(folders):
     with pytest.raises(ValueError, match="2 folder.*of images but 1 of masks"):
         files.pair([folders / "images"] * 2, [folders / "masks"])
 
 
-def test_folders_without_a_common_name(folders):
-    save_picture(folders / "other" / "z.png", GREY)
+def test_folders_without_a_common_name_are_an_error(folders):
+    save_image(folders / "other" / "z.png", GREY)
     with pytest.raises(ValueError, match="no image in .* has the name of a mask"):
         files.pair([folders / "images"], [folders / "other"], skip_unpaired=True)
 
 
 def test_two_files_of_one_stem_are_an_error(folders):
-    save_picture(folders / "images" / "b.png", GREY)
+    save_image(folders / "images" / "b.png", GREY)
     with pytest.raises(ValueError, match=r"b\.jpg and b\.png"):
         files.find(folders / "images")
 
 
-def test_what_is_no_picture_is_passed_over(folders):
+def test_files_that_are_not_images_are_ignored(folders):
     for name in ("Thumbs.db", "readme.txt", "._b.jpg", ".hidden.png"):
         (folders / "images" / name).write_bytes(b"x")
     (folders / "images" / "folder.png").mkdir()
@@ -99,7 +99,7 @@ def test_reading_gives_rgb_and_greyscale(tmp_path):
     assert files.read_size(tmp_path / "palette.png") == (4, 6)
 
 
-def test_a_file_is_replaced_only_when_it_is_whole(tmp_path):
+def test_a_file_is_replaced_only_when_complete(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), files.replacing(path) as file:
@@ -122,15 +122,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("read", [files.read_image, files.read_mask])
-def test_a_truncated_picture_is_named(read, tmp_path):
+def test_a_truncated_image_is_named(read, tmp_path):
     rng = np.random.default_rng(0)
-    content = save_picture(tmp_path / "whole.png", rng.integers(0, 256, (64, 64), np.uint8)).read_bytes()
+    content = save_image(tmp_path / "whole.png", rng.integers(0, 256, (64, 64), np.uint8)).read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=r"cut\.png: cannot be read as an image"):
         read(tmp_path / "cut.png")
 
 
-def test_text_in_a_picture_file_is_named(tmp_path):
+def test_text_in_an_image_file_is_named(tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     with pytest.raises(OSError, match=r"text\.jpg: cannot be read as an image"):
         files.read_size(tmp_path / "text.jpg")

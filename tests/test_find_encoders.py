@@ -1,4 +1,4 @@
-"""Where the encoders of a small checkpoint are looked for, and what its header can never make the program do."""
+"""Where a small checkpoint's encoders are searched, and what its header can never make the program do."""
 
 import http.server
 import os
@@ -33,7 +33,7 @@ def tree(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_encoders_elsewhere_are_asked_for_and_nothing_is_created(small, tmp_path, monkeypatch):
+def test_missing_encoders_are_named_and_nothing_is_created(small, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     path = changed(small, tmp_path / "mine/x.pth", lambda old: old | {"path": "/nowhere/weights/sam2_hiera_micro.pt"})
     before = tree(tmp_path)
@@ -47,7 +47,7 @@ def test_encoders_elsewhere_are_asked_for_and_nothing_is_created(small, tmp_path
     assert tree(tmp_path) == before
 
 
-def test_the_published_address_is_named_and_followed_when_asked(small, encoders, tmp_path, monkeypatch):
+def test_the_published_address_is_named_and_downloaded_on_request(small, encoders, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_micro.pt", "https://host/sam2_hiera_micro.pt")
     path = moved(small, tmp_path / "mine")
@@ -82,7 +82,7 @@ def test_the_fingerprint_decides_between_files_of_one_name(small, model, encoder
     assert same_network(SAM2UNeXT.from_checkpoint(path), model)
 
 
-def test_encoders_may_be_named_in_another_container(small, model, encoders, tmp_path):
+def test_encoders_may_be_given_in_another_file_format(small, model, encoders, tmp_path):
     state = {k: v.contiguous() for k, v in torch.load(encoders["hiera_path"])["model"].items()}
     safetensors.torch.save_file(state, tmp_path / "trunk.safetensors")
     torch.save({"state_dict": safetensors.torch.load_file(encoders["dinov2_path"])}, tmp_path / "aux.pth")

@@ -1,4 +1,4 @@
-"""Damaged files, odd names and odd options at random: a result or a message, never a crash."""
+"""Random damage, names and options end in a result or a message, never in a crash."""
 
 import argparse
 import contextlib
@@ -36,7 +36,7 @@ def test_whole_files_are_read(what, tmp_path):
         assert fuzz.judge(fuzz.KINDS[what][2], path) == "read", path.name
 
 
-def test_what_is_amiss_is_told():
+def test_failures_are_reported():
     outcomes = [
         fuzz.Outcome("a.png", i, verdict, 1, memory)
         for i, (verdict, memory) in enumerate([("read", 9), ("refused", 9), ("KeyError: 'x'", 5000), ("hangs", 9)])
@@ -59,7 +59,7 @@ def touch(folder: Path, stems, extension: str) -> Path:
 
 
 @given(common=SIDES, left=SIDES, right=SIDES, skip=st.booleans())
-def test_files_are_paired_by_name_or_named_as_alone(common, left, right, skip):
+def test_files_are_paired_by_name_or_reported_as_unpaired(common, left, right, skip):
     left, right = common | left, common | right
     with tempfile.TemporaryDirectory() as folder:
         images = touch(Path(folder, "images"), left, ".jpg")
@@ -101,7 +101,7 @@ TEXTS = st.one_of(
 
 
 @given(text=TEXTS, kind=st.sampled_from([int, float]), bounds=st.tuples(st.integers(-99, 99), st.integers(0, 9**9)))
-def test_a_number_is_within_its_bounds_or_refused(text, kind, bounds):
+def test_numbers_are_within_their_bounds_or_refused(text, kind, bounds):
     least, most = bounds[0], sum(bounds)
     try:
         value = cli.number(kind, least, most)(text)
@@ -121,7 +121,7 @@ PARSERS = {
 
 @pytest.mark.parametrize("name", PARSERS)
 @given(data=st.data())
-def test_options_are_taken_or_refused_with_status_2(name, data):
+def test_options_are_accepted_or_refused_with_status_2(name, data):
     make, needed = PARSERS[name]
     parser = make()
     options = sorted(option for option in parser._option_string_actions if option not in ("-h", "--help"))

@@ -20,7 +20,7 @@ from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint
 
 
-def test_a_folder_holds_what_was_trained_and_brings_back_the_network(model, encoders, tmp_path):
+def test_a_folder_holds_what_was_trained_and_restores_the_network(model, encoders, tmp_path):
     model.save_pretrained(tmp_path / "hub")
     assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
         "README.md",
@@ -80,14 +80,14 @@ def test_a_checkpoint_is_converted_into_a_folder_with_a_model_card_and_back(mode
         ({"config.json": '{"format": 3}', "model.safetensors": "x"}, r"model\.safetensors: is truncated, damaged"),
     ],
 )
-def test_folders_that_hold_no_checkpoint_are_named(files, message, tmp_path):
+def test_folders_without_a_checkpoint_are_named(files, message, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises((OSError, ValueError), match=message):
         SAM2UNeXT.from_checkpoint(tmp_path)
 
 
-def test_results_that_are_none_are_named(micro_checkpoint, tmp_path, capsys):
+def test_folders_without_results_are_named(micro_checkpoint, tmp_path, capsys):
     words = [micro_checkpoint, tmp_path / "hub", "--to", "hub", "--results", tmp_path]
     args = convert_checkpoint.get_args_parser().parse_args([str(word) for word in words])
     status, line = failure(convert_checkpoint.main, args, capsys)
@@ -95,7 +95,7 @@ def test_results_that_are_none_are_named(micro_checkpoint, tmp_path, capsys):
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as takes and gives small files."""
+    """The part of the hub that uploads and downloads small files."""
 
     protocol_version = "HTTP/1.1"
 
@@ -158,7 +158,7 @@ torch.save(model.state_dict(), sys.argv[4])
 
 
 @pytest.mark.slow
-def test_a_network_goes_to_the_hub_and_comes_back_offline_too(encoders, tmp_path):
+def test_a_network_is_pushed_to_the_hub_and_loaded_again_even_offline(encoders, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
         server.requests, server.files = [], {}
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()

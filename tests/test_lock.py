@@ -1,4 +1,4 @@
-"""One run a folder: a second one that would write there is refused and changes nothing."""
+"""A folder belongs to one run at a time: a second one is refused and changes nothing."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The nine metrics of one pair, and their mean over many."""
+"""evaluation/metrics.py: nine metrics that agree with the original's and with pysodmetrics."""
 
 import warnings
 from dataclasses import fields
@@ -34,13 +34,13 @@ def assert_agrees_with_pysodmetrics(prediction, truth):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_pair_has_the_figures_of_the_original(engine):
+def test_every_pair_has_the_scores_of_the_original(engine):
     for name, pair in recipe.metric_cases(0).items():
         assert engine(*pair).figures() == pytest.approx(golden("metrics.json")["each"][name], abs=1e-6), name
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_data_set_has_the_figures_of_the_original(engine):
+def test_the_data_set_has_the_scores_of_the_original(engine):
     scores = metrics.mean(engine(*pair) for pair in recipe.metric_cases(0).values())
     assert scores.figures() == pytest.approx(golden("metrics.json")["all"], abs=1e-6)
 
@@ -95,7 +95,7 @@ def test_edge_cases_agree_with_pysodmetrics(truth, kind):
     assert_agrees_with_pysodmetrics(prediction, truth)
 
 
-@pytest.mark.skipif(not SUIM8.is_dir(), reason="the real pictures are not here")
+@pytest.mark.skipif(not SUIM8.is_dir(), reason="the real images are not here")
 def test_real_masks_agree_with_pysodmetrics():
     rng = np.random.default_rng(0)
     for path in files.find(SUIM8 / "masks").values():
@@ -108,8 +108,8 @@ def test_real_masks_agree_with_pysodmetrics():
             assert_agrees_with_pysodmetrics(prediction, mask)
 
 
-def test_of_several_nearest_foreground_pixels_scipy_s_is_taken():
-    """Between two foreground columns of different errors each choice of the nearest gives another figure."""
+def test_among_equally_near_foreground_pixels_scipys_choice_is_used():
+    """Between two foreground columns with different errors, each choice of the nearest leads to another score."""
     truth = np.zeros((30, 31), np.uint8)
     truth[5:25, [10, 14, 18]] = truth[[4, 8, 26], 3:28] = 255
     prediction = np.where(truth == 255, np.linspace(60, 255, 31).astype(np.uint8)[None], 10).astype(np.uint8)
@@ -140,13 +140,13 @@ def test_the_mean_takes_the_maximum_after_averaging():
     assert figures["MAE"] == pytest.approx((first.MAE + second.MAE) / 2)
 
 
-def test_no_pair_no_mean():
+def test_the_mean_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no pair"):
         metrics.mean([])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_other_arrays_are_refused(engine):
+def test_arrays_of_other_types_or_shapes_are_refused(engine):
     grey = np.zeros((4, 5), np.uint8)
     with pytest.raises(ValueError, match="map is 4 x 5, its ground truth 5 x 4"):
         engine(grey, grey.T)

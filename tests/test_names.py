@@ -1,9 +1,9 @@
-"""Messages about files of any name: see names.py."""
+"""Messages about files of any name, see names.py."""
 
 import names
 import pytest
 
-FAST = ["train_and_resume", "test_unreadable", "eval_allowed", "doctor_everything"]  # one of each command
+FAST = ["train_and_resume", "test_unreadable", "eval_allowed", "check_everything"]  # one of each command
 
 
 @pytest.mark.parametrize("scenario", names.SCENARIOS)
@@ -19,6 +19,6 @@ def test_names_that_are_not_utf_8_are_shown_too(scenario, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\u2028b", "a\rb"])
-def test_a_message_that_shows_a_name_as_it_is_would_be_noticed(name, tmp_path, monkeypatch):
+def test_a_message_with_an_unescaped_name_is_detected(name, tmp_path, monkeypatch):
     monkeypatch.setitem(names.SCENARIOS, "careless", lambda folder, name: print(f"{name}: is missing"))
     assert names.amiss("careless", name, tmp_path)

@@ -1,4 +1,4 @@
-"""The network as a whole: SAM2UNeXT.py against the original's figures and the paper."""
+"""SAM2UNeXT.py: the whole network computes the original's figures and has its parameters."""
 
 import copy
 import shutil
@@ -73,7 +73,7 @@ def test_new_adapters_have_small_weights_and_no_bias():
         assert not layer.bias.any()
 
 
-def test_both_encoders_matter(micro_model):
+def test_both_encoders_contribute(micro_model):
     x = recipe.image("matter", (1, 3, 64, 64))
     with torch.no_grad():
         whole = micro_model(x)
@@ -85,7 +85,7 @@ def test_both_encoders_matter(micro_model):
             tensor.copy_(before)
 
 
-def test_without_auxiliary_encoder():
+def test_the_network_works_without_auxiliary_encoder():
     model = SAM2UNeXT(sam2="tiny", aux="none")
     assert not [key for key in model.state_dict() if key.startswith(("dino", "align"))]
     assert model.reduce4.in_channels == 768
@@ -122,20 +122,20 @@ def test_predict_is_transform_network_resize_sigmoid(micro_model):
     assert np.array_equal(probability, expected)
 
 
-def test_predict_takes_arrays_and_greyscale_pictures(micro_model):
+def test_predict_accepts_arrays_and_greyscale_images(micro_model):
     pixels = recipe.photo("predict", 40, 60)
     assert np.array_equal(micro_model.predict(pixels), micro_model.predict(Image.fromarray(pixels)))
     assert micro_model.predict(Image.fromarray(pixels).convert("L")).shape == (40, 60)
 
 
-def test_a_checkpoint_brings_back_the_same_network(micro_model, micro_checkpoint):
+def test_a_checkpoint_restores_the_same_network(micro_model, micro_checkpoint):
     model = SAM2UNeXT.from_checkpoint(micro_checkpoint)
     assert model.network == MICRO and model.size == 64 and not model.training
     picture = recipe.photo("again", 40, 60)
     assert np.array_equal(model.predict(picture), micro_model.predict(picture))
 
 
-def test_a_checkpoint_of_the_original_brings_back_the_same_network(small_model, tmp_path):
+def test_a_checkpoint_of_the_original_restores_the_same_network(small_model, tmp_path):
     torch.save(small_model.state_dict(), tmp_path / "SAM2-UNeXT-20.pth")  # as the original's train script does
     model = SAM2UNeXT.from_checkpoint(tmp_path / "SAM2-UNeXT-20.pth")
     assert model.network == SMALL | {"size": 1024}
@@ -191,7 +191,7 @@ def test_a_compiled_network_is_one_graph_for_all_images_of_a_size():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
-def test_torch_compiles_the_network_to_the_same_figures():
+def test_the_compiled_network_computes_the_same():
     model = SAM2UNeXT(**MICRO | {"aux": "none"}).eval()
     x = recipe.image("compiled", (1, 3, 64, 64), 0)
     with torch.no_grad():
@@ -200,6 +200,6 @@ def test_torch_compiles_the_network_to_the_same_figures():
         assert relative_error(model(x), expected) < 1e-4
 
 
-def test_what_torch_compiles_wrongly_is_refused():
+def test_precisions_that_torch_compiles_wrongly_are_refused():
     with pytest.raises(ValueError, match="--compile: .* give --precision fp32"):
         SAM2UNeXT(**MICRO, precision=torch.bfloat16).compile()

@@ -1,4 +1,4 @@
-"""Precision and gradient checkpointing of the network, and how the precision is chosen."""
+"""bf16 and gradient checkpointing compute what they should, and the precision is chosen as documented."""
 
 import json
 
@@ -27,7 +27,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_frozen_matrices_are_stored_in_the_compute_type_and_what_trains_is_not(dtype):
+def test_only_frozen_matrices_are_stored_in_the_compute_type(dtype):
     model = network(dtype, SMALL)
     types = {True: set(), False: set()}
     stored = {torch.float32: 0, dtype: 0}
@@ -47,7 +47,7 @@ def test_storing_the_encoders_in_the_compute_type_changes_nothing():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_bf16_gives_about_the_same_logits_and_gradients_in_float32():
+def test_bf16_computes_about_the_same_logits_and_float32_gradients():
     model, exact, tolerance = network(torch.bfloat16), network(), 0.05
     logits, expected = model(IMAGES), exact(IMAGES)
     assert logits.dtype == torch.float32
@@ -59,7 +59,7 @@ def test_bf16_gives_about_the_same_logits_and_gradients_in_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype):
+def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype):
     def kept(model):
         """Bytes that the backward pass needs, and the gradients."""
         storages = {}
@@ -82,7 +82,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_less_memory(dtype)
     assert little < 0.7 * plenty
 
 
-def test_nothing_is_kept_for_the_auxiliary_encoder():
+def test_no_activations_are_kept_for_the_auxiliary_encoder():
     model = network()
     output = []
     model.dino.register_forward_hook(lambda _, __, maps: output.extend(maps))
@@ -92,13 +92,15 @@ def test_nothing_is_kept_for_the_auxiliary_encoder():
 
 @pytest.mark.parametrize("flags, dtype", [("fpu amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16),
                                           ("fpu avx512f", torch.float32), ("", torch.float32)])  # fmt: skip
-def test_auto_on_a_cpu_is_bf16_where_it_has_it(flags, dtype, monkeypatch):
+def test_auto_on_a_cpu_is_bf16_where_native(flags, dtype, monkeypatch):
     monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
     assert cli.precision("auto", "cpu") == dtype
 
 
 @pytest.mark.parametrize("flags, dtype", [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
-def test_the_commands_compute_in_what_the_cpu_has(flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys):
+def test_the_commands_use_the_precision_that_the_cpu_supports(
+    flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
     train.main(train_arguments("--epoch 1 --batch_size 6 --precision auto", toy, tmp_path / "run"))
     assert json.loads((tmp_path / "run/args.json").read_text())["precision"] == f"torch.{dtype}"
@@ -110,7 +112,7 @@ def test_the_commands_compute_in_what_the_cpu_has(flags, dtype, toy, micro_check
 @pytest.mark.parametrize(
     "capability, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
 )
-def test_auto_on_a_gpu_is_bf16_from_ampere_on(capability, dtype, monkeypatch):
+def test_auto_on_a_gpu_is_bf16_since_ampere(capability, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert cli.precision("auto", "cuda:0") == dtype
 
@@ -126,7 +128,7 @@ def test_a_precision_that_torch_cannot_compute_in_is_refused(monkeypatch):
         cli.precision("fp16", "cpu")
 
 
-def test_torchrun_says_which_process_this_is(monkeypatch):
+def test_ranks_come_from_torchrun(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert cli.ranks() == (0, 0, 1)
@@ -148,7 +150,7 @@ def test_torchrun_says_which_process_this_is(monkeypatch):
         (MemoryError(), "out of memory: buy more"),
     ],
 )
-def test_memory_that_runs_out_is_one_line(error, expected, capsys):
+def test_running_out_of_memory_is_one_line(error, expected, capsys):
     with pytest.raises(SystemExit) as stop, cli.exit_on_error(cli.NOT_COMPLETED, "buy more"):
         raise error
     assert stop.value.code == 1 and capsys.readouterr().err.endswith(f"{expected}\n")

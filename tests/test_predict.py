@@ -1,4 +1,4 @@
-"""test.py: prediction maps."""
+"""test.py: its maps are those of the original, whatever batches and threads."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import GOLDEN, SUIM8, failure, read_maps, save_picture
+from conftest import GOLDEN, SUIM8, failure, read_maps, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
 
@@ -22,8 +22,8 @@ def full_maps(_empty_full_model, tmp_path_factory):
     """Maps of the full network, written by test.py from a checkpoint such as the original's train script saves."""
     folder = tmp_path_factory.mktemp("full")
     for name, height, width in (("a", 300, 451), ("b", 700, 512)):
-        save_picture(folder / "images" / f"{name}.png", recipe.photo(name, height, width, 0))
-        save_picture(folder / "masks" / f"{name}.png", recipe.ground_truth(name, height, width, 0))
+        save_image(folder / "images" / f"{name}.png", recipe.photo(name, height, width, 0))
+        save_image(folder / "masks" / f"{name}.png", recipe.ground_truth(name, height, width, 0))
     for name in SUIM8_NAMES if SUIM8.is_dir() else []:
         shutil.copy(SUIM8 / "images" / f"{name}.jpg", folder / "images")
         shutil.copy(SUIM8 / "masks" / f"{name}.png", folder / "masks")
@@ -44,9 +44,9 @@ def test_maps_are_those_of_the_original(name, full_maps):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SUIM8.is_dir(), reason="the real pictures are not here")
+@pytest.mark.skipif(not SUIM8.is_dir(), reason="the real images are not here")
 @pytest.mark.parametrize("name", SUIM8_NAMES)
-def test_maps_of_real_pictures_are_those_of_the_original(name, full_maps):
+def test_maps_of_real_images_are_those_of_the_original(name, full_maps):
     ours, theirs = (np.array(Image.open(folder / f"{name}.png"), int) for folder in (full_maps, SUIM8 / "predictions"))
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
 
@@ -65,9 +65,9 @@ def test_a_map_is_the_stretched_prediction(micro_model, micro_checkpoint, toy, t
         assert written.min() == 0 and written.max() >= 254
 
 
-def test_maps_take_the_size_of_the_ground_truth_where_there_is_one(micro_checkpoint, toy, tmp_path, capsys):
-    save_picture(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
-    save_picture(tmp_path / "masks" / "surplus.png", np.zeros((5, 5), np.uint8))
+def test_maps_have_the_size_of_the_ground_truth_if_there_is_one(micro_checkpoint, toy, tmp_path, capsys):
+    save_image(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
+    save_image(tmp_path / "masks" / "surplus.png", np.zeros((5, 5), np.uint8))
     script.main(
         arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
     )
@@ -103,7 +103,7 @@ def test_fractions_of_a_grey_level_are_cut_off():
     assert script.stretch(torch.tensor([[0, 0.5, 1]])).tolist() == [[0, 127, 255]]
 
 
-def test_it_goes_on_past_unreadable_pictures_and_lists_them_at_the_end(micro_checkpoint, toy, tmp_path, capsys):
+def test_unreadable_images_are_skipped_and_listed_at_the_end(micro_checkpoint, toy, tmp_path, capsys):
     shutil.copytree(toy / "test/Image", tmp_path / "images")
     for name in ("toy_0000", "toy_0002"):
         (tmp_path / "images" / f"{name}.jpg").write_bytes(b"\xff\xd8 no more")
@@ -140,7 +140,7 @@ def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path
     assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "pictures").items())
 
 
-def test_a_map_that_cannot_be_written_whole_is_not_written(micro_checkpoint, toy, tmp_path, capsys, monkeypatch):
+def test_a_map_that_cannot_be_completed_is_not_written(micro_checkpoint, toy, tmp_path, capsys, monkeypatch):
     replace = os.replace
 
     def full_disk(source, target):
@@ -155,7 +155,7 @@ def test_a_map_that_cannot_be_written_whole_is_not_written(micro_checkpoint, toy
 
 
 def test_ground_truth_of_other_names_is_an_error(micro_checkpoint, toy, tmp_path, capsys):
-    save_picture(tmp_path / "masks" / "other.png", np.zeros((5, 5), np.uint8))
+    save_image(tmp_path / "masks" / "other.png", np.zeros((5, 5), np.uint8))
     args = arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
     status, line = failure(script.main, args, capsys)
     assert status == 2 and "no ground truth in" in line

@@ -1,4 +1,4 @@
-"""test.py: what it writes, from where, and how it goes on where it was stopped."""
+"""test.py: kinds of output, settings, and continuing an interrupted run."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, program, read_maps, save_picture
+from conftest import MICRO, ROOT, failure, program, read_maps, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
 
@@ -27,7 +27,7 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_kind_is_written_in_its_place(micro_checkpoint, toy, tmp_path):
+def test_every_kind_is_written_to_its_folder(micro_checkpoint, toy, tmp_path):
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR, "--threshold", 0.4))
     picture = np.array(Image.open(toy / "test/Image/toy_0001.jpg")).astype(int)
     grey, mask, overlay, cutout = (
@@ -45,8 +45,8 @@ def test_every_kind_is_written_in_its_place(micro_checkpoint, toy, tmp_path):
     assert edge < inside  # the outline is nothing but tint
 
 
-def test_overlay_and_cutout_have_the_pictures_size_whatever_the_ground_truths(micro_checkpoint, toy, tmp_path):
-    save_picture(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
+def test_overlay_and_cutout_have_the_size_of_the_image(micro_checkpoint, toy, tmp_path):
+    save_image(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
     picture = toy / "test/Image/toy_0001.jpg"
     more = ("--test_gt_path", tmp_path / "masks", *FOUR)
     script.main(arguments(micro_checkpoint, picture, tmp_path / "out", *more))
@@ -64,10 +64,10 @@ def test_without_the_stretch_a_map_is_the_probability(micro_model, micro_checkpo
     )
 
 
-def test_flip_gives_the_mean_with_the_mirrored_picture(micro_model, micro_checkpoint, tmp_path):
+def test_flip_averages_with_the_mirrored_image(micro_model, micro_checkpoint, tmp_path):
     half = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    save_picture(tmp_path / "in" / "a.png", half)
-    save_picture(tmp_path / "in" / "mirrored.png", half[:, ::-1])
+    save_image(tmp_path / "in" / "a.png", half)
+    save_image(tmp_path / "in" / "mirrored.png", half[:, ::-1])
     script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--flip", "--no_stretch"))
     maps = read_maps(tmp_path / "out")
     expected = (micro_model.predict(half) + micro_model.predict(half[:, ::-1].copy())[:, ::-1]) / 2
@@ -75,7 +75,7 @@ def test_flip_gives_the_mean_with_the_mirrored_picture(micro_model, micro_checkp
     assert np.abs(maps["a.png"].astype(int) - maps["mirrored.png"][:, ::-1]).max() <= 1
 
 
-def test_folders_and_single_files_together(micro_checkpoint, toy, tmp_path, capsys):
+def test_folders_and_single_files_can_be_mixed(micro_checkpoint, toy, tmp_path, capsys):
     one, folder = toy / "train/Image/toy_0005.jpg", toy / "test/Image"
     script.main(arguments(micro_checkpoint, folder, tmp_path / "maps", "--test_image_path", folder, one))
     assert list(read_maps(tmp_path / "maps")) == [f"toy_{i:04}.png" for i in (0, 1, 2, 3, 5)]
@@ -84,13 +84,13 @@ def test_folders_and_single_files_together(micro_checkpoint, toy, tmp_path, caps
     assert status == 2 and "toy_0005.jpg: have the same name" in line
 
 
-def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):
+def test_exif_rotation_is_applied_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels).save(tmp_path / "in" / "a.png", exif=exif)
-    save_picture(tmp_path / "gt" / "a.png", pixels[..., 0])
+    save_image(tmp_path / "gt" / "a.png", pixels[..., 0])
     for folder, more, shown in (
         ("free", (), np.rot90(pixels, -1)),
         ("gt", ("--test_gt_path", tmp_path / "gt"), pixels),
@@ -102,7 +102,7 @@ def test_a_picture_is_turned_as_its_exif_says_unless_there_is_ground_truth(micro
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(micro_checkpoint, toy, tmp_path):
+def test_an_interrupted_run_continues_and_ends_with_the_same_files(micro_checkpoint, toy, tmp_path):
     pictures = tmp_path / "in"
     pictures.mkdir()
     for i in range(60):
@@ -128,7 +128,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_files(micro_checkpoint,
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
-def test_nothing_is_made_twice_unless_overwritten(micro_checkpoint, toy, tmp_path, capsys):
+def test_existing_files_are_kept_unless_overwritten(micro_checkpoint, toy, tmp_path, capsys):
     script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path))
     (tmp_path / "toy_0002.png").unlink()
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
@@ -147,10 +147,12 @@ def other_checkpoint(tmp_path_factory):
     return path
 
 
-def test_files_made_otherwise_are_neither_mixed_nor_lost(micro_checkpoint, other_checkpoint, toy, tmp_path, capsys):
+def test_files_from_other_settings_are_neither_mixed_nor_lost(
+    micro_checkpoint, other_checkpoint, toy, tmp_path, capsys
+):
     first, second = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg"
     for name, pixels in (("same.jpg", (30, 40, 3)), ("truth/toy_0000.png", (33, 55))):
-        save_picture(tmp_path / name, np.zeros(pixels, np.uint8))
+        save_image(tmp_path / name, np.zeros(pixels, np.uint8))
     shutil.copy(tmp_path / "same.jpg", tmp_path / "toy_0000.jpg")
     maps = tmp_path / "maps"
     script.main(arguments(micro_checkpoint, first, maps, "--save", "map,mask"))
@@ -184,13 +186,13 @@ def test_files_made_otherwise_are_neither_mixed_nor_lost(micro_checkpoint, other
     assert status == 2 and "another checkpoint: toy_0000.png" in line  # the mask of the first
 
 
-def test_a_file_of_another_program_is_not_replaced_unless_told(micro_checkpoint, toy, tmp_path, capsys):
-    save_picture(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
+def test_a_file_of_another_program_is_replaced_only_on_request(micro_checkpoint, toy, tmp_path, capsys):
+    save_image(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
     status, line = failure(script.main, arguments(micro_checkpoint, toy / "test/Image", tmp_path), capsys)
     assert status == 2 and "with another program: toy_0001.png" in line
 
 
-def test_every_file_says_what_it_was_made_from(micro_checkpoint, toy, tmp_path):
+def test_every_file_records_its_origin(micro_checkpoint, toy, tmp_path):
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
     for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png"):
         text = output.read_note(tmp_path / name)
@@ -199,7 +201,7 @@ def test_every_file_says_what_it_was_made_from(micro_checkpoint, toy, tmp_path):
         )
 
 
-def test_a_benchmark_has_a_folder_of_maps_a_set(micro_checkpoint, toy, tmp_path, capsys):
+def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_path, capsys):
     root = tmp_path / "COD"
     for name in ("CAMO", "NC4K"):
         shutil.copytree(toy / "test/Image", root / "TestDataset" / name / "Imgs")
@@ -215,7 +217,7 @@ def test_a_benchmark_has_a_folder_of_maps_a_set(micro_checkpoint, toy, tmp_path,
 
 
 @pytest.mark.slow
-def test_processes_share_the_pictures_and_the_maps_are_those_of_one(micro_checkpoint, toy, tmp_path):
+def test_processes_divide_the_images_and_write_the_maps_of_one_process(micro_checkpoint, toy, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += program("test.py")[1:]
     command += ["--checkpoint", micro_checkpoint, "--test_image_path", toy / "train/Image", "--precision", "fp32"]
@@ -228,7 +230,7 @@ def test_processes_share_the_pictures_and_the_maps_are_those_of_one(micro_checkp
     assert one.keys() == two.keys() and all(np.abs(one[name].astype(int) - two[name]).max() <= 1 for name in one)
 
 
-def test_a_small_checkpoint_takes_its_encoders_from_where_they_are(encoders, toy, tmp_path, monkeypatch, capsys):
+def test_a_small_checkpoint_uses_encoders_from_the_options(encoders, toy, tmp_path, monkeypatch, capsys):
     model = SAM2UNeXT(*encoders.values(), **MICRO).eval()
     for record in model.encoders.values():
         record["path"] = "/nowhere/" + record["path"].split("/")[-1]
@@ -243,7 +245,7 @@ def test_a_small_checkpoint_takes_its_encoders_from_where_they_are(encoders, toy
     assert np.abs(read_maps(tmp_path / "maps")["toy_0000.png"].astype(int) - expected).max() <= 1
 
 
-def test_what_to_save_and_from_where_is_checked(micro_checkpoint, toy, tmp_path, capsys):
+def test_output_kinds_and_sources_are_checked(micro_checkpoint, toy, tmp_path, capsys):
     for more, message in ((("--save", "map,sketch"), "'sketch' is not one of"), (("--threshold", 2), "from 0 to 1")):
         with pytest.raises(SystemExit) as stop:
             arguments(micro_checkpoint, toy, tmp_path, *more)

@@ -1,4 +1,4 @@
-"""train.py in several processes: the step is that of one process with as many pictures."""
+"""train.py in several processes takes the steps of a single one with the same total batch."""
 
 import json
 import signal
@@ -65,7 +65,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(toy, from_files, t
 
 
 @pytest.mark.slow
-def test_when_a_process_dies_the_others_end_with_a_line_and_resume(toy, from_files, tmp_path):
+def test_when_a_process_dies_the_others_end_with_one_line_and_can_resume(toy, from_files, tmp_path):
     run_words = run_of(2, tmp_path, toy, from_files, "--batch_size 1 --save_every 1 --resume")
     statuses, _, errors = start(run_words | {"signal": [1, 2, signal.SIGKILL]}, run_words)
     assert statuses == [[1, -signal.SIGKILL], [0, 0]], errors

@@ -22,7 +22,7 @@ def bash(command, cwd, **environment):
 
 @pytest.fixture
 def archive(toy, tmp_path):
-    """A data set in MAS3K's layout: the real pictures, for training and test alike, or else the toy data set."""
+    """A data set in MAS3K's layout: the real images, both for training and test, or else the toy data set."""
     if not SUIM8.is_dir():
         return toy
     for half in ("train", "test"):
@@ -83,7 +83,7 @@ def test_folders_in_three_commands_with_native_bf16(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "script, usage", [("train.sh", "IMAGES MASKS"), ("test.sh", "PICTURES..."), ("eval.sh", "NAME ROOT")]
+    "script, usage", [("train.sh", "IMAGES MASKS"), ("test.sh", "IMAGES..."), ("eval.sh", "NAME ROOT")]
 )
 def test_without_arguments_a_recipe_says_how_it_is_used(script, usage, tmp_path):
     result = bash(f"bash {ROOT}/{script}", tmp_path)
@@ -96,7 +96,7 @@ def test_without_a_checkpoint_test_sh_says_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("script", ["train.sh", "test.sh", "eval.sh"])
-def test_words_that_are_neither_benchmark_nor_file_are_named(script, tmp_path):
+def test_arguments_that_are_neither_benchmark_nor_file_are_named(script, tmp_path):
     for words, message in (
         ("typo .", "no folder or file typo, and no benchmark of that name (DIS5K, COD,"),
         ("no/folder .", "no folder or file no/folder"),
@@ -107,13 +107,13 @@ def test_words_that_are_neither_benchmark_nor_file_are_named(script, tmp_path):
         assert result.returncode == 2 and result.stderr.startswith(f"{script}: ") and message in result.stderr
 
 
-def test_test_sh_names_a_missing_picture_before_it_looks_for_a_checkpoint(tmp_path):
+def test_test_sh_names_a_missing_image_before_it_looks_for_a_checkpoint(tmp_path):
     (tmp_path / "a.jpg").touch()
     result = bash(f"bash {ROOT}/test.sh a.jpg typo.jpg --flip", tmp_path)
     assert result.returncode == 2 and result.stderr == "test.sh: there is no folder or file typo.jpg\n"
 
 
-def test_train_sh_takes_the_weights_of_the_encoders_that_are_asked_for(tmp_path):
+def test_train_sh_uses_the_weights_of_the_chosen_encoders(tmp_path):
     python = fake_python(tmp_path / "python", 'printf "%s\\n" "$3" "$5"')
     for more, names in (
         ("", ["sam2_hiera_large.pt", "vit_large_patch14_dinov2.safetensors"]),
@@ -123,7 +123,7 @@ def test_train_sh_takes_the_weights_of_the_encoders_that_are_asked_for(tmp_path)
         assert [line.split("weights/")[1] for line in result.stdout.splitlines()] == names
 
 
-def test_test_sh_takes_the_newest_checkpoint_and_all_pictures_before_the_options(tmp_path):
+def test_test_sh_uses_the_newest_checkpoint_and_all_images_before_the_options(tmp_path):
     (tmp_path / "runs" / "sam2unext").mkdir(parents=True)
     for age, name in ((9, "SAM2-UNeXT-20.pth"), (5, "SAM2-UNeXT-5.pth"), (7, "SAM2-UNeXT-10.pth")):
         (tmp_path / "runs" / "sam2unext" / name).touch()
@@ -167,7 +167,7 @@ def fake_python(path, body):
         ('[[ $1 == --version ]] && echo Python 3.8.1; [[ $2 == *version_info* ]] && exit 1', "Python 3.8.1 is too old"),
     ],
 )  # fmt: skip
-def test_set_up_names_what_python_lacks(body, message, tmp_path):
+def test_setup_names_what_python_lacks(body, message, tmp_path):
     python = fake_python(tmp_path / "python", body)
     result = bash(f"source {ROOT}/tools/setup.sh; setup requirements.txt", tmp_path, PYTHON=python)
     assert result.returncode == 2 and message in result.stderr
@@ -179,12 +179,12 @@ def test_a_recipe_names_a_missing_python(tmp_path):
     assert result.returncode == 2 and result.stderr == "PYTHON=python4: there is no such program\n"
 
 
-def test_set_up_names_a_missing_python(tmp_path):
+def test_setup_names_a_missing_python(tmp_path):
     result = bash(f"source {ROOT}/tools/setup.sh; setup requirements.txt", tmp_path, PYTHON="python4")
     assert result.returncode == 2 and "python4 is missing" in result.stderr
 
 
-def test_set_up_installs_each_requirements_file_once_and_again_when_it_changes(tmp_path):
+def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tmp_path):
     body = '[[ "$1 $2" == "-m venv" ]] && { mkdir -p ${@: -1}/bin; cp $0 ${@: -1}/bin/python; }; '
     body += '[[ "$1 $2 $3" == "-m pip install" ]] && echo pip "$@"; exit 0'
     python = fake_python(tmp_path / "python", body)

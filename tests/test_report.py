@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""evaluation/report.py: tables, curves and the page."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ PUBLISHED = {
 COLUMNS = ("Smeasure", "MAE")
 
 
-def test_plain_results_are_one_aligned_line_a_data_set():
+def test_plain_results_are_one_aligned_line_per_data_set():
     lines = report.text(report.rows(RESULTS, dict.fromkeys(RESULTS, {})), COLUMNS).splitlines()
     assert lines[0].split() == ["dataset", "images", "Smeasure", "MAE"]
     assert lines[2].split() == ["CAMO", "250", "0.910", "0.034"]
@@ -32,7 +32,7 @@ def test_plain_results_are_one_aligned_line_a_data_set():
     assert len({len(line) for line in lines}) == 1
 
 
-def test_published_figures_the_difference_and_the_strongest_peer_stand_below():
+def test_published_figures_difference_and_strongest_peer_follow_each_row():
     rows = report.rows(RESULTS, PUBLISHED)
     assert [(row.dataset, row.method) for row in rows] == [
         ("CAMO", "this run"),
@@ -60,7 +60,7 @@ def test_latex_escapes_names_and_has_the_columns_it_declares():
     assert tex.count("\\midrule") == 2 and tex.count("rule") == 4
 
 
-def test_the_error_picture_is_red_where_the_map_sees_too_much_and_blue_where_it_misses():
+def test_the_error_image_is_red_for_false_positives_and_blue_for_misses():
     truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
     prediction = Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8))
     found, missed, too_much, ground = np.array(report.error_image(prediction, truth))[0].tolist()
@@ -76,7 +76,7 @@ def page_of(count):
     return scored
 
 
-def test_twelve_worst_and_six_best_pictures_are_shown(monkeypatch):
+def test_the_twelve_worst_and_six_best_images_are_shown(monkeypatch):
     monkeypatch.setattr(
         report, "card", lambda one: {"name": one.truth.stem, "dataset": "", "figures": {}, "panels": []}
     )
@@ -86,7 +86,7 @@ def test_twelve_worst_and_six_best_pictures_are_shown(monkeypatch):
         assert shown == [f"{i:02}" for i in (*range(worst), *range(count - 1, count - 1 - best, -1))]
 
 
-def test_arrows_and_colours_say_what_is_better():
+def test_arrows_and_colours_show_what_is_better():
     table = report.cells(report.rows(RESULTS, PUBLISHED), COLUMNS)
     page = report.page("title", table, [], [], []).decode()
     assert re.search(r"Smeasure\s*↑", page) and re.search(r"MAE\s*↓", page)
@@ -96,7 +96,7 @@ def test_arrows_and_colours_say_what_is_better():
     assert '<td class="bad">-0.103</td>' in page and '<td class="bad">+0.064</td>' in page
 
 
-def test_the_curves_have_recall_across_and_precision_up():
+def test_the_curves_plot_precision_over_recall():
     """A map of high precision and low recall draws its line at the upper left."""
     falling = np.linspace(0.3, 0, 256)
     scores = metrics.PairScores(0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)

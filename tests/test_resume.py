@@ -1,4 +1,4 @@
-"""train.py --resume: a run that was killed, stopped or damaged ends as if nothing had been."""
+"""train.py --resume: a run that was killed, stopped or damaged ends with the weights of an undisturbed one."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def killed(moments, toy, folder, network, more=""):
 
 
 @pytest.mark.slow
-def test_killed_in_a_step_and_in_the_midst_of_writing_it_ends_bit_equal(undisturbed, toy, from_files, tmp_path):
+def test_a_run_killed_in_a_step_and_while_writing_resumes_to_equal_weights(undisturbed, toy, from_files, tmp_path):
     ended = killed(["optimizer 3", "write 2"], toy, tmp_path, from_files)
     assert ended == [-signal.SIGKILL, -signal.SIGKILL, 0]
     assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
@@ -75,7 +75,7 @@ def test_killed_in_a_step_and_in_the_midst_of_writing_it_ends_bit_equal(undistur
         ["backward 4", "fsync 4", "write 3", "optimizer 1", "rename 6"],  # and at the end of the last epoch
     ],
 )
-def test_killed_at_any_moment_it_ends_bit_equal(moments, undisturbed, toy, from_files, tmp_path):
+def test_a_run_killed_at_any_moment_resumes_to_equal_weights(moments, undisturbed, toy, from_files, tmp_path):
     ended = killed(moments, toy, tmp_path, from_files)
     assert ended == [-signal.SIGKILL] * len(moments) + [0]
     assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
@@ -83,7 +83,7 @@ def test_killed_at_any_moment_it_ends_bit_equal(moments, undisturbed, toy, from_
 
 
 @pytest.mark.slow
-def test_accumulating_and_with_workers_it_ends_bit_equal_too(undisturbed, toy, from_files, tmp_path):
+def test_a_killed_run_with_accumulation_and_workers_resumes_to_equal_weights(undisturbed, toy, from_files, tmp_path):
     more = "--accumulate 2 --workers 1"
     # The third file is written at the end of the first epoch; what is resumed has all of its steps behind it.
     assert killed(["write 3", "optimizer 2"], toy, tmp_path, from_files, more) == [-signal.SIGKILL, -signal.SIGKILL, 0]
@@ -92,14 +92,14 @@ def test_accumulating_and_with_workers_it_ends_bit_equal_too(undisturbed, toy, f
 
 
 @pytest.mark.slow
-def test_random_encoders_come_back_too(toy, tmp_path):
+def test_random_encoders_are_restored_too(toy, tmp_path):
     train.main(arguments(RECIPE, toy, tmp_path / "plain"))
     assert killed(["optimizer 4", "write 2"], toy, tmp_path / "killed", NETWORK)[-1] == 0
     assert equal(tmp_path / "killed/SAM2-UNeXT-2.pth", tmp_path / "plain/SAM2-UNeXT-2.pth")
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_killed_run_which_ends_bit_equal(toy, from_files, tmp_path):
+def test_torchrun_restarts_a_killed_run_to_equal_weights(toy, from_files, tmp_path):
     for folder, environment in (("whole", {}), ("killed", {"KILLED_IN_STEP": "2"})):
         words = f"{from_files} {RECIPE} --batch_size 1 --workers 0 --save_path {tmp_path}/{folder}".split()
         words += ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
@@ -112,7 +112,7 @@ def test_torchrun_restarts_a_killed_run_which_ends_bit_equal(toy, from_files, tm
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGTERM, 2), (signal.SIGINT, 3)])
-def test_a_signal_ends_the_step_and_saves(number, at, undisturbed, toy, from_files, tmp_path, monkeypatch, capsys):
+def test_a_signal_completes_the_step_and_saves(number, at, undisturbed, toy, from_files, tmp_path, monkeypatch, capsys):
     steps = []
     step = torch.optim.AdamW.step
 
@@ -136,7 +136,7 @@ def test_a_signal_ends_the_step_and_saves(number, at, undisturbed, toy, from_fil
 
 @pytest.fixture
 def half_way(undisturbed, toy, from_files, tmp_path, monkeypatch):
-    """A folder in which a run stands after step 2, last.previous.pth after step 1."""
+    """The folder of a run that stopped after step 2, with last.previous.pth after step 1."""
     save_last, saved = run.save_last, []
 
     def save_two(*args):
@@ -151,7 +151,7 @@ def half_way(undisturbed, toy, from_files, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_damaged_file_gives_way_to_the_one_before(half_way, undisturbed, toy, from_files, capsys):
+def test_a_damaged_last_pth_is_replaced_by_the_previous_one(half_way, undisturbed, toy, from_files, capsys):
     last = half_way / "last.pth"
     last.write_bytes(last.read_bytes()[:-5000])
     train.main(arguments(RECIPE, toy, half_way, from_files))
@@ -161,7 +161,7 @@ def test_a_damaged_file_gives_way_to_the_one_before(half_way, undisturbed, toy, 
     assert equal(half_way / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
 
 
-def test_where_none_is_whole_it_does_not_start_anew_in_silence(half_way, toy, from_files, capsys):
+def test_without_an_intact_last_pth_it_does_not_silently_start_over(half_way, toy, from_files, capsys):
     for name in ("last.pth", "last.previous.pth"):
         (half_way / name).write_bytes(b"PK no more")
     status, line = failure(train.main, arguments(RECIPE, toy, half_way, from_files), capsys)
@@ -188,7 +188,7 @@ def test_an_unfinished_run_is_not_overwritten(half_way, toy, from_files, capsys)
         ),
     ],
 )
-def test_a_run_goes_on_as_it_began(change, message, half_way, toy, from_files, capsys):
+def test_a_resumed_run_needs_the_same_recipe(change, message, half_way, toy, from_files, capsys):
     args = arguments(f"{RECIPE} {change.format(toy=toy)}", toy, half_way, from_files)
     status, line = failure(train.main, args, capsys)
     assert status == 2 and message in line and f"--init {half_way}/last.pth and a new --save_path" in line
@@ -200,7 +200,7 @@ def test_another_number_of_processes_is_an_error_that_says_what_to_do(half_way, 
     assert status == 2 and "the number of processes was 1, now it is 2: give what it began with" in line
 
 
-def test_resume_starts_where_there_is_nothing_and_leaves_a_finished_run(toy, from_files, tmp_path, capsys):
+def test_resume_starts_a_new_run_and_leaves_a_finished_one(toy, from_files, tmp_path, capsys):
     args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)
     train.main(args)
     assert f"{tmp_path}: nothing to resume, starting a new run" in capsys.readouterr().out

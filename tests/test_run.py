@@ -1,4 +1,4 @@
-"""What a training run keeps and tells: logs, arguments, scores on validation pictures; where it starts from."""
+"""run.py: what a training run logs, validates and keeps, and where it starts from."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def log(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_the_log_tells_every_few_steps_and_every_epoch(told):
+def test_the_log_has_a_line_every_few_steps_and_every_epoch(told):
     lines = log(told)
     assert [(line["epoch"], line.get("step")) for line in lines] == [(e, s) for e in (1, 2, 3) for s in (2, None)]
     steps = [line for line in lines if "step" in line]
@@ -61,7 +61,7 @@ def test_the_log_tells_every_few_steps_and_every_epoch(told):
         assert line.keys() == {"epoch", "loss", "bce", "wiou", "Smeasure", "wFmeasure", "MAE"}
 
 
-def test_tensorboard_tells_the_same_with_panels(told):
+def test_tensorboard_shows_the_same_with_panels(told):
     board = EventAccumulator(str(told / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
     steps = [line for line in log(told) if "step" in line]
@@ -75,7 +75,7 @@ def test_tensorboard_tells_the_same_with_panels(told):
     assert [(event.width, event.height) for event in board.Images(panels[0])] == [(768, 256)] * 3
 
 
-def test_panels_show_picture_mask_and_prediction(toy):
+def test_panels_show_image_mask_and_prediction(toy):
     model = SAM2UNeXT(**MICRO)
     torch.nn.init.constant_(model.head.bias, 50)
     pair = (toy / "test/Image/toy_0000.jpg", toy / "test/Mask/toy_0000.png")
@@ -88,7 +88,7 @@ def test_panels_show_picture_mask_and_prediction(toy):
     assert prediction.min() > 0.9
 
 
-def test_a_resumed_log_has_no_step_twice_and_no_line_cut_short(tmp_path):
+def test_a_resumed_log_has_no_duplicate_step_and_no_truncated_line(tmp_path):
     places = [(1, 1), (1, 2), (1, None), (2, 1), (2, 2), (2, None)]
     lines = [json.dumps({"epoch": epoch} | ({"step": step} if step else {})) for epoch, step in places]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"epoch": 3, "st')
@@ -102,7 +102,7 @@ def test_a_resumed_log_has_no_step_twice_and_no_line_cut_short(tmp_path):
         assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
 
 
-def test_args_json_tells_arguments_versions_and_revision(told, toy):
+def test_args_json_records_arguments_versions_and_revision(told, toy):
     content = json.loads((told / "args.json").read_text())
     assert content["arguments"]["lr"] == 1e-3 and content["arguments"]["train_image_path"] == [f"{toy}/train/Image"]
     assert content["versions"]["torch"] == torch.__version__ and "python" in content["versions"]
@@ -142,14 +142,14 @@ def test_best_pth_is_the_epoch_of_the_best_s_measure(toy, from_files, tmp_path, 
     assert [line["Smeasure"] for line in log(tmp_path)] == [0.5, 0.7, 0.6, 0.65]
 
 
-def test_validation_stops_where_the_run_is_asked_to(toy):
+def test_validation_stops_when_the_run_is_asked_to(toy):
     pairs = files.pair([toy / "test/Image"], [toy / "test/Mask"])
     model = SAM2UNeXT(**MICRO)
     assert run.validate(model, pairs, 1, [15]) is None
     assert run.validate(model, pairs[:1], 1, []).keys() == {"Smeasure", "wFmeasure", "MAE"}
 
 
-def test_folders_of_validation_that_do_not_fit_are_one_line(toy, tmp_path, capsys):
+def test_mismatched_validation_folders_are_one_line(toy, tmp_path, capsys):
     args = arguments(f"--val_image_path {toy}/test/Image", toy, tmp_path)
     status, line = failure(train.main, args, capsys)
     assert status == 2 and "1 folder(s) of images but 0 of masks" in line
@@ -168,7 +168,7 @@ def test_init_starts_from_trained_weights(kind, told, toy, from_files, tmp_path)
     assert all("running_" in key or "tracked" in key for key in state.keys() - same)
 
 
-def test_init_from_a_whole_file_brings_its_own_encoders_where_they_are_random(told, toy, tmp_path):
+def test_init_from_a_whole_file_restores_its_random_encoders(told, toy, tmp_path):
     trained = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
     checkpoint.save(tmp_path / "whole.pth", checkpoint.network_content(trained, whole=True))
     train.main(
@@ -186,6 +186,6 @@ def test_init_with_other_encoders_is_refused(told, toy, tmp_path, capsys):
     assert status == 2 and "was not trained with a random encoder; give sam2_hiera_micro.pt" in line
 
 
-def test_last_pth_serves_to_predict(told):
+def test_last_pth_can_be_used_to_predict(told):
     assert SAM2UNeXT.from_checkpoint(told / "last.pth").network == MICRO
     assert math.isfinite(torch.load(told / "last.pth")["progress"]["best"])

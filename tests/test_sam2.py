@@ -1,4 +1,4 @@
-"""The Hiera trunk of SAM 2."""
+"""sam2/: the Hiera trunk computes the original's features under SAM 2's parameter names."""
 
 import subprocess
 import sys
@@ -75,7 +75,7 @@ def test_sides_must_be_multiples_of_32():
         build_sam2_trunk("tiny")(torch.zeros(1, 3, 64, 80))
 
 
-def test_windows_that_do_not_fit_are_padded_with_zeros_and_put_back():
+def test_windows_that_do_not_fit_are_padded_with_zeros_and_cropped():
     x = torch.arange(1.0, 2 * 5 * 7 * 3 + 1).reshape(2, 5, 7, 3)
     windows, padded = window_partition(x, 4)
     assert windows.shape == (2 * 2 * 2, 4, 4, 3)

@@ -1,4 +1,4 @@
-"""The optimiser step of train.py: accumulation, clipping, what it tells, and what stops it."""
+"""The optimiser step of train.py: accumulation, clipping, what it reports, and what stops it."""
 
 import math
 
@@ -18,7 +18,7 @@ IMAGES, MASKS = recipe.image("steps", (6, 3, 64, 64)).double(), recipe.mask("ste
 
 
 class Still(SAM2UNeXT):
-    """With BatchNorm in eval mode, so that a batch's pictures do not see each other."""
+    """With BatchNorm in eval mode, so that the images of a batch do not affect each other."""
 
     def train(self, mode=True):
         return super().train(False)
@@ -55,7 +55,7 @@ class Gradients(torch.optim.SGD):
         self.seen.append(torch.cat(gradients))
 
 
-def test_accumulating_gives_the_mean_gradient_over_the_pictures_also_of_what_is_left_at_the_end(model):
+def test_accumulation_averages_the_gradient_over_images_even_in_the_last_step(model):
     whole, parts = Gradients(model), Gradients(model)
     expected = steps(model, whole, [4, 2])
     found = steps(model, parts, [2, 2, 1, 1], accumulate=2)
@@ -68,7 +68,7 @@ def test_accumulating_gives_the_mean_gradient_over_the_pictures_also_of_what_is_
     assert (uneven.seen[0] - whole.seen[0]).norm() < 1e-9 * whole.seen[0].norm() and last["pictures"] == 4
 
 
-def test_a_step_tells_both_terms_of_the_loss_the_norm_and_the_rate(model):
+def test_a_step_reports_both_loss_terms_norm_and_rate(model):
     [figures] = steps(model, gradients := Gradients(model), [6])
     loss = train.structure_loss(model(IMAGES), MASKS)
     assert figures["bce"] + figures["wiou"] == pytest.approx(loss.item(), rel=1e-9)
@@ -86,13 +86,13 @@ def test_gradients_are_clipped_to_the_norm_asked_for(model):
     assert torch.allclose(clipped.seen[0] / clipped.seen[0].norm(), free.seen[0] / free.seen[0].norm(), rtol=1e-6)
 
 
-def test_the_optimizer_holds_what_trains_and_nothing_else(model):
+def test_the_optimizer_holds_only_what_trains(model):
     optimizer, _ = train.make_optimizer(model, 1e-3, 0, 1)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_a_loss_that_is_not_finite_names_the_pictures_of_its_batch_and_changes_nothing(model):
+def test_a_loss_that_is_not_finite_names_the_images_of_its_batch_and_changes_nothing(model):
     optimizer, _ = train.make_optimizer(model, 1e-3, 0, 1)
     before = {name: p.clone() for name, p in model.named_parameters()}
     poisoned = [(i.clone(), m, names) for i, m, names in batches(2, 2, 2)]
@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures_of_its_batch_and_changes_n
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_a_gradient_that_is_not_finite_names_all_pictures_of_the_step(model):
+def test_a_gradient_that_is_not_finite_names_all_images_of_the_step(model):
     model.head.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(ValueError, match=r"norm (inf|nan)\) is not finite for 0.png, 1.png, 2.png, 3.png;"):
         steps(model, Gradients(model), [2, 2], accumulate=2)
@@ -119,13 +119,13 @@ def test_with_a_loss_scale_a_gradient_may_overflow_until_the_scale_has_fallen_to
         steps(model, Gradients(model), [1, 1], scaler)
 
 
-def test_the_scaled_step_is_that_without_scale(model):
+def test_loss_scaling_does_not_change_the_step(model):
     steps(model, plain := Gradients(model), [2, 1], accumulate=2)
     steps(model, scaled := Gradients(model), [2, 1], GradScaler("cpu", init_scale=1024.0), accumulate=2)
     assert (scaled.seen[0] - plain.seen[0]).norm() < 1e-9 * plain.seen[0].norm()
 
 
-def test_a_run_that_turns_nan_stops_with_last_pth_intact(toy, from_files, tmp_path, monkeypatch, capsys):
+def test_a_run_that_becomes_nan_stops_with_last_pth_intact(toy, from_files, tmp_path, monkeypatch, capsys):
     args = arguments("--epoch 1 --batch_size 2 --save_every 1", toy, tmp_path, from_files)
     terms, calls = train.loss_terms, []
 
@@ -142,7 +142,7 @@ def test_a_run_that_turns_nan_stops_with_last_pth_intact(toy, from_files, tmp_pa
     assert all(value.isfinite().all() for value in last["state_dict"].values())
 
 
-def test_memory_that_runs_out_ends_with_what_helps(toy, from_files, tmp_path, monkeypatch, capsys):
+def test_running_out_of_memory_ends_with_a_remedy(toy, from_files, tmp_path, monkeypatch, capsys):
     def forward(self, x):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
@@ -153,7 +153,7 @@ def test_memory_that_runs_out_ends_with_what_helps(toy, from_files, tmp_path, mo
         assert option in line
 
 
-def test_deterministic_is_what_torch_is_asked_for(toy, from_files, tmp_path):
+def test_deterministic_requests_deterministic_kernels(toy, from_files, tmp_path):
     try:
         train.main(arguments("--epoch 1 --batch_size 6 --deterministic", toy, tmp_path, from_files))
         assert torch.are_deterministic_algorithms_enabled()

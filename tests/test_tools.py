@@ -1,4 +1,4 @@
-"""The toy data set and the contact sheet."""
+"""tools/: the toy data set, the contact sheet, the benchmarks."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from evaluation import metrics
 from tools import benchmark, contact_sheet, toy_dataset
 
 
-def test_the_toy_data_set_has_pictures_masks_and_a_baseline(toy):
+def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
     train = files.pair([toy / "train/Image"], [toy / "train/Mask"])
     test = files.pair([toy / "test/Image"], [toy / "test/Mask"])
     assert (len(train), len(test)) == (6, 4)
@@ -26,7 +26,7 @@ def test_the_toy_data_set_has_pictures_masks_and_a_baseline(toy):
         assert set(np.unique(files.read_mask(mask))) == {0, 255}
 
 
-def test_the_same_seed_makes_the_same_files_and_another_seed_others(toy, tmp_path):
+def test_the_seed_decides_the_files(toy, tmp_path):
     for seed in ("0", "1"):
         args = [str(tmp_path / seed), "--train", "1", "--test", "1", "--seed", seed]
         toy_dataset.main(toy_dataset.get_args_parser().parse_args(args))
@@ -35,7 +35,7 @@ def test_the_same_seed_makes_the_same_files_and_another_seed_others(toy, tmp_pat
     assert (tmp_path / "1" / name).read_bytes() != (toy / name).read_bytes()
 
 
-def test_neither_colour_nor_contrast_tells_the_blob_from_the_ground():
+def test_neither_colour_nor_contrast_separates_blob_and_background():
     for seed in range(10):
         image, mask = toy_dataset.sample(np.random.default_rng(seed))
         blob, ground = image[mask == 255].astype(float), image[mask == 0].astype(float)
@@ -43,7 +43,7 @@ def test_neither_colour_nor_contrast_tells_the_blob_from_the_ground():
         assert np.abs(blob.std(0) / ground.std(0) - 1).max() < 0.05
 
 
-def test_blobs_lie_anywhere():
+def test_blobs_can_be_anywhere():
     masks = [toy_dataset.sample(np.random.default_rng(seed))[1] for seed in range(40)]
     centres = np.array([np.argwhere(mask).mean(0) / mask.shape for mask in masks])
     assert (centres.std(0) > 0.12).all()
@@ -64,7 +64,7 @@ def sheet_arguments(toy, output, *more):
     return contact_sheet.get_args_parser().parse_args([str(word) for word in words])
 
 
-def test_the_contact_sheet_shows_picture_ground_truth_and_map(toy, tmp_path):
+def test_the_contact_sheet_shows_image_ground_truth_and_map(toy, tmp_path):
     contact_sheet.main(sheet_arguments(toy, tmp_path / "sheet.png", "--count", 3, "--columns", 2))
     sheet = np.array(Image.open(tmp_path / "sheet.png"))
     step = contact_sheet.CELL + contact_sheet.GAP
@@ -85,7 +85,7 @@ def test_a_sheet_without_common_names_is_an_error(toy, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_evaluation_gives_times_ratio_agreement_and_memory(monkeypatch, capsys):
+def test_the_benchmark_of_the_evaluation_prints_times_ratio_agreement_and_memory(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_eval, "SIZES", ((60, 80), (90, 100)))
     benchmark_eval.main(benchmark_eval.get_args_parser().parse_args(["--files", "8", "--repeats", "1"]))
     lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
@@ -127,13 +127,13 @@ def test_the_benchmark_of_the_start_compares_two_ways(tmp_path):
     assert figures["fast"]["times as fast"] == figures["plain"]["s"] / figures["fast"]["s"] > 0
 
 
-def test_the_benchmark_of_test_py_tells_for_how_long_the_network_is_needed(tmp_path, monkeypatch):
+def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE", (90, 100))
     figures = figures_of(tmp_path, "predict", *NETWORK, "micro", "--pictures", "8", "--precision", "fp32")["test.py"]
     assert figures["share"] > 0 and figures["pictures a second"] > 0
 
 
-def test_the_median_does_not_count_the_first_turn():
+def test_the_median_excludes_the_first_turn():
     calls = []
     seconds = benchmark_eval.interleaved(3, one=lambda: calls.append("one"), two=lambda: calls.append("two"))
     assert calls == ["one", "two"] * 4 and seconds.keys() == {"one", "two"}
@@ -145,7 +145,7 @@ def test_the_benchmark_of_the_evaluation_needs_no_torch():
 
 
 @pytest.mark.parametrize("tool", [toy_dataset, contact_sheet, benchmark])
-def test_tools_explain_themselves(tool, capsys):
+def test_the_help_of_every_tool_shows_examples(tool, capsys):
     with pytest.raises(SystemExit) as stop:
         tool.get_args_parser().parse_args(["--help"])
     assert stop.value.code == 0 and "python tools/" in capsys.readouterr().out

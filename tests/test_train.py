@@ -1,4 +1,4 @@
-"""train.py: the loss, the steps, the command."""
+"""train.py: loss, steps and checkpoints are those of the original, and bad input is refused at the start."""
 
 import shutil
 
@@ -67,7 +67,7 @@ def test_training_steps_are_those_of_the_original(full_model):
         assert tensor.flatten()[:4].tolist() == pytest.approx(figures["first"], abs=1e-6 * scale), key
 
 
-def test_a_step_changes_every_trained_tensor_and_no_other():
+def test_a_step_changes_exactly_the_trained_tensors():
     model = recipe.fill(SAM2UNeXT(**MICRO), 0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer, _ = train.make_optimizer(model, lr=1e-3, weight_decay=0, epochs=1)
@@ -112,7 +112,7 @@ def test_checkpoints_every_five_epochs_and_at_the_end(run):
     assert others == {"args.json", "last.previous.pth", "last.pth", "log.jsonl", "tensorboard"}
 
 
-def test_a_checkpoint_says_which_network_it_holds(run):
+def test_a_checkpoint_records_its_network(run):
     network, state, _ = checkpoint.read_network(run / "SAM2-UNeXT-6.pth")
     assert network == MICRO
     assert state.keys() == SAM2UNeXT(**MICRO).state_dict().keys()
@@ -140,7 +140,7 @@ def test_training_lowers_the_loss(toy):
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
-def test_the_start_tells_pairs_parameters_and_device(toy, tmp_path, capsys):
+def test_the_start_prints_pairs_parameters_and_device(toy, tmp_path, capsys):
     train.main(arguments("--epoch 1 --batch_size 6 --device cpu", toy, tmp_path))
     output = capsys.readouterr()
     trained = sum(p.numel() for p in SAM2UNeXT(**MICRO).parameters() if p.requires_grad)
@@ -149,7 +149,7 @@ def test_the_start_tells_pairs_parameters_and_device(toy, tmp_path, capsys):
 
 
 def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
-    """What each epoch trains on and with: the order of the pictures, their flips, learning rate and weight decay."""
+    """What each epoch trains on and with: the order of the images, their flips, learning rate and weight decay."""
     epochs = []
 
     def record(model, batches, optimizer, scaler, *options):
@@ -184,7 +184,7 @@ def test_sam2_1_needs_the_option(toy, tmp_path, monkeypatch):
     assert seen == [("x.pt", False), ("x.pt", True)]
 
 
-def test_an_unreadable_picture_is_one_line_though_it_comes_from_a_worker_process(toy, tmp_path, monkeypatch, capsys):
+def test_an_unreadable_image_in_a_worker_process_is_one_line(toy, tmp_path, monkeypatch, capsys):
     for part in ("Image", "Mask"):
         shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
     mask = tmp_path / "train/Mask/toy_0003.png"
@@ -195,12 +195,12 @@ def test_an_unreadable_picture_is_one_line_though_it_comes_from_a_worker_process
     assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as an image")
 
 
-def test_a_save_path_that_cannot_be_written_ends_it_before_it_starts(toy, capsys):
+def test_a_save_path_that_cannot_be_written_is_refused_at_the_start(toy, capsys):
     status, line = failure(train.main, arguments("", toy, "/proc"), capsys)
     assert status == 2 and "/proc: nothing can be written there" in line
 
 
-def test_the_paper_s_loss_is_one_option_away(toy, tmp_path, monkeypatch):
+def test_the_papers_loss_is_an_option(toy, tmp_path, monkeypatch):
     seen = []
     loss_terms = train.loss_terms
     monkeypatch.setattr(train, "loss_terms", lambda *args: seen.append(args[2]) or loss_terms(*args))
@@ -209,7 +209,7 @@ def test_the_paper_s_loss_is_one_option_away(toy, tmp_path, monkeypatch):
     assert seen == [False, True]
 
 
-def test_unpaired_pictures_end_it_before_it_starts(toy, tmp_path, capsys):
+def test_unpaired_images_are_refused_at_the_start(toy, tmp_path, capsys):
     args = arguments("", toy, tmp_path / "run")
     args.train_mask_path = [f"{toy}/test/Mask"]
     status, line = failure(train.main, args, capsys)

@@ -1,4 +1,4 @@
-"""Files of weights: finding, downloading, reading, refusing, loading. Damaged and hostile ones: test_bad_weights.py."""
+"""weights.py: files of weights are found, downloaded, checked and loaded (damaged ones: test_bad_weights.py)."""
 
 import http.server
 import pickle
@@ -34,7 +34,7 @@ def test_sam2_fills_the_trunk(sam2_tiny):
         assert torch.equal(value, parameter(weights.TRUNK + key, value.shape))
 
 
-def test_prefix_module_does_not_matter(tmp_path):
+def test_the_prefix_module_is_ignored(tmp_path):
     trunk = build_sam2_trunk("tiny")
     weights.load_sam2(trunk, sam2_file(tmp_path / "prefixed.pt", prefix="module."))
     key = "blocks.3.attn.qkv.weight"
@@ -43,7 +43,7 @@ def test_prefix_module_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])
-def test_another_trunk_size_is_named_with_the_mend(size, tmp_path):
+def test_another_trunk_size_is_named_with_the_remedy(size, tmp_path):
     path = sam2_file(tmp_path / "weights.pt", size)
     with pytest.raises(ValueError, match=f"weights.pt: is a SAM 2 checkpoint of size {size}.*--sam2 {size}.*tiny.pt"):
         weights.load_sam2(build_sam2_trunk("tiny"), path)
@@ -103,7 +103,7 @@ def test_dinov2_large_loads_as_in_the_original(tmp_path):
 @pytest.mark.parametrize(
     "name", [pytest.param("vit_base_patch14_dinov2", marks=pytest.mark.slow), "vit_small_patch14_reg4_dinov2"]
 )
-def test_another_dinov2_is_named_with_the_mend(name, tmp_path):
+def test_another_dinov2_is_named_with_the_remedy(name, tmp_path):
     path = aux_file(tmp_path / "model.safetensors", name, image_size=56)
     with pytest.raises(ValueError, match=f"is the DINOv2 {name}; give --aux {name} or vit_small_patch14_dinov2's"):
         weights.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], path)
@@ -138,7 +138,7 @@ def test_published_weights_of_other_auxiliary_encoders_load(name, size, key, tmp
         ("zip.pt", b"PK\x03\x04 and nothing more", "is truncated, damaged"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_weights_are_named_for_what_they_are(name, content, message, tmp_path):
+def test_files_without_weights_are_named_for_what_they_are(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         weights.read(tmp_path / name)
@@ -233,13 +233,13 @@ def test_a_broken_download_is_an_error_and_leaves_nothing(server, tmp_path):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_a_download_that_was_cut_short_unnoticed_is_not_kept(server, tmp_path):
+def test_a_download_that_was_truncated_unnoticed_is_not_kept(server, tmp_path):
     with pytest.raises(ValueError, match="unannounced.pt: .*truncated, damaged.*next start downloads it again"):
         weights.read(f"{server.url}/unannounced.pt")
     assert not list((tmp_path / "cache").rglob("*.pt"))
 
 
-def test_a_silent_server_is_given_up(server, monkeypatch):
+def test_a_silent_server_is_abandoned(server, monkeypatch):
     monkeypatch.setattr(weights, "TIMEOUT", 0.2)
     with pytest.raises(OSError, match="silent.pt: cannot be downloaded: .*timed out"):
         weights.read(f"{server.url}/silent.pt")

@@ -1,4 +1,6 @@
-# Sourced by the other scripts.
+# Sourced by the other scripts. By itself it installs what a tool needs:
+#
+#     bash tools/setup.sh requirements-export.txt requirements-app.txt
 
 here=$(dirname "$0")  # of the script
 
@@ -85,3 +87,15 @@ name_run() {
         return 2
     fi
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    set -euo pipefail
+    cd "$here/.."
+    for file in "$@"; do
+        if [ ! -f "$file" ]; then
+            echo "setup.sh: there is no file $file" >&2
+            exit 2
+        fi
+    done
+    setup requirements.txt "$@"
+fi
