@@ -30,7 +30,7 @@ if os.environ.get("KILLED_IN_STEP") and (os.environ["RANK"], os.environ["TORCHEL
         return original(self, *args, **options)
 
     torch.optim.AdamW.step = step
-if Path(sys.argv[1]).name in ("train.py", "test.py"):  # eval.py does without torch
+if Path(sys.argv[1]).name in ("train.py", "test.py", "app.py"):  # eval.py does without torch
     import micro  # noqa: F401
 
 if __name__ == "__main__":

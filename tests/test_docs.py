@@ -10,12 +10,13 @@ import eval as evaluation_script
 import test as prediction_script
 import train
 from evaluation import benchmarks
-from tools import check_dataset, convert_checkpoint, export
+from tools import app, check_dataset, contact_sheet, convert_checkpoint, export, toy_dataset
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
 OTHERS |= {"--max_restarts", "--gres", "--cpus-per-task", "--time", "--requeue", "--open-mode", "--signal"}  # SLURM
 OTHERS |= {"--shm-size", "--logdir", "--help"}
+OWN_PROGRAMS = ("your_program.py", "cutout.py")  # of the reader
 
 
 def headings(text: str) -> set[str]:
@@ -38,9 +39,13 @@ def test_links_lead_to_files_and_headings(document):
 
 def test_every_option_in_the_documents_exists():
     parsers = [module.get_args_parser() for module in (train, prediction_script, evaluation_script)]
-    parsers += [module.get_args_parser() for module in (check_dataset, convert_checkpoint, export)]
+    parsers += [
+        module.get_args_parser()
+        for module in (app, check_dataset, contact_sheet, convert_checkpoint, export, toy_dataset)
+    ]
     known = OTHERS | {option for parser in parsers for option in parser._option_string_actions}
-    known |= set(re.findall(r'"(--\w+)"', (ROOT / "tools/benchmark.py").read_text()))
+    for name in ("tools/benchmark.py", "tests/benchmark_eval.py", "tests/fuzz.py"):
+        known |= set(re.findall(r'"(--\w+)"', (ROOT / name).read_text()))
     for document in DOCUMENTS:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", document.read_text()):
             assert option in known, f"{document.name}: {option}"
@@ -49,7 +54,7 @@ def test_every_option_in_the_documents_exists():
 def test_files_named_in_commands_exist():
     for document in DOCUMENTS:
         for name in re.findall(r"(?:bash|python) ((?:tools/|tests/)?\w+\.(?:sh|py))\b", document.read_text()):
-            assert (ROOT / name).exists() or name == "your_program.py", f"{document.name}: {name}"
+            assert (ROOT / name).exists() or name in OWN_PROGRAMS, f"{document.name}: {name}"
 
 
 def test_the_yaml_example_describes_a_benchmark():

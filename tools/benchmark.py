@@ -2,6 +2,7 @@
 
     python tools/benchmark.py infer                 a batch through the network: plain, fp32, bf16; seconds, memory
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
+    python tools/benchmark.py infer --onnx FILE     with onnxruntime too: a file of tools/export.py, at its size
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py largest --memory 24   the largest batch whose training step fits in so many GB of a GPU
     python tools/benchmark.py start                 from files of weights to a network that is ready
@@ -40,6 +41,7 @@ from torch.amp import GradScaler
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoint
 import cli
+import files
 import test
 import train
 import weights
@@ -86,9 +88,11 @@ def options(args: argparse.Namespace) -> dict[str, str | int]:
 def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) -> Callable[[], Tensor]:
     """A function that runs `infer` or `train` once, one way, waits for it and returns the logits or the loss.
 
-    `way` is "plain" or a precision, followed by any of "checkpointed", "compiled", "graphs".
+    `way` is "onnx", "plain" or a precision, the latter followed by any of "checkpointed", "compiled", "graphs".
     """
     precision, *more = way.split()
+    if precision == "onnx":
+        return prepare_onnx(args)
     if precision != "plain":
         cli.keep_freed_memory(args.device)
     torch.backends.cudnn.allow_tf32 = False  # off for matrix products by default
@@ -119,6 +123,18 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
     optimizer, _ = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=1)
     scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
     return step
+
+
+def prepare_onnx(args: argparse.Namespace) -> Callable[[], Tensor]:
+    """A function that runs the exported graph once and returns its logits."""
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if args.device.startswith("cuda") else "CPUExecutionProvider"
+    session = onnxruntime.InferenceSession(args.onnx, providers=[provider])
+    if (side := session.get_inputs()[0].shape[2]) != args.size:
+        raise ValueError(f"--size {args.size}: {files.shown(args.onnx)} was exported at {side}")
+    images = np.random.default_rng(0).standard_normal((args.batch_size, 3, args.size, args.size), np.float32)
+    return lambda: torch.from_numpy(session.run(["logits"], {"images": images})[0])
 
 
 def synchronize(device: str) -> None:
@@ -160,6 +176,11 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         ways[f"{args.precision if gpu else 'fp32'} compiled"] = None
     if args.compile and args.command == "infer" and gpu:
         ways[f"{args.precision} compiled graphs"] = None
+    if args.command == "infer" and args.onnx:
+        cli.require(["onnxruntime"], "requirements-export.txt")
+        if not args.onnx.is_file():
+            raise FileNotFoundError(f"--onnx {files.shown(args.onnx)}: there is no such file")
+        ways["onnx"] = None
     rounds, repeats = (1, args.repeats) if gpu else (args.repeats, 1)  # only a CPU's speed drifts
     turns: dict[str, list[Turn]] = {way: [] for way in ways}
     with weight_files(args) as paths:
@@ -169,16 +190,14 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
     seconds = {way: statistics.median(s for turn in found for s in turn.seconds) for way, found in turns.items()}
     peak = {way: max(turn.peak_mb for turn in found) for way, found in turns.items()}
     plain = turns["plain"][0].result
-    return {
-        way: {
-            "s": seconds[way],
-            "times as fast": seconds["plain"] / seconds[way],
-            "peak MB": peak[way],
-            "of the plain peak": peak[way] / peak["plain"],
-            "largest difference": ((turns[way][0].result - plain).abs().max() / plain.abs().max()).item(),
-        }
-        for way in ways
-    }
+    results = {}
+    for way in ways:
+        results[way] = {"s": seconds[way], "times as fast": seconds["plain"] / seconds[way]}
+        if not (way == "onnx" and gpu):  # torch does not know what onnxruntime allocates
+            results[way] |= {"peak MB": peak[way], "of the plain peak": peak[way] / peak["plain"]}
+        if way != "onnx":  # whose file has other weights
+            results[way]["largest difference"] = ((turns[way][0].result - plain).abs().max() / plain.abs().max()).item()
+    return results
 
 
 def largest_batch(way: str, paths: list[str], batches: Sequence[int], args: argparse.Namespace) -> dict[str, float]:
@@ -313,6 +332,8 @@ def get_args_parser() -> argparse.ArgumentParser:
         side = cli.number(multiple=32, least=32)
         command.add_argument("--size", type=side, default=1024, help="side of the input, px")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+        if name == "infer":
+            command.add_argument("--onnx", type=Path, metavar="FILE", help="a file of tools/export.py, run as well")
         if name == "predict":
             command.add_argument("--pictures", type=cli.number(), default=200, help="how many")
         if name == "largest":

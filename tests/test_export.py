@@ -1,0 +1,180 @@
+"""tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import recipe
+import torch
+from conftest import MICRO, ROOT, failure, predict_arguments, read_maps
+from PIL import Image
+
+import cli
+import test as script
+from dataset import MEAN, STD
+from tools import benchmark, export
+
+NEEDED = [name for name in export.PACKAGES if not importlib.util.find_spec(name)]
+pytestmark = pytest.mark.skipif(bool(NEEDED), reason="bash tools/setup.sh requirements-export.txt was not run")
+
+
+def arguments(checkpoint, path, *more):
+    return export.get_args_parser().parse_args([str(word) for word in (checkpoint, path, *more)])
+
+
+def session(path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path)
+
+
+@pytest.fixture(scope="module")
+def graph(micro_checkpoint, tmp_path_factory):
+    """The network MICRO, exported; not to be changed."""
+    path = tmp_path_factory.mktemp("graph") / "micro.onnx"
+    export.main(arguments(micro_checkpoint, path))
+    return path
+
+
+@pytest.mark.slow
+def test_a_graph_computes_logits_and_probability_of_any_batch(graph, micro_model):
+    assert [path.name for path in graph.parent.iterdir()] == [graph.name]  # small weights are in it
+    for batch in (1, 3):
+        images = recipe.image(f"onnx{batch}", (batch, 3, 64, 64))
+        probability, logits = session(graph).run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            expected = micro_model(images)
+        assert logits.shape == (batch, 1, 64, 64) and logits.dtype == np.float32
+        assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.abs().max()
+        assert np.abs(probability - expected.sigmoid().numpy()).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_the_metadata_says_how_to_prepare_images_and_what_was_exported(graph, micro_model):
+    metadata = session(graph).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["mean"]) == list(MEAN) and json.loads(metadata["std"]) == list(STD)
+    assert metadata["size"] == "64" and metadata["checkpoint"] == script.fingerprint(micro_model)
+
+
+@pytest.mark.slow
+def test_given_images_are_compared_and_scored(micro_checkpoint, toy, tmp_path, capsys):
+    words = "--check", toy / "test/Image", "--check_gt", toy / "test/Mask", "--size", 96
+    export.main(arguments(micro_checkpoint, tmp_path / "new/other.onnx", *words))
+    heading, own, other, drift, line, _ = capsys.readouterr().out.splitlines()[1:]
+    assert heading.split()[0] == "mDice" and heading.split()[-1] == "MAE"
+    assert own.startswith("torch ") and other.startswith("onnxruntime ") and drift.startswith("drift ")
+    numbers = np.array([list(map(float, row.split()[1:])) for row in (own, other, drift)])
+    assert numbers.shape == (3, 9) and np.allclose(numbers[1] - numbers[0], numbers[2], atol=2e-5)
+    assert np.abs(numbers[2]).max() < 0.01
+    assert re.fullmatch(r"maps differ by at most [01] grey levels?, 0\.\d{4} on average", line)
+    assert session(tmp_path / "new/other.onnx").get_inputs()[0].shape[1:] == [3, 96, 96]
+
+
+@pytest.mark.slow
+def test_half_precision_has_half_the_size_and_float32_at_its_ends(graph, micro_checkpoint, tmp_path):
+    export.main(arguments(micro_checkpoint, tmp_path / "half.onnx", "--half"))
+    half = session(tmp_path / "half.onnx")
+    assert {tensor.type for tensor in (*half.get_inputs(), *half.get_outputs())} == {"tensor(float)"}
+    assert (tmp_path / "half.onnx").stat().st_size < 0.6 * graph.stat().st_size
+
+
+@pytest.mark.slow
+def test_large_weights_have_a_file_of_their_own_which_goes_with_the_graph(
+    graph, micro_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "LARGE", 0)
+    path = tmp_path / "large.onnx"
+    export.main(arguments(micro_checkpoint, path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+    assert path.stat().st_size < (tmp_path / "large.onnx.data").stat().st_size
+    session(path)
+    monkeypatch.setattr(export, "export", lambda model, path, half: shutil.copy(graph, path))
+    export.main(arguments(micro_checkpoint, path))
+    assert [file.name for file in tmp_path.iterdir()] == ["large.onnx"]
+    session(path)
+
+
+def spoil(path):
+    """Changes one constant in the graph: the weight of the head."""
+    import onnx
+
+    model = onnx.load(path)
+    [weight] = [tensor for tensor in model.graph.initializer if tensor.name.endswith("head.weight")]
+    array = onnx.numpy_helper.to_array(weight).copy()
+    array[:, ::2] = 0
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.slow
+def test_a_wrong_graph_is_not_written_and_the_status_is_1(graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path)))
+    (tmp_path / "x.onnx").write_text("from before")
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and "x.onnx: not written, since maps may differ by at most 1 grey level" in line
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.onnx", "from before")]
+
+
+def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda model, path, half: path.write_text("no graph"))
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and "onnxruntime cannot run the graph" in line and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--check_gt", "."], "--check_gt needs the images in --check"),
+        (["--check", "missing.jpg"], "missing.jpg"),
+        (["--check", "text.jpg"], "text.jpg: cannot be read as an image"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(more, message, micro_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jpg").write_text("text")
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "out/x.onnx", *more), capsys)
+    assert status == 2 and message in line and not list((tmp_path / "out").iterdir())
+
+
+def test_missing_packages_are_named_with_the_command_that_installs_them():
+    with pytest.raises(ValueError, match=r"^needs nonesuch: bash tools/setup.sh requirements-export.txt installs"):
+        cli.require(["json", "nonesuch"], "requirements-export.txt")
+
+
+@pytest.mark.slow
+def test_the_documented_example_writes_the_cutout_of_test_py_without_torch(graph, micro_checkpoint, toy, tmp_path):
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)
+    assert len(example.splitlines()) <= 30
+    (tmp_path / "cutout.py").write_text(example)
+    image = toy / "test/Image/toy_0001.jpg"
+    without = "import runpy, sys; sys.modules.update(torch=None, torchvision=None); sys.argv.pop(0); "
+    without += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [sys.executable, "-c", without, "cutout.py", graph, image, "cutout.png"]
+    subprocess.run([str(word) for word in words], check=True, cwd=tmp_path)
+    script.main(predict_arguments(micro_checkpoint, image, tmp_path / "maps"))
+    [expected] = read_maps(tmp_path / "maps").values()
+    cutout = np.array(Image.open(tmp_path / "cutout.png"))
+    assert np.abs(cutout[..., 3].astype(int) - expected).max() <= 1
+    assert np.array_equal(cutout[..., :3], np.array(Image.open(image)))
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_a_graph_too(graph, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "in_process", lambda function, *words: function(*words))
+    network = [f"--{name}={value}" for name, value in MICRO.items()]
+    words = ["infer", "--repeats", "1", "--device", "cpu", *network, "--onnx", str(graph)]
+    parse = benchmark.get_args_parser().parse_args
+    benchmark.main(parse([*words, "--json", str(tmp_path / "figures.json")]))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["plain", "fp32", "bf16", "onnx"]
+    assert figures["onnx"].keys() == figures["plain"].keys() - {"largest difference"} and figures["onnx"]["s"] > 0
+    capsys.readouterr()
+    status, line = failure(benchmark.main, parse([*words, "--size", "96"]), capsys)
+    assert status == 2 and "micro.onnx was exported at 64" in line
+    status, line = failure(benchmark.main, parse([*words, "--onnx", "missing.onnx"]), capsys)
+    assert status == 2 and "--onnx missing.onnx: there is no such file" in line
