@@ -35,7 +35,7 @@ LATEX_SPECIAL = str.maketrans(
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 )
 LOWER_IS_BETTER = ("MAE",)
-WORST, BEST = 12, 6  # images on the page
+MOST, LEAST = 18, 6  # images on the page; half of the images in between
 THUMBNAIL = (320, 320)  # at most, pixels
 
 
@@ -230,8 +230,9 @@ def page(
     import jinja2  # not at the top, like matplotlib
 
     order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.truth.name))
-    best = order[::-1][: min(BEST, len(order) // 3)]
-    worst = order[: min(WORST, len(order) - len(best))]
+    number = min(MOST, max(LEAST, len(order) // 2), len(order))
+    best = order[::-1][: number // 3]
+    worst = order[: number - len(best)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
         groups = [(words, list(pool.map(card, chosen))) for words, chosen in (("Worst", worst), ("Best", best))]
     template = Path(__file__).with_name("report_template.html").read_text("utf-8")

@@ -80,7 +80,7 @@ def test_the_twelve_worst_and_six_best_images_are_shown(monkeypatch):
     monkeypatch.setattr(
         report, "card", lambda one: {"name": one.truth.stem, "dataset": "", "figures": {}, "panels": []}
     )
-    for count, worst, best in ((30, 12, 6), (9, 6, 3), (1, 1, 0)):
+    for count, worst, best in ((40, 12, 6), (20, 7, 3), (12, 4, 2), (5, 4, 1), (1, 1, 0)):
         page = report.page("title", [["dataset", "images", "MAE"]], [], page_of(count), []).decode()
         shown = re.findall(r'<div class="name">(\d+)</div>', page)
         assert shown == [f"{i:02}" for i in (*range(worst), *range(count - 1, count - 1 - best, -1))]
