@@ -155,10 +155,10 @@ class SAM2UNeXT(nn.Module, checkpoint.Hub):
     def compile(self, **options: Any) -> None:
         """Has torch compile the network as one graph for each input shape; `options` are those of torch.compile.
 
-        Raises ValueError for bf16 and fp16 on CPUs, where torch's compiler turns the trunk's output into NaN.
+        Raises ValueError for bf16 and fp16 on CPUs, where torch's compiler gains nothing and has produced NaN.
         """
         if self.head.weight.device.type == "cpu" and self.precision != torch.float32:
-            raise ValueError("--compile: torch does it wrongly in bf16 and fp16 on CPUs; give --precision fp32 as well")
+            raise ValueError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
         super().compile(fullgraph=True, dynamic=False, **options)
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":

@@ -6,5 +6,5 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 source tools/setup.sh
-setup requirements.txt requirements-test.txt
+setup requirements.txt requirements-test.txt requirements-export.txt
 exec "$PYTHON" -m pytest "$@"
