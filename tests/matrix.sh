@@ -6,7 +6,7 @@
 #     bash tests/matrix.sh "one thread" 3.13     those whose name contains one of the words
 #
 # Instruction sets are limited by the switches of torch, oneDNN and MKL, native bf16 is pretended and hidden. Python 3.10
-# gets the lowest versions that the requirements allow, 3.13 the newest; both are looked for in PATH and ~/.pyenv. The
+# gets the lowest versions that requirements.txt allows, 3.13 the newest; both are looked for in PATH and ~/.pyenv. The
 # other rows run in the environment that run_tests.sh makes, or with $PYTHON. $LOGS keeps what each row prints.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -73,7 +73,7 @@ wanted "SSE4.1" &&
 wanted "native bf16 pretended" && run "native bf16 pretended" env PRETENDED_CPU_FLAGS=avx512_bf16 "$python"
 wanted "native bf16 hidden" && run "native bf16 hidden" env PRETENDED_CPU_FLAGS=fpu "$python"
 wanted "in the background" && run "in the background" in_background "$python"
-lowest=$(sed -n 's/^\([a-z0-9_-]*\)>=\([0-9.]*\),.*/\1==\2.*/p' requirements.txt requirements-export.txt)
+lowest=$(sed -n 's/^\([a-z0-9_-]*\)>=\([0-9.]*\),.*/\1==\2.*/p' requirements.txt)
 newest=$(grep -h '^[a-z]' requirements.txt requirements-export.txt)
 for row in "3.10 lowest" "3.13 newest"; do
     read -r version kind <<<"$row"

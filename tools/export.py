@@ -40,12 +40,18 @@ from evaluation import metrics
 from output import Settings, Task
 from SAM2UNeXT import SAM2UNeXT
 
+OLDEST = (2, 10)  # of torch whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 LARGE = 2e9  # bytes of weights that get a file of their own; protobuf, the graph's format, cannot hold 2 GiB
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 BATCH = 2  # images at a time when checking; an odd number leaves a batch of one
+MOST_IMAGES = 2**15  # in a batch; torch wants a bound
 SYNTHETIC = ((480, 640), (500, 300), (256, 256))  # height, width
+
+
+def is_new_enough() -> bool:
+    return tuple(map(int, torch.__version__.split(".")[:2])) >= OLDEST
 
 
 class Exported(nn.Module):
@@ -76,7 +82,7 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
         warnings.simplefilter("ignore")  # torch's, about its own code
         program = torch.onnx.export(
             Exported(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET, dynamo=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch", max=MOST_IMAGES)},), opset_version=OPSET, dynamo=True, verbose=False,
         )  # fmt: skip
     program.model.metadata_props.update({
         "mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size), "checkpoint": test.fingerprint(model),
@@ -200,6 +206,8 @@ def main(args: argparse.Namespace) -> None:
     with ExitStack() as held:
         with cli.exit_on_error(cli.NOTHING_STARTED):
             cli.require(PACKAGES, "requirements-export.txt")
+            if not is_new_enough():
+                raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
             if args.output.is_dir():
                 raise IsADirectoryError(f"{files.shown(args.output)}: is a folder; name a file")
             parent = files.output_folder(args.output.parent)
