@@ -122,6 +122,16 @@ def test_a_wrong_graph_is_not_written_and_the_status_is_1(graph, micro_checkpoin
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.onnx", "from before")]
 
 
+def test_a_network_that_torch_cannot_export_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise torch.onnx.OnnxExporterError("no ONNX function for aten.nonesuch\nand more")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and line.endswith("torch cannot export this network: no ONNX function for aten.nonesuch")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda model, path, half: path.write_text("no graph"))
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)

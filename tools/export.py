@@ -75,15 +75,20 @@ class Difference(NamedTuple):
 
 
 def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
-    """Writes the network's graph to `path` and large weights to a file beside it. Raises RuntimeError or OSError."""
+    """Writes the network's graph to `path` and large weights to a file beside it. Raises ValueError or OSError."""
     network = copy.deepcopy(model).half() if half else model
+    batch = torch.export.Dim("batch", max=MOST_IMAGES)
     images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own code
-        program = torch.onnx.export(
-            Exported(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch", max=MOST_IMAGES)},), opset_version=OPSET, dynamo=True, verbose=False,
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                Exported(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
+                dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            reason = files.shown(str(error.__cause__ or error).strip().splitlines()[0])
+            raise ValueError(f"torch cannot export this network: {reason}") from error
     program.model.metadata_props.update({
         "mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size), "checkpoint": test.fingerprint(model),
     })  # fmt: skip
@@ -187,7 +192,7 @@ def replace(path: Path, target: Path) -> None:
 
 
 def run(args: argparse.Namespace, folder: Path, model: SAM2UNeXT, tasks: Sequence[Task]) -> None:
-    """Exports into the temporary `folder`, checks, and moves the result. Raises ValueError, OSError, RuntimeError."""
+    """Exports into the temporary `folder`, checks, and moves the result. Raises ValueError or OSError."""
     shown, path = files.shown(args.output), folder / args.output.name
     print(f"exporting {files.shown(args.checkpoint)} at {model.size} px, which takes minutes for the full network")
     export(model, path, args.half)
