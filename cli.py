@@ -84,6 +84,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
 
 
+def add_encoders(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where the encoders of a small checkpoint are."""
+    parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
+    parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
+    parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)

@@ -246,9 +246,7 @@ def kinds(text: str) -> tuple[str, ...]:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
-    parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
-    parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
-    parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
+    cli.add_encoders(parser)
 
     data = parser.add_argument_group("images")
     data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of images, or single images")

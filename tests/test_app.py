@@ -107,6 +107,17 @@ def server(micro_checkpoint, tmp_path_factory):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("gradio" in PACKAGES, reason="bash tools/setup.sh requirements-app.txt was not run")
+def test_a_port_in_use_is_one_line_and_status_2(server, micro_checkpoint):
+    port = server[0].rpartition(":")[2].strip("/")
+    words = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--port", port)
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr == (
+        f"app.py: --port {port}: is in use or not allowed on 127.0.0.1; give another one\n"
+    )
+
+
 @pytest.fixture
 def browser():
     from selenium import webdriver
@@ -146,7 +157,7 @@ def test_a_browser_shows_the_maps_moves_the_threshold_and_gets_a_sentence_for_te
     def upload(path):
         wait_for(lambda: found("#upload input[type=file]"))[0].send_keys(str(path))
 
-    upload(toy / "test/Image/toy_0001.jpg")
+    upload(shutil.copy(toy / "test/Image/toy_0001.jpg", tmp_path / "visitor.jpg"))
     wait_for(lambda: len(found("figure img")) == len(KINDS))
     for kind in KINDS:
         assert np.array_equal(image(kind), expected[kind]), kind
@@ -164,4 +175,6 @@ def test_a_browser_shows_the_maps_moves_the_threshold_and_gets_a_sentence_for_te
     browser.get(address)
     upload(tmp_path / "text.jpg")
     wait_for(lambda: "its format is not known to Pillow" in found("#line")[0].text)
-    assert not found("figure") and not [path for path in folder.rglob("*") if path.is_file()]
+    assert not found("figure")
+    examples = {path.name for path in app.EXAMPLES.glob("*")}  # if the demo was run here
+    assert {path.name for path in folder.rglob("*") if path.is_file()} <= examples

@@ -151,11 +151,14 @@ def main(args: argparse.Namespace) -> None:
 
         title = f"{files.shown(args.checkpoint.name)} on {device}"
         page = build_page(model, title, sorted(EXAMPLES.glob("*.jpg"))[:6])
-        _, address, _ = page.launch(
-            server_name=args.host, server_port=args.port, prevent_thread_lock=True, quiet=True, css=CSS,
-            theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"), footer_links=[],
-            max_file_size=LARGEST_UPLOAD, ssr_mode=False,
-        )  # fmt: skip
+        try:
+            _, address, _ = page.launch(
+                server_name=args.host, server_port=args.port, prevent_thread_lock=True, quiet=True, css=CSS,
+                theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"), footer_links=[],
+                max_file_size=LARGEST_UPLOAD, ssr_mode=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise OSError(f"--port {args.port}: is in use or not allowed on {args.host}; give another one") from error
         print(f"{address} shows {title}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
 
@@ -167,9 +170,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=cli.number(least=1, most=65535), default=7860, help="of the page")
     parser.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 if native, else fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
-    parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
-    parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
-    parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
+    cli.add_encoders(parser)
     return parser
 
 

@@ -235,9 +235,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
     parser.add_argument("--check_gt", metavar="DIR", help="their ground truth, to compare the scores")
-    parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
-    parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
-    parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
+    cli.add_encoders(parser)
     return parser
 
 
