@@ -121,6 +121,10 @@ def build_page(model: SAM2UNeXT, title: str, examples: Sequence[Path]) -> "gradi
                 upload.preprocess = lambda file: file and Path(file.path)  # its own would fail on what is no image
                 threshold = gradio.Slider(0, 1, THRESHOLD, step=0.01, label="Threshold", elem_id="threshold")
                 line = gradio.Markdown(elem_id="line")
+                samples = [[str(path)] for path in examples]
+                gallery = gradio.Dataset(
+                    label="Examples", components=["image"], samples=samples, type="index", visible=bool(examples)
+                )
             with gradio.Column(scale=2):
                 cut, whole = gradio.HTML(elem_id="cut"), gradio.HTML(elem_id="whole")
         outputs = [answer, line, cut, whole]
@@ -130,10 +134,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: Sequence[Path]) -> "gradi
             lambda answer, threshold: cards(answer, ("overlay", "mask"), threshold), [answer, threshold], cut,
             show_progress="hidden", trigger_mode="always_last",
         )  # fmt: skip
-        if examples:
-            samples = [[str(path)] for path in examples]
-            gallery = gradio.Dataset(label="Examples", components=["image"], samples=samples, type="index")
-            gallery.click(on_example, [gallery, threshold], outputs)
+        gallery.click(on_example, [gallery, threshold], outputs)
     return page.queue(default_concurrency_limit=1)
 
 
