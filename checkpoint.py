@@ -184,8 +184,9 @@ def find_encoders(
     for option, name in encoder_files(trained.network).items():
         record = trained.encoders[option]
         recorded = Path(record.get("path") or record.get("source", ""))
-        beside = Path(path).absolute() if Path(path).is_dir() else Path(path).absolute().parent
-        places = [WEIGHTS / name, beside / name]
+        folder = Path(path).absolute()
+        folder = folder if folder.is_dir() else folder.parent
+        places = [WEIGHTS / name, folder / name]
         if recorded.name in (name, "model.safetensors"):  # the latter is what timm's files are called on the hub
             places.insert(0, recorded)
         found[option] = [given[option]] if given[option] else [place for place in places if place.is_file()]
@@ -293,8 +294,8 @@ class Hub(
     def _save_pretrained(self, save_directory: Path) -> None:
         content = network_content(self, whole=not is_small(self))
         state = {key: tensor.contiguous() for key, tensor in content.pop("state_dict").items()}
-        for record in (encoders := {option: dict(record) for option, record in content["encoders"].items()}).values():
-            record["path"] = ""  # nobody else's business
+        # The paths on this machine are nobody else's business.
+        encoders = {option: record | {"path": ""} for option, record in content["encoders"].items()}
         with files.replacing(save_directory / MODEL) as file:
             file.write(safetensors.torch.save(state))
         with files.replacing(save_directory / CONFIG) as file:

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,7 @@ def distribute(model: "torch.nn.Module", device: str, sync_bn: bool) -> "torch.n
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
 
 
-def fresh_store() -> dict:
+def fresh_store() -> dict[str, Any]:
     """Arguments of init_process_group where torchrun restarts processes on one machine; else none.
 
     torchrun's store keeps the addresses of the processes before a restart, and the next ones would wait for them

@@ -17,6 +17,7 @@ from conftest import predict_arguments, program
 from PIL import Image
 
 import test as script
+from SAM2UNeXT import SAM2UNeXT
 from tools import app
 
 PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
@@ -58,9 +59,10 @@ def test_an_answer_has_the_files_of_test_py(micro_model, toy, expected):
 
 
 def test_another_threshold_changes_the_mask(micro_model, toy):
-    answer, *_ = app.respond(micro_model, toy / "test/Image/toy_0001.jpg", 0.5)
+    answer, _, cut, _ = app.respond(micro_model, toy / "test/Image/toy_0001.jpg", 0.5)
     mask = shown(app.cards(answer, ["mask"], 0.9))["mask"]
     assert np.array_equal(mask, np.where(answer.grey >= 0.9 * 255, 255, 0))
+    assert not np.array_equal(mask, shown(cut)["mask"])
 
 
 def test_what_is_no_image_gets_a_sentence(micro_model, tmp_path):
@@ -71,10 +73,10 @@ def test_what_is_no_image_gets_a_sentence(micro_model, tmp_path):
 
 
 def test_running_out_of_memory_gets_a_sentence(micro_model, toy, monkeypatch):
-    def fail(image):
+    def fail(model, image):
         raise MemoryError("not enough memory")
 
-    monkeypatch.setattr(micro_model, "predict", fail)
+    monkeypatch.setattr(SAM2UNeXT, "predict", fail)
     _, line, *_ = app.respond(micro_model, toy / "test/Image/toy_0001.jpg", 0.5)
     assert line == "out of memory: try a smaller image"
 

@@ -10,9 +10,7 @@ from SAM2UNeXT import SAM2UNeXT
 
 SIZE = 1024
 OLDEST = (2, 10)  # of torch; older versions ask the driver even about fake tensors
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST, reason="torch is too old for fake CUDA tensors"
-)
+pytestmark = pytest.mark.skipif(torch.__version__ < OLDEST, reason="torch is too old for fake CUDA tensors")
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --host 0.0.0.0 --port 8000      for other machines too
 
-The page is for this machine alone unless --host says otherwise. Images are processed one at a time, as test.py does it;
-nothing of them stays on the disk. Ctrl-C ends it.
+The page is for this machine alone unless --host says otherwise. Images are processed as test.py does it, and removed
+from the disk afterwards. Ctrl-C ends it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 THRESHOLD = 0.5
 EXAMPLES = ROOT / "demo/data/test/Image"
 LARGEST_UPLOAD = "200mb"
-ABANDONED = 60  # seconds after which an upload that nobody waits for is removed
+ABANDONED = 60  # seconds after which an upload is removed, even one that still waits
 NOTES = {
     "map": "white where the network is most certain",
     "mask": "the map cut at the threshold",
@@ -54,7 +54,7 @@ CSS = """
 
 
 class Answer(NamedTuple):
-    """What the network made of an image; kept while its page is open, for the threshold."""
+    """What the network made of an image; kept for an hour, for the threshold."""
 
     name: str
     image: Image.Image
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 
 
 def predict(model: SAM2UNeXT, path: Path) -> Answer:
-    """The map of an image file. Raises OSError, and RuntimeError if memory runs out."""
+    """The map of an image file. Raises OSError, and RuntimeError or MemoryError if memory runs out."""
     image = files.read_image(path, upright=True)
     return Answer(path.stem, image, stretch(torch.from_numpy(model.predict(image))).numpy())
 
@@ -101,6 +101,7 @@ def respond(model: SAM2UNeXT, path: Path, threshold: float) -> tuple[Answer | No
 
 
 def build_page(model: SAM2UNeXT, title: str, examples: Sequence[Path]) -> "gradio.Blocks":
+    """The page, which answers one event of a kind at a time; `examples` are image files that it shows."""
     import gradio
 
     def on_upload(path: Path, threshold: float) -> tuple[Answer | None, str, str, str]:

@@ -2,7 +2,7 @@
 
     python tools/benchmark.py infer                 a batch through the network: plain, fp32, bf16; seconds, memory
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
-    python tools/benchmark.py infer --onnx FILE     with onnxruntime too: a file of tools/export.py, at its size
+    python tools/benchmark.py infer --onnx FILE     with onnxruntime too: a file of tools/export.py, of this --size
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py largest --memory 24   the largest batch whose training step fits in so many GB of a GPU
     python tools/benchmark.py start                 from files of weights to a network that is ready

@@ -15,7 +15,6 @@ of both. docs/deploy.md tells how to use the file.
 
 import argparse
 import copy
-import glob
 import os
 import sys
 import tempfile
@@ -40,7 +39,7 @@ from evaluation import metrics
 from output import Settings, Task
 from SAM2UNeXT import SAM2UNeXT
 
-OLDEST = (2, 10)  # of torch whose exporter can do this
+OLDEST = (2, 10)  # version of torch whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 LARGE = 2e9  # bytes of weights that get a file of their own; protobuf, the graph's format, cannot hold 2 GiB
@@ -48,10 +47,6 @@ TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 BATCH = 2  # images at a time when checking; an odd number leaves a batch of one
 MOST_IMAGES = 2**15  # in a batch; torch wants a bound
 SYNTHETIC = ((480, 640), (500, 300), (256, 256))  # height, width
-
-
-def is_new_enough() -> bool:
-    return tuple(map(int, torch.__version__.split(".")[:2])) >= OLDEST
 
 
 class Exported(nn.Module):
@@ -106,7 +101,10 @@ def write_synthetic(folder: Path) -> None:
 
 
 def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
-    """A function that runs the graph: images, float32 (B, 3, S, S), to logits. It and this raise ValueError."""
+    """A function that runs the graph: images, float32 (B, 3, S, S), to logits, float32 (B, 1, S, S).
+
+    Raises ValueError if onnxruntime cannot load the graph; so does the function if it cannot run it.
+    """
     import onnxruntime
 
     def run(images: np.ndarray) -> Tensor:
@@ -122,16 +120,17 @@ def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
 
 @contextmanager
 def errors_of_onnxruntime() -> Iterator[None]:
+    """Turns an error in the block into ValueError on one line."""
     try:
         yield
     except Exception as error:  # its errors have no common class
         raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
-def compare(model: SAM2UNeXT, run: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> Difference:
+def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> Difference:
     """Makes the maps of the images as test.py does, with the network's logits and with the graph's.
 
-    Raises OSError for unreadable images and what `run` raises.
+    `graph` is a function of `load_graph`. Raises OSError for unreadable images and what `graph` raises.
     """
     settings = Settings((), "", "float32", model.size, stretch=True, flip=False, threshold=0.5)
     largest, total = 0, 0.0
@@ -140,7 +139,7 @@ def compare(model: SAM2UNeXT, run: Callable[[np.ndarray], Tensor], tasks: Sequen
         batch = [test.read(task, settings) for task in tasks[start : start + BATCH]]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
-        theirs = run(np.stack([sample.tensor.numpy() for sample in batch]))
+        theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))
         for sample, own, other in zip(batch, test.predict_batch(model, batch, flip=False), theirs, strict=True):
             maps = [test.grey_map(logits, sample, settings) for logits in (own, other[None])]
             difference = np.abs(np.subtract(*maps, dtype=int))
@@ -154,7 +153,7 @@ def compare(model: SAM2UNeXT, run: Callable[[np.ndarray], Tensor], tasks: Sequen
     )
 
 
-def describe(difference: Difference, images: int) -> str:
+def describe(difference: Difference) -> str:
     """The difference in words and, with masks, the nine metrics of both and their drift."""
     largest = files.count(difference.largest, "grey level")
     line = f"maps differ by at most {largest}, {difference.mean:.4f} on average"
@@ -197,12 +196,12 @@ def run(args: argparse.Namespace, folder: Path, model: SAM2UNeXT, tasks: Sequenc
     print(f"exporting {files.shown(args.checkpoint)} at {model.size} px, which takes minutes for the full network")
     export(model, path, args.half)
     difference = compare(model, load_graph(path), tasks)
-    print(describe(difference, len(tasks)))
+    print(describe(difference))
     most = HALF_TOLERANCE if args.half else TOLERANCE
     if difference.largest > most:
         allowed = files.count(most, "grey level")
         raise ValueError(f"{shown}: not written, since maps may differ by at most {allowed}")
-    size = sum(file.stat().st_size for file in folder.glob(f"{glob.escape(path.name)}*"))
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     replace(path, args.output)
     print(f"{shown}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
 
@@ -211,7 +210,7 @@ def main(args: argparse.Namespace) -> None:
     with ExitStack() as held:
         with cli.exit_on_error(cli.NOTHING_STARTED):
             cli.require(PACKAGES, "requirements-export.txt")
-            if not is_new_enough():
+            if torch.__version__ < OLDEST:
                 raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
             if args.output.is_dir():
                 raise IsADirectoryError(f"{files.shown(args.output)}: is a folder; name a file")
