@@ -3,8 +3,8 @@
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --host 0.0.0.0 --port 8000      for other machines too
 
-The page is for this machine alone unless --host says otherwise. Images are processed as test.py does it, and removed
-from the disk afterwards. Ctrl-C ends it.
+The page is for this machine alone unless --host, or gradio's own GRADIO_SHARE, says otherwise. Images are processed as
+test.py does it, and removed from the disk afterwards. Ctrl-C ends it.
 """
 
 import argparse

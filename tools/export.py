@@ -6,7 +6,8 @@
 
 The graph maps `images`, normalised float32 (B, 3, S, S) with any B, to `probability` and `logits`, float32
 (B, 1, S, S); S is --size. With --half it computes in float16. The metadata has mean, std, size and the checkpoint's
-fingerprint. Weights of 2 GB and more are in a second file, OUT.onnx.data.
+fingerprint. Weights of 2 GB and more are in a second file, OUT.onnx.data. Both replace files
+of their names: OUT must not be one of the inputs.
 
 The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime. If they differ by more
 than one grey level (three with --half), no file is written and the exit status is 1. --check_gt prints the nine metrics
