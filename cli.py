@@ -42,7 +42,10 @@ DIAGNOSES = {
         "another process of the run is gone; the same command with --resume continues"
     ),
 }
-OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = (
+    "OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory",
+    "bad_alloc", "Failed to allocate memory",  # onnxruntime
+)  # fmt: skip
 
 
 @contextmanager
@@ -67,6 +70,16 @@ def exit_on_error(status: int, less_memory: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def end_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP end the program as an exception, so that its temporary files are removed.
+
+    A SIGHUP that nohup ignores remains ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def diagnosis(words: str, less_memory: str) -> str:

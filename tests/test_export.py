@@ -1,17 +1,21 @@
 """tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written."""
 
+import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, predict_arguments, read_maps
+from conftest import MICRO, ROOT, failure, predict_arguments, read_maps, save_image
 from PIL import Image
 from torch.torch_version import TorchVersion
 
@@ -97,16 +101,34 @@ def test_large_weights_have_a_file_of_their_own_which_goes_with_the_graph(
     session(path)
 
 
-def spoil(path):
-    """Changes one constant in the graph: the weight of the head."""
+def spoil(path, value=0):
+    """Changes one constant in the graph: half of the weights of the head."""
     import onnx
 
     model = onnx.load(path)
     [weight] = [tensor for tensor in model.graph.initializer if tensor.name.endswith("head.weight")]
     array = onnx.numpy_helper.to_array(weight).copy()
-    array[:, ::2] = 0
+    array[:, ::2] = value
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     onnx.save(model, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images, graph_gets", [(1, [1, 2]), (2, [1, 2]), (3, [1, 2]), (4, [1, 2, 2])])
+def test_the_graph_is_checked_with_batches_of_one_and_two(images, graph_gets, graph, micro_model, toy):
+    tasks = script.find_own_tasks(sorted((toy / "test/Image").iterdir())[:images], toy / "test/Mask", toy)
+    function, side = export.load_graph(graph)
+    batches = []
+    difference = export.compare(micro_model, lambda batch: batches.append(len(batch)) or function(batch), tasks)
+    assert side == 64 and batches == graph_gets and difference.largest <= 1
+    assert difference.scores.keys() == {"torch", "onnxruntime"}
+
+
+@pytest.mark.slow
+def test_logits_that_are_not_finite_are_no_agreement(graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path), np.nan))
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and "onnxruntime computes NaN or infinity for " in line and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -128,6 +150,71 @@ def test_a_network_that_torch_cannot_export_is_one_line(micro_checkpoint, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("wrapped", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_runs_out_in_the_export_is_named(wrapped, micro_checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise torch.onnx.OnnxExporterError("failed") from wrapped
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and line.endswith("out of memory: a smaller --size needs less") and not list(tmp_path.iterdir())
+
+
+def test_a_failure_without_words_is_named_by_its_kind(micro_checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise torch.onnx.OnnxExporterError("failed") from AssertionError()
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and line.endswith("torch cannot export this network: AssertionError")
+
+
+@pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "image.png", "mask.png", "hiera", "link"])
+def test_no_input_is_replaced(name, small, encoders, toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "run", lambda *words: pytest.fail("exported"))
+    checkpoint = Path(shutil.copy(small, tmp_path))
+    image, mask = (shutil.copytree(toy / "test" / kind, tmp_path / kind) for kind in ("Image", "Mask"))
+    (tmp_path / "link").symlink_to(checkpoint)
+    output = {"image.png": image / "toy_0001.jpg", "mask.png": mask / "toy_0001.png", "hiera": encoders["hiera_path"]}
+    output = output.get(name, tmp_path / name)
+    words = arguments(checkpoint, output, "--check", image, "--check_gt", mask)
+    status, line = failure(export.main, words, capsys)
+    assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another file" in line
+
+
+def test_weights_that_would_replace_an_input_or_a_folder_are_named_too(small, tmp_path, capsys):
+    checkpoint = shutil.copy(small, tmp_path / "x.onnx.data")
+    status, line = failure(export.main, arguments(checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 2 and "x.onnx.data: is one of the inputs" in line
+    (tmp_path / "y.onnx.data").mkdir()
+    status, line = failure(export.main, arguments(checkpoint, tmp_path / "y.onnx"), capsys)
+    assert status == 2 and "y.onnx.data: is a folder" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(number, micro_checkpoint, tmp_path, monkeypatch):
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(export, "run", lambda *words: os.kill(os.getpid(), number))
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(SystemExit) as stop:
+            export.main(arguments(micro_checkpoint, tmp_path / "x.onnx"))
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    assert stop.value.code == 128 + number and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_file(micro_checkpoint, tmp_path, monkeypatch, capsys):
+    def fail(*words):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export, "export", fail)
+    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
+    assert status == 1 and line.endswith("x.onnx: cannot be written: No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda model, path, half: path.write_text("no graph"))
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
@@ -140,11 +227,15 @@ def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_
         (["--check_gt", "."], "--check_gt needs the images in --check"),
         (["--check", "missing.jpg"], "missing.jpg"),
         (["--check", "text.jpg"], "text.jpg: cannot be read as an image"),
+        (["--check", "image.png", "--check_gt", "masks"], "masks/image.png: cannot be read as an image"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(more, message, micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jpg").write_text("text")
+    save_image(tmp_path / "image.png", np.zeros((8, 8), np.uint8))
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/image.png").write_text("text")
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "out/x.onnx", *more), capsys)
     assert status == 2 and message in line and not list((tmp_path / "out").iterdir())
 
@@ -191,4 +282,4 @@ def test_the_benchmark_runs_a_graph_too(graph, tmp_path, monkeypatch, capsys):
     status, line = failure(benchmark.main, parse([*words, "--size", "96"]), capsys)
     assert status == 2 and "micro.onnx was exported at 64" in line
     status, line = failure(benchmark.main, parse([*words, "--onnx", "missing.onnx"]), capsys)
-    assert status == 2 and "--onnx missing.onnx: there is no such file" in line
+    assert status == 2 and "missing.onnx: there is no such file" in line

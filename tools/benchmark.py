@@ -47,6 +47,7 @@ import train
 import weights
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
+from tools import export
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
@@ -127,14 +128,15 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
 
 def prepare_onnx(args: argparse.Namespace) -> Callable[[], Tensor]:
     """A function that runs the exported graph once and returns its logits."""
-    import onnxruntime
-
-    provider = "CUDAExecutionProvider" if args.device.startswith("cuda") else "CPUExecutionProvider"
-    session = onnxruntime.InferenceSession(args.onnx, providers=[provider])
-    if (side := session.get_inputs()[0].shape[2]) != args.size:
+    graph, side = export.load_graph(args.onnx, args.device)
+    if side != args.size:
         raise ValueError(f"--size {args.size}: {files.shown(args.onnx)} was exported at {side}")
     images = np.random.default_rng(0).standard_normal((args.batch_size, 3, args.size, args.size), np.float32)
-    return lambda: torch.from_numpy(session.run(["logits"], {"images": images})[0])
+    return lambda: graph(images)
+
+
+def check_onnx(args: argparse.Namespace) -> None:  # as `prepare_onnx`, whose result cannot leave a process
+    prepare_onnx(args)
 
 
 def synchronize(device: str) -> None:
@@ -178,8 +180,7 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         ways[f"{args.precision} compiled graphs"] = None
     if args.command == "infer" and args.onnx:
         cli.require(["onnxruntime"], "requirements-export.txt")
-        if not args.onnx.is_file():
-            raise FileNotFoundError(f"--onnx {files.shown(args.onnx)}: there is no such file")
+        in_process(check_onnx, args)  # before the others take minutes
         ways["onnx"] = None
     rounds, repeats = (1, args.repeats) if gpu else (args.repeats, 1)  # only a CPU's speed drifts
     turns: dict[str, list[Turn]] = {way: [] for way in ways}
@@ -329,8 +330,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
-        side = cli.number(multiple=32, least=32)
-        command.add_argument("--size", type=side, default=1024, help="side of the input, px")
+        command.add_argument("--size", type=cli.number(multiple=32, least=32), default=1024, help="of the input, px")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         if name == "infer":
             command.add_argument("--onnx", type=Path, metavar="FILE", help="a file of tools/export.py, run as well")

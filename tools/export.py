@@ -6,12 +6,11 @@
 
 The graph maps `images`, normalised float32 (B, 3, S, S) with any B, to `probability` and `logits`, float32
 (B, 1, S, S); S is --size. With --half it computes in float16. The metadata has mean, std, size and the checkpoint's
-fingerprint. Weights of 2 GB and more are in a second file, OUT.onnx.data. Both replace files
-of their names: OUT must not be one of the inputs.
+fingerprint. Weights of more than 1.5 GiB are in a second file, OUT.onnx.data.
 
-The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime. If they differ by more
-than one grey level (three with --half), no file is written and the exit status is 1. --check_gt prints the nine metrics
-of both. docs/deploy.md tells how to use the file.
+The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, in batches of one and
+two images. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
+--check_gt prints the nine metrics of both. docs/deploy.md tells how to use the file.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cli
 import files
 import test
+import weights
 from dataset import MEAN, STD
 from evaluation import metrics
 from output import Settings, Task
@@ -43,9 +43,10 @@ from SAM2UNeXT import SAM2UNeXT
 OLDEST = (2, 10)  # version of torch whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-LARGE = 2e9  # bytes of weights that get a file of their own; protobuf, the graph's format, cannot hold 2 GiB
+LARGE = 1536 * 2**20  # bytes of weights above which torch gives them a file of their own: protobuf cannot hold 2 GiB
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
-BATCH = 2  # images at a time when checking; an odd number leaves a batch of one
+BATCH = 2  # images at a time when checking, after a first one by itself
+LESS_MEMORY = "a smaller --size needs less"
 MOST_IMAGES = 2**15  # in a batch; torch wants a bound
 SYNTHETIC = ((480, 640), (500, 300), (256, 256))  # height, width
 
@@ -71,7 +72,10 @@ class Difference(NamedTuple):
 
 
 def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
-    """Writes the network's graph to `path` and large weights to a file beside it. Raises ValueError or OSError."""
+    """Writes the network's graph to `path` and large weights to a file beside it.
+
+    Raises ValueError, OSError, and RuntimeError or MemoryError if memory runs out.
+    """
     network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MOST_IMAGES)
     images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
@@ -83,13 +87,18 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
                 dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
-            reason = files.shown(str(error.__cause__ or error).strip().splitlines()[0])
-            raise ValueError(f"torch cannot export this network: {reason}") from error
+            cause = error.__cause__ or error
+            if isinstance(cause, RuntimeError | MemoryError) and is_lack_of_memory(cause):
+                raise cause from error
+            raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
     program.model.metadata_props.update({
         "mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size), "checkpoint": test.fingerprint(model),
     })  # fmt: skip
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    program.save(path, external_data=weights >= LARGE)
+    program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    return bool(cli.diagnosis(f"{type(error).__name__}: {error}", LESS_MEMORY))
 
 
 def write_synthetic(folder: Path) -> None:
@@ -98,15 +107,20 @@ def write_synthetic(folder: Path) -> None:
     for i, (height, width) in enumerate(SYNTHETIC):
         colours = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
         noise = rng.integers(-20, 20, (height, width, 3))
-        Image.fromarray((np.array(colours) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+        pixels = (np.array(colours) + noise).clip(0, 255).astype(np.uint8)
+        files.save_image(Image.fromarray(pixels), folder / f"{i}.png")
 
 
-def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
-    """A function that runs the graph: images, float32 (B, 3, S, S), to logits, float32 (B, 1, S, S).
+def load_graph(path: Path, device: str = "cpu") -> tuple[Callable[[np.ndarray], Tensor], int]:
+    """A function that runs the graph, and its S: images, float32 (B, 3, S, S), to logits, float32 (B, 1, S, S).
 
-    Raises ValueError if onnxruntime cannot load the graph; so does the function if it cannot run it.
+    `device` is cpu, cuda or cuda:n. Raises OSError if there is no file, ValueError if onnxruntime cannot load it for
+    the device and MemoryError if memory runs out; the function raises the latter two.
     """
     import onnxruntime
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{files.shown(path)}: there is no such file")
 
     def run(images: np.ndarray) -> Tensor:
         with errors_of_onnxruntime():
@@ -114,44 +128,64 @@ def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    provider: tuple[str, dict[str, int]] = ("CPUExecutionProvider", {})
+    if device.startswith("cuda"):
+        provider = ("CUDAExecutionProvider", {"device_id": torch.device(device).index or 0})
     with errors_of_onnxruntime():
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return run
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        side = session.get_inputs()[0].shape[2]
+    if session.get_providers()[0] != provider[0]:  # it takes another one without an error
+        raise ValueError(f"onnxruntime cannot compute on {device}: pip install onnxruntime-gpu, or give --device cpu")
+    return run, side
 
 
 @contextmanager
 def errors_of_onnxruntime() -> Iterator[None]:
-    """Turns an error in the block into ValueError on one line."""
+    """Turns an error in the block into ValueError on one line, or into MemoryError."""
     try:
         yield
     except Exception as error:  # its errors have no common class
+        if is_lack_of_memory(error):
+            raise MemoryError(str(error)) from error
         raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
 def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> Difference:
     """Makes the maps of the images as test.py does, with the network's logits and with the graph's.
 
-    `graph` is a function of `load_graph`. Raises OSError for unreadable images and what `graph` raises.
+    `graph` is a function of `load_graph`. Raises OSError for unreadable images, ValueError for logits that are not
+    finite, and what `graph` raises.
     """
     settings = Settings((), "", "float32", model.size, stretch=True, flip=False, threshold=0.5)
-    largest, total = 0, 0.0
+    differences: list[np.ndarray] = []  # of each map: largest, mean
     scores: dict[str, list[metrics.PairScores]] = {"torch": [], "onnxruntime": []}
-    for start in tqdm(range(0, len(tasks), BATCH), unit="batch", desc="checking"):
-        batch = [test.read(task, settings) for task in tasks[start : start + BATCH]]
+    for group, images in tqdm(groups(tasks), unit="batch", desc="checking"):
+        batch = [test.read(task, settings) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
-        theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))
-        for sample, own, other in zip(batch, test.predict_batch(model, batch, flip=False), theirs, strict=True):
-            maps = [test.grey_map(logits, sample, settings) for logits in (own, other[None])]
+        tensors = [sample.tensor.numpy() for sample in batch]
+        theirs = graph(np.stack(tensors + tensors[:1] * (images - len(batch))))[: len(batch), None]  # (B, 1, 1, S, S)
+        ours = test.predict_batch(model, batch, flip=False)
+        for name, logits in (("torch", ours), ("onnxruntime", theirs)):
+            if not logits.isfinite().all():
+                shown = files.listing(task.image for task in group)
+                raise ValueError(f"{name} computes NaN or infinity for {shown}; a half-precision graph may overflow")
+        for sample, *both in zip(batch, ours, theirs, strict=True):
+            maps = [test.grey_map(logits, sample, settings) for logits in both]
             difference = np.abs(np.subtract(*maps, dtype=int))
-            largest, total = max(largest, int(difference.max())), total + difference.mean()
+            differences.append(np.array([difference.max(), difference.mean()]))
             if sample.task.ground_truth:
                 truth = np.array(files.read_mask(sample.task.ground_truth))
                 for found, grey in zip(scores.values(), maps, strict=True):
                     found.append(metrics.score(grey, truth))
-    return Difference(
-        largest, total / len(tasks), {name: metrics.mean(found) for name, found in scores.items() if found}
-    )
+    largest, mean = np.max(differences, axis=0)[0], np.mean(differences, axis=0)[1]
+    return Difference(int(largest), mean, {name: metrics.mean(found) for name, found in scores.items() if found})
+
+
+def groups(tasks: Sequence[Task]) -> list[tuple[Sequence[Task], int]]:
+    """Tasks to check together, and how many images the graph gets: first one, then BATCH, if need be one repeatedly."""
+    rest = tasks[1:] or tasks
+    return [(tasks[:1], 1), *((rest[start : start + BATCH], BATCH) for start in range(0, len(rest), BATCH))]
 
 
 def describe(difference: Difference) -> str:
@@ -177,52 +211,79 @@ def find_images(args: argparse.Namespace, folder: Path) -> list[Task]:
         write_synthetic(folder)
     tasks = test.find_own_tasks(args.check or [str(folder)], args.check_gt, folder)
     for task in tasks:
-        files.read_size(task.image)
+        for path in filter(None, (task.image, task.ground_truth)):
+            files.read_size(path)
     return tasks
+
+
+def data_file(path: Path) -> Path:
+    """Where the large weights of a graph are."""
+    return path.with_name(f"{path.name}.data")
+
+
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Raises OSError or ValueError if the graph or its weights would replace a folder or an input."""
+    used = {file.resolve() for file in inputs}
+    for output in (path, data_file(path)):
+        if output.is_dir():
+            raise IsADirectoryError(f"{files.shown(output)}: is a folder; name a file")
+        if output.resolve() in used:
+            raise ValueError(f"{files.shown(output)}: is one of the inputs and would be replaced; name another file")
 
 
 def replace(path: Path, target: Path) -> None:
     """Moves the graph and its weights. A graph never lies beside the weights of another one."""
-    weights, old = (file.with_name(f"{file.name}.data") for file in (path, target))
-    target.unlink(missing_ok=True)
-    old.unlink(missing_ok=True)
-    if weights.exists():
-        os.replace(weights, old)
+    large = data_file(path).exists()
+    if large:
+        target.unlink(missing_ok=True)  # it would find the new weights
+        os.replace(data_file(path), data_file(target))
     os.replace(path, target)
+    if not large:
+        data_file(target).unlink(missing_ok=True)
 
 
 def run(args: argparse.Namespace, folder: Path, model: SAM2UNeXT, tasks: Sequence[Task]) -> None:
     """Exports into the temporary `folder`, checks, and moves the result. Raises ValueError or OSError."""
     shown, path = files.shown(args.output), folder / args.output.name
     print(f"exporting {files.shown(args.checkpoint)} at {model.size} px, which takes minutes for the full network")
-    export(model, path, args.half)
-    difference = compare(model, load_graph(path), tasks)
+    with files.writing(args.output):
+        export(model, path, args.half)
+    graph, _ = load_graph(path)
+    difference = compare(model, graph, tasks)
     print(describe(difference))
     most = HALF_TOLERANCE if args.half else TOLERANCE
     if difference.largest > most:
         allowed = files.count(most, "grey level")
         raise ValueError(f"{shown}: not written, since maps may differ by at most {allowed}")
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    replace(path, args.output)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    with files.writing(args.output):
+        replace(path, args.output)
     print(f"{shown}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
 
 
 def main(args: argparse.Namespace) -> None:
+    cli.end_on_signals()
     with ExitStack() as held:
-        with cli.exit_on_error(cli.NOTHING_STARTED):
+        with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
             cli.require(PACKAGES, "requirements-export.txt")
             if torch.__version__ < OLDEST:
                 raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
-            if args.output.is_dir():
-                raise IsADirectoryError(f"{files.shown(args.output)}: is a folder; name a file")
+            check_output(args.output, ())
             parent = files.output_folder(args.output.parent)
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
-            (folder / "synthetic").mkdir()
-            tasks = find_images(args, folder / "synthetic")
-            paths = args.checkpoint, args.hiera_path, args.dinov2_path
-            model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
+            temporary = Path(held.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
+            folder, synthetic = temporary / "graph", temporary / "synthetic"
+            folder.mkdir()
+            synthetic.mkdir()
+            tasks = find_images(args, synthetic)
+            model = SAM2UNeXT.from_checkpoint(
+                args.checkpoint, args.hiera_path, args.dinov2_path, download=args.download
+            )
+            encoders = [record["path"] for record in model.encoders.values()]
+            images = [path for task in tasks for path in (task.image, task.ground_truth) if path]
+            trained = args.checkpoint.iterdir() if args.checkpoint.is_dir() else [args.checkpoint]
+            check_output(args.output, map(Path, [*trained, *encoders, *images]))
             model.size = args.size or model.size
-        with cli.exit_on_error(cli.NOT_COMPLETED, "a smaller --size needs less"):
+        with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
             run(args, folder, model, tasks)
 
 
