@@ -44,7 +44,7 @@ DIAGNOSES = {
 }
 OUT_OF_MEMORY = (
     "OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory",
-    "bad_alloc", "Failed to allocate memory",  # onnxruntime
+    "bad_alloc", "Failed to allocate memory", "Insufficient memory",  # onnxruntime and OpenCV
 )  # fmt: skip
 
 

@@ -196,10 +196,10 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Setup:
     total = len(tasks)
     # Of several processes, each takes every n-th batch and handles the files of these only.
     tasks = [task for i, task in enumerate(tasks) if i // args.batch_size % processes == rank]
-    if rank == 0:
-        held.enter_context(files.locked(args.save_path))
     paths = args.checkpoint, args.hiera_path, args.dinov2_path
     model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
+    if rank == 0:
+        held.enter_context(files.locked(args.save_path))
     made = fingerprint(model), str(precision).removeprefix("torch."), args.size or model.size
     settings = Settings(args.save, *made, not args.no_stretch, args.flip, args.threshold)
     remaining = output.remaining(tasks, settings, args.overwrite, args.batch_size)

@@ -8,11 +8,14 @@ import threading
 import pytest
 import safetensors.torch
 import torch
-from conftest import other_weights, same_network
+from conftest import failure, other_weights, same_network
 
 import checkpoint
+import cli
+import test as script
 import weights
 from SAM2UNeXT import SAM2UNeXT
+from tools import app, convert_checkpoint, export
 
 
 def changed(small, path, change):
@@ -45,6 +48,27 @@ def test_missing_encoders_are_named_and_nothing_is_created(small, tmp_path, monk
     for folder in ("/nowhere/weights", tmp_path / "weights", tmp_path / "mine"):
         assert str(folder) in str(error.value).split("not found in ")[1]
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "module, words",
+    [
+        (script, "--checkpoint {checkpoint} --test_image_path {image} --save_path {output}/maps"),
+        (convert_checkpoint, "{checkpoint} {output}/whole.pth --to whole"),
+        (export, "{checkpoint} {output}/x.onnx"),
+        (app, "{checkpoint}"),
+    ],
+)
+def test_commands_that_miss_an_encoder_make_nothing(module, words, small, toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
+    monkeypatch.setattr(cli, "require", lambda *words: None)  # of the packages that export and page need
+    monkeypatch.setattr(export, "OLDEST", (0,))
+    places = {"checkpoint": moved(small, tmp_path / "mine"), "output": tmp_path / "out"}
+    before = tree(tmp_path)
+    words = words.format(**places, image=toy / "test/Image/toy_0001.jpg").split()
+    status, line = failure(module.main, module.get_args_parser().parse_args(words), capsys)
+    assert status == 2 and "needs its encoder sam2_hiera_micro.pt" in line and tree(tmp_path) == before
+    assert module.get_args_parser().parse_args([*words, "--download"]).download
 
 
 def test_the_published_address_is_named_and_downloaded_on_request(small, encoders, tmp_path, monkeypatch):

@@ -3,20 +3,21 @@
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --host 0.0.0.0 --port 8000      for other machines too
 
-The page is for this machine alone unless --host, or gradio's own GRADIO_SHARE, says otherwise. Images are processed as
-test.py does it, and removed from the disk afterwards. Ctrl-C ends it.
+The page is for this machine alone unless --host says otherwise. Images are processed as test.py does it, one at a
+time, and an upload stays on the disk for seconds only. Ctrl-C ends it.
 """
 
 import argparse
 import base64
 import html
 import os
-import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 import cli
 import files
 import output
+import weights
 from SAM2UNeXT import SAM2UNeXT, stretch
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 THRESHOLD = 0.5
 EXAMPLES = ROOT / "demo/data/test/Image"
 LARGEST_UPLOAD = "200mb"
-ABANDONED = 60  # seconds after which an upload is removed, even one that still waits
+KEPT = 10  # seconds that an upload stays on the disk, at least; the page reads it at once
+WAITING = 20  # images that may wait for their turn
 NOTES = {
     "map": "white where the network is most certain",
     "mask": "the map cut at the threshold",
@@ -53,114 +56,181 @@ CSS = """
 """
 
 
-class Answer(NamedTuple):
-    """What the network made of an image; kept for an hour, for the threshold."""
+class Picture(NamedTuple):
+    """An image that a visitor chose."""
 
     name: str
     image: Image.Image
+
+
+class Answer(NamedTuple):
+    """What the network made of it."""
+
+    picture: Picture
     grey: np.ndarray  # the map, uint8 (H, W)
 
 
-def predict(model: SAM2UNeXT, path: Path) -> Answer:
-    """The map of an image file. Raises OSError, and RuntimeError or MemoryError if memory runs out."""
-    image = files.read_image(path, upright=True)
-    return Answer(path.stem, image, stretch(torch.from_numpy(model.predict(image))).numpy())
+@dataclass
+class Visit:
+    """What the page remembers of a visitor, until an hour after the visit."""
+
+    picture: Picture | None = None
+    answer: Answer | None = None
+
+
+def read(path: Path) -> tuple[Picture | None, str]:
+    """The image in a file, or a sentence that says why it cannot be read."""
+    try:
+        return Picture(path.stem, files.read_image(path, upright=True)), ""
+    except OSError as error:
+        return None, str(error).removeprefix(str(path.parent) + os.sep)
+
+
+def predict(model: SAM2UNeXT, picture: Picture) -> Answer:
+    """The map of an image, as test.py writes it. Raises RuntimeError or MemoryError if memory runs out."""
+    return Answer(picture, stretch(torch.from_numpy(model.predict(picture.image))).numpy())
 
 
 def card(answer: Answer, kind: str, threshold: float) -> str:
     """A figure with one of output.KINDS and a link that downloads it, without any file."""
     suffix = output.KINDS[kind]
-    content = base64.b64encode(output.render(kind, answer.grey, answer.image, threshold)).decode()
-    name = html.escape(answer.name + ("" if kind == "map" else f"-{kind}") + suffix)
+    content = base64.b64encode(output.render(kind, answer.grey, answer.picture.image, threshold)).decode()
+    name = html.escape(answer.picture.name + ("" if kind == "map" else f"-{kind}") + suffix)
     source = f"data:image/{'jpeg' if suffix == '.jpg' else 'png'};base64,{content}"
     link = f"""<a href="#" download="{name}" onclick="this.href = this.closest('figure').querySelector('img').src">"""
     caption = f"<span><b>{kind.capitalize()}</b>: {NOTES[kind]}</span>{link}Download</a>"
     return f'<figure id="{kind}"><img src="{source}" alt="{kind}"><figcaption>{caption}</figcaption></figure>'
 
 
-def cards(answer: Answer | None, kinds: Sequence[str], threshold: float) -> str:
-    """HTML of several kinds; nothing before there is an answer."""
-    return f'<div class="cards">{"".join(card(answer, kind, threshold) for kind in kinds)}</div>' if answer else ""
-
-
-def respond(model: SAM2UNeXT, path: Path, threshold: float) -> tuple[Answer | None, str, str, str]:
-    """The answer to an image file, what the page says about it, and its cards: (overlay, mask), (map, cutout)."""
-    start = time.perf_counter()
-    answer = None
+def cards(answer: Answer | None, kinds: Sequence[str], threshold: float = THRESHOLD) -> str:
+    """HTML of several kinds, or a sentence if memory runs out; nothing before there is an answer."""
+    if answer is None:
+        return ""
     try:
-        answer = predict(model, path)
-        height, width = answer.grey.shape
-        line = f"{width} × {height} pixels in {time.perf_counter() - start:.2f} seconds"
-    except OSError as error:
-        line = str(error).removeprefix(str(path.parent) + os.sep)
+        return f'<div class="cards">{"".join(card(answer, kind, threshold) for kind in kinds)}</div>'
+    except Exception as error:  # OpenCV has a class of its own
+        return sentence(error)
+
+
+def sentence(error: Exception) -> str:
+    """What the page says if memory ran out; any other error is a bug and raised."""
+    line = cli.diagnosis(f"{type(error).__name__}: {error}", "try a smaller image")
+    if not line:
+        raise error
+    return line
+
+
+def respond(model: SAM2UNeXT, picture: Picture) -> tuple[Answer | None, str, str]:
+    """The answer to an image, what the page says about it, and the cards that need no threshold."""
+    start = time.perf_counter()
+    try:
+        answer = predict(model, picture)
     except (RuntimeError, MemoryError) as error:
-        line = cli.diagnosis(f"{type(error).__name__}: {error}", "try a smaller image")
-        if not line:
-            raise
-    return answer, line, cards(answer, ("overlay", "mask"), threshold), cards(answer, ("map", "cutout"), threshold)
+        return None, sentence(error), ""
+    height, width = answer.grey.shape
+    line = f"{width} × {height} pixels in {time.perf_counter() - start:.2f} seconds"
+    return answer, line, cards(answer, ("map", "cutout"))
 
 
-def build_page(model: SAM2UNeXT, title: str, examples: Sequence[Path]) -> "gradio.Blocks":
-    """The page, which answers one event of a kind at a time; `examples` are image files that it shows."""
+class Handlers:
+    """What the page does on its events: they change a visit and return what to show, (line, cut, whole) or a part."""
+
+    def __init__(self, model: SAM2UNeXT, examples: Sequence[Path]):
+        self.model = model
+        self.examples = examples
+        self.turn = threading.Lock()  # gradio's own limit does not count what a visitor left behind
+
+    def upload(self, path: Path, visit: Visit) -> tuple[str, str, str]:
+        visit.picture, line = read(path)
+        visit.answer = None
+        return line, "", ""
+
+    def example(self, index: int, visit: Visit) -> tuple[None, str, str, str]:
+        return None, *self.upload(self.examples[index], visit)  # empties the field of uploads
+
+    def clear(self, visit: Visit) -> tuple[str, str, str]:
+        visit.picture = visit.answer = None
+        return "", "", ""
+
+    def process(self, visit: Visit) -> tuple[str, str] | dict:
+        """Finds the object; shows nothing if the visitor has chosen another image meanwhile, or none."""
+        import gradio
+
+        with self.turn:
+            picture = visit.picture
+            if picture is None or visit.answer:
+                return gradio.skip()
+            answer, line, whole = respond(self.model, picture)
+        if visit.picture is not picture:
+            return gradio.skip()
+        visit.answer = answer
+        return line, whole
+
+    def cut(self, visit: Visit, threshold: float) -> str:
+        return cards(visit.answer, ("overlay", "mask"), threshold)
+
+
+def build_page(handlers: Handlers, title: str) -> "gradio.Blocks":
+    """The page, on which one image is processed at a time."""
     import gradio
 
-    def on_upload(path: Path, threshold: float) -> tuple[Answer | None, str, str, str]:
-        try:
-            return respond(model, path, threshold)
-        finally:
-            path.unlink(missing_ok=True)
-
-    def on_example(index: int, threshold: float) -> tuple[Answer | None, str, str, str]:
-        return respond(model, examples[index], threshold)
-
-    with gradio.Blocks(title=title, delete_cache=(ABANDONED, ABANDONED)) as page:
+    with gradio.Blocks(title=title, delete_cache=(KEPT, KEPT)) as page:
         gradio.Markdown(f"# SAM2-UNeXT\nDrop, paste or choose an image to find the object in it. {html.escape(title)}.")
-        answer = gradio.State(None, time_to_live=3600)
+        visit = gradio.State(Visit())  # each visitor gets a copy
         with gradio.Row():
             with gradio.Column(scale=1):
                 upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=280, elem_id="upload")
                 upload.preprocess = lambda file: file and Path(file.path)  # its own would fail on what is no image
                 threshold = gradio.Slider(0, 1, THRESHOLD, step=0.01, label="Threshold", elem_id="threshold")
                 line = gradio.Markdown(elem_id="line")
-                samples = [[str(path)] for path in examples]
+                samples = [[str(path)] for path in handlers.examples]
                 gallery = gradio.Dataset(
-                    label="Examples", components=["image"], samples=samples, type="index", visible=bool(examples)
+                    label="Examples", components=["image"], samples=samples, type="index", visible=bool(samples)
                 )
             with gradio.Column(scale=2):
                 cut, whole = gradio.HTML(elem_id="cut"), gradio.HTML(elem_id="whole")
-        outputs = [answer, line, cut, whole]
-        upload.upload(on_upload, [upload, threshold], outputs)
-        upload.clear(lambda: (None, "", "", ""), None, outputs)
-        threshold.change(
-            lambda answer, threshold: cards(answer, ("overlay", "mask"), threshold), [answer, threshold], cut,
-            show_progress="hidden", trigger_mode="always_last",
-        )  # fmt: skip
-        gallery.click(on_example, [gallery, threshold], outputs)
-    return page.queue(default_concurrency_limit=1)
+        quick = {"queue": False, "trigger_mode": "always_last", "show_progress": "hidden"}
+        chosen = upload.upload(handlers.upload, [upload, visit], [line, cut, whole], **quick)
+        clicked = gallery.click(handlers.example, [gallery, visit], [upload, line, cut, whole], **quick)
+        for event in (chosen, clicked):
+            done = event.then(
+                handlers.process, visit, [line, whole], concurrency_id="network", trigger_mode="always_last"
+            )
+            done.then(handlers.cut, [visit, threshold], cut, **quick)
+        upload.clear(handlers.clear, visit, [line, cut, whole], **quick)
+        threshold.change(handlers.cut, [visit, threshold], cut, **quick)
+    return page.queue(default_concurrency_limit=1, max_size=WAITING)
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # removes the temporary folder
-    with cli.exit_on_error(cli.NOTHING_STARTED), tempfile.TemporaryDirectory() as folder:
+    cli.end_on_signals()
+    with ExitStack() as held, cli.exit_on_error(cli.NOTHING_STARTED, "--precision bf16 needs less"):
         cli.require(["gradio"], "requirements-app.txt")
+        if ":" in args.host:
+            raise ValueError(f"--host {files.shown(args.host)}: gradio takes no IPv6 address; give a name or 0.0.0.0")
         device = cli.device(args.device)
         cli.keep_freed_memory(device)
         precision = cli.precision(args.precision, device)
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        folder = held.enter_context(tempfile.TemporaryDirectory())
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
         import gradio
 
         title = f"{files.shown(args.checkpoint.name)} on {device}"
-        page = build_page(model, title, sorted(EXAMPLES.glob("*.jpg"))[:6])
+        page = build_page(Handlers(model, sorted(EXAMPLES.glob("*.jpg"))[:6]), title)
+        held.callback(page.close, verbose=False)
         try:
             _, address, _ = page.launch(
-                server_name=args.host, server_port=args.port, prevent_thread_lock=True, quiet=True, css=CSS,
-                theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"), footer_links=[],
+                server_name=args.host, server_port=args.port, share=False, prevent_thread_lock=True, quiet=True,
+                css=CSS, theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"), footer_links=[],
                 max_file_size=LARGEST_UPLOAD, ssr_mode=False,
             )  # fmt: skip
         except OSError as error:
             raise OSError(f"--port {args.port}: is in use or not allowed on {args.host}; give another one") from error
+        except Exception as error:  # gradio opens the page once itself, and httpx has errors of many classes
+            reason = weights.reason(error)
+            raise ValueError(f"the page does not open ({reason}); with a proxy, set NO_PROXY={args.host}") from error
         print(f"{address} shows {title}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
 

@@ -27,10 +27,11 @@ def main(args: argparse.Namespace) -> None:
     with cli.exit_on_error(cli.NOTHING_STARTED):
         if args.output.resolve() == args.input.resolve():
             raise ValueError(f"{files.shown(args.output)}: is also the input; name another file")
-        files.output_folder(args.output.parent)
-        model = SAM2UNeXT.from_checkpoint(args.input, args.hiera_path, args.dinov2_path)
+        paths = args.input, args.hiera_path, args.dinov2_path
+        model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         if args.to == "small" and not checkpoint.is_small(model):
             raise ValueError(f"{files.shown(args.input)}: name its encoders' files with --hiera_path and --dinov2_path")
+        files.output_folder(args.output.parent)
         if args.to == "hub":
             model.save_pretrained(args.output, model_card_kwargs=card(args.results))
             print(f"{files.shown(args.output)}: a folder for the hub; upload it with hf upload user/model FOLDER")
@@ -60,8 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", type=Path, help="the checkpoint, of any kind")
     parser.add_argument("output", type=cli.path, help="the file or folder to write")
     parser.add_argument("--to", required=True, choices=["small", "whole", "original", "hub"], help="the kind to write")
-    parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
-    parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
+    cli.add_encoders(parser)
     parser.add_argument("--results", type=Path, metavar="DIR", help="eval.py's, for the model card of --to hub")
     return parser
 

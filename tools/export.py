@@ -101,14 +101,16 @@ def is_lack_of_memory(error: Exception) -> bool:
     return bool(cli.diagnosis(f"{type(error).__name__}: {error}", LESS_MEMORY))
 
 
-def write_synthetic(folder: Path) -> None:
-    """Writes images of smooth colours and noise, always the same."""
+def write_synthetic(folder: Path) -> list[Task]:
+    """Writes images of smooth colours and noise, always the same. Raises OSError."""
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for i, (height, width) in enumerate(SYNTHETIC):
         colours = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
         noise = rng.integers(-20, 20, (height, width, 3))
         pixels = (np.array(colours) + noise).clip(0, 255).astype(np.uint8)
         files.save_image(Image.fromarray(pixels), folder / f"{i}.png")
+    return test.find_own_tasks([str(folder)], None, folder)
 
 
 def load_graph(path: Path, device: str = "cpu") -> tuple[Callable[[np.ndarray], Tensor], int]:
@@ -203,17 +205,20 @@ def describe(difference: Difference) -> str:
     return "\n".join([*table, line])
 
 
-def find_images(args: argparse.Namespace, folder: Path) -> list[Task]:
-    """The images to check, synthetic ones in `folder` if none are given. Raises ValueError or OSError."""
+def find_images(args: argparse.Namespace) -> list[Task]:
+    """The given images. Raises ValueError or OSError if one cannot be used."""
     if not args.check:
         if args.check_gt:
             raise ValueError("--check_gt needs the images in --check")
-        write_synthetic(folder)
-    tasks = test.find_own_tasks(args.check or [str(folder)], args.check_gt, folder)
-    for task in tasks:
-        for path in filter(None, (task.image, task.ground_truth)):
-            files.read_size(path)
+        return []
+    tasks = test.find_own_tasks(args.check, args.check_gt, args.output.parent)
+    for path in inputs(tasks):
+        files.read_size(path)
     return tasks
+
+
+def inputs(tasks: Sequence[Task]) -> list[Path]:
+    return [path for task in tasks for path in (task.image, task.ground_truth) if path]
 
 
 def data_file(path: Path) -> Path:
@@ -221,9 +226,9 @@ def data_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def check_output(path: Path, inputs: Iterable[Path]) -> None:
-    """Raises OSError or ValueError if the graph or its weights would replace a folder or an input."""
-    used = {file.resolve() for file in inputs}
+def check_output(path: Path, used: Iterable[Path]) -> None:
+    """Raises OSError or ValueError if the graph or its weights would replace a folder or a file that is used."""
+    used = {file.resolve() for file in used}
     for output in (path, data_file(path)):
         if output.is_dir():
             raise IsADirectoryError(f"{files.shown(output)}: is a folder; name a file")
@@ -244,7 +249,8 @@ def replace(path: Path, target: Path) -> None:
 
 def run(args: argparse.Namespace, folder: Path, model: SAM2UNeXT, tasks: Sequence[Task]) -> None:
     """Exports into the temporary `folder`, checks, and moves the result. Raises ValueError or OSError."""
-    shown, path = files.shown(args.output), folder / args.output.name
+    shown, path = files.shown(args.output), folder / "graph" / args.output.name
+    path.parent.mkdir()
     print(f"exporting {files.shown(args.checkpoint)} at {model.size} px, which takes minutes for the full network")
     with files.writing(args.output):
         export(model, path, args.half)
@@ -255,7 +261,7 @@ def run(args: argparse.Namespace, folder: Path, model: SAM2UNeXT, tasks: Sequenc
     if difference.largest > most:
         allowed = files.count(most, "grey level")
         raise ValueError(f"{shown}: not written, since maps may differ by at most {allowed}")
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.stat().st_size for file in path.parent.iterdir())
     with files.writing(args.output):
         replace(path, args.output)
     print(f"{shown}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
@@ -268,23 +274,17 @@ def main(args: argparse.Namespace) -> None:
             cli.require(PACKAGES, "requirements-export.txt")
             if torch.__version__ < OLDEST:
                 raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
-            check_output(args.output, ())
-            parent = files.output_folder(args.output.parent)
-            temporary = Path(held.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
-            folder, synthetic = temporary / "graph", temporary / "synthetic"
-            folder.mkdir()
-            synthetic.mkdir()
-            tasks = find_images(args, synthetic)
-            model = SAM2UNeXT.from_checkpoint(
-                args.checkpoint, args.hiera_path, args.dinov2_path, download=args.download
-            )
-            encoders = [record["path"] for record in model.encoders.values()]
-            images = [path for task in tasks for path in (task.image, task.ground_truth) if path]
-            trained = args.checkpoint.iterdir() if args.checkpoint.is_dir() else [args.checkpoint]
-            check_output(args.output, map(Path, [*trained, *encoders, *images]))
+            tasks = find_images(args)
+            paths = args.checkpoint, args.hiera_path, args.dinov2_path
+            model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
             model.size = args.size or model.size
+            trained = args.checkpoint.iterdir() if args.checkpoint.is_dir() else [args.checkpoint]
+            encoders = [Path(record["path"]) for record in model.encoders.values()]
+            check_output(args.output, [*trained, *encoders, *inputs(tasks)])
+            parent = files.output_folder(args.output.parent)
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
         with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
-            run(args, folder, model, tasks)
+            run(args, folder, model, tasks or write_synthetic(folder / "synthetic"))
 
 
 def get_args_parser() -> argparse.ArgumentParser:
