@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -41,11 +42,23 @@ def session(path):
 
 
 @pytest.fixture(scope="module")
-def graph(micro_checkpoint, tmp_path_factory):
-    """The network MICRO, exported; not to be changed."""
+def exported(micro_checkpoint, tmp_path_factory):
+    """The network MICRO, exported to a file, and what torch made of it; not to be changed."""
     path = tmp_path_factory.mktemp("graph") / "micro.onnx"
-    export.main(arguments(micro_checkpoint, path))
-    return path
+    function, programs = torch.onnx.export, []
+
+    def keep(*words, **options):
+        programs.append(function(*words, **options))
+        return programs[-1]
+
+    with mock.patch.object(torch.onnx, "export", keep):
+        export.main(arguments(micro_checkpoint, path))
+    return path, programs[0]
+
+
+@pytest.fixture
+def graph(exported):
+    return exported[0]
 
 
 @pytest.mark.slow
@@ -87,9 +100,11 @@ def test_given_images_are_compared_and_scored_in_half_precision_too(graph, micro
 
 @pytest.mark.slow
 def test_large_weights_have_a_file_of_their_own_which_goes_with_the_graph(
-    graph, micro_checkpoint, tmp_path, monkeypatch
+    exported, micro_checkpoint, tmp_path, monkeypatch
 ):
+    graph, program = exported
     monkeypatch.setattr(export, "LARGE", 0)
+    monkeypatch.setattr(torch.onnx, "export", lambda *words, **options: program)
     path = tmp_path / "large.onnx"
     export.main(arguments(micro_checkpoint, path))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]

@@ -146,14 +146,15 @@ SCRIPT = """
 import sys
 import micro, torch
 from SAM2UNeXT import SAM2UNeXT
-paths, action = sys.argv[1:3], sys.argv[3]
-if action == "push":
-    torch.manual_seed(3)
-    model = SAM2UNeXT(*paths, sam2="micro", aux="test_vit", aux_size=64, size=64)
-    model.push_to_hub("user/model", model_card_kwargs={"dataset": "MAS3K"})
-else:
-    model = SAM2UNeXT.from_pretrained("user/model", hiera_path=paths[0], dinov2_path=paths[1])
-torch.save(model.state_dict(), sys.argv[4])
+paths, target, actions = sys.argv[1:3], sys.argv[3], sys.argv[4:]
+for action in actions:
+    if action == "push":
+        torch.manual_seed(3)
+        model = SAM2UNeXT(*paths, sam2="micro", aux="test_vit", aux_size=64, size=64)
+        model.push_to_hub("user/model", model_card_kwargs={"dataset": "MAS3K"})
+    else:
+        model = SAM2UNeXT.from_pretrained("user/model", hiera_path=paths[0], dinov2_path=paths[1])
+    torch.save(model.state_dict(), f"{target}/{action}.pt")
 """
 
 
@@ -164,18 +165,17 @@ def test_a_network_is_pushed_to_the_hub_and_loaded_again_even_offline(encoders, 
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
         environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        states = []
-        for action, offline in (("push", "0"), ("pull", "0"), ("pull", "1")):
+        command = [sys.executable, "-c", SCRIPT, *map(str, encoders.values()), str(tmp_path)]
+        for actions, offline in ((["push", "pull"], "0"), (["pull_offline"], "1")):
             before = len(server.requests)
-            words = [*map(str, encoders.values()), action, str(tmp_path / "state.pt")]
-            command = [sys.executable, "-c", SCRIPT, *words]
             result = subprocess.run(
-                command, env=environment | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True
+                command + actions, env=environment | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True
             )
             assert result.returncode == 0, result.stderr
             assert (len(server.requests) > before) == (offline == "0")
-            states.append(torch.load(tmp_path / "state.pt"))
         server.shutdown()
+    assert any("/resolve/main/model.safetensors" in path for path in server.requests)
+    states = [torch.load(tmp_path / f"{action}.pt") for action in ("push", "pull", "pull_offline")]
     assert sorted(server.files) == ["README.md", "config.json", "model.safetensors"]
     assert b'from_pretrained("user/model"' in server.files["README.md"]
     for state in states[1:]:
