@@ -14,11 +14,13 @@ if [ -z "$benchmark" ]; then
 fi
 shift 2
 sam2=large aux=vit_large_patch14_dinov2
-for ((i = 1; i < $#; i++)); do
+for ((i = 1; i <= $#; i++)); do
     next=$((i + 1))
     case "${!i}" in
-        --sam2) sam2=${!next} ;;
-        --aux) aux=${!next} ;;
+        --sam2) sam2=${!next:-} ;;
+        --sam2=*) sam2=${!i#*=} ;;
+        --aux) aux=${!next:-} ;;
+        --aux=*) aux=${!i#*=} ;;
     esac
 done
 

@@ -284,6 +284,12 @@ def test_the_documented_example_writes_the_cutout_of_test_py_without_torch(graph
 
 
 @pytest.mark.slow
+def test_a_graph_does_not_take_the_cpu_in_place_of_the_gpu(graph):
+    with pytest.raises(ValueError, match="onnxruntime cannot compute on cuda: pip install onnxruntime-gpu, or give"):
+        export.load_graph(graph, "cuda")
+
+
+@pytest.mark.slow
 def test_the_benchmark_runs_a_graph_too(graph, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "in_process", lambda function, *words: function(*words))
     network = [f"--{name}={value}" for name, value in MICRO.items()]

@@ -118,6 +118,7 @@ def test_train_sh_uses_the_weights_of_the_chosen_encoders(tmp_path):
     for more, names in (
         ("", ["sam2_hiera_large.pt", "vit_large_patch14_dinov2.safetensors"]),
         ("--aux vit_small_patch14_dinov2 --sam2 tiny", ["sam2_hiera_tiny.pt", "vit_small_patch14_dinov2.safetensors"]),
+        ("--aux=vit_small_patch14_dinov2 --sam2=tiny", ["sam2_hiera_tiny.pt", "vit_small_patch14_dinov2.safetensors"]),
     ):
         result = bash(f"bash {ROOT}/train.sh . . {more}", tmp_path, PYTHON=python)
         assert [line.split("weights/")[1] for line in result.stdout.splitlines()] == names
