@@ -44,6 +44,7 @@ DIAGNOSES = {
 }
 OUT_OF_MEMORY = (
     "OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory",
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "bad_alloc", "Failed to allocate memory", "Insufficient memory",  # onnxruntime and OpenCV
 )  # fmt: skip
 
@@ -75,11 +76,17 @@ def exit_on_error(status: int, less_memory: str = "") -> Iterator[None]:
 def end_on_signals() -> None:
     """Makes SIGTERM and SIGHUP end the program as an exception, so that its temporary files are removed.
 
-    A SIGHUP that nohup ignores remains ignored.
+    Meanwhile further signals are ignored. A SIGHUP that nohup ignores remains ignored.
     """
+
+    def end(number: int, frame: object) -> None:
+        for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+            signal.signal(number, end)
 
 
 def diagnosis(words: str, less_memory: str) -> str:

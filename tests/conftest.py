@@ -1,5 +1,7 @@
 """What the tests share: golden files, small networks and data sets, and how to call the commands."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -26,6 +28,7 @@ import recipe
 
 import checkpoint
 import cli
+import output
 import test
 import train
 import weights
@@ -177,6 +180,15 @@ def micro_checkpoint(tmp_path_factory, micro_model) -> Path:
 
 
 @pytest.fixture(scope="session")
+def expected_files(micro_checkpoint, toy, tmp_path_factory):
+    """What test.py writes for an image of the toy data, toy_0001, by kind."""
+    folder, image = tmp_path_factory.mktemp("expected"), toy / "test/Image/toy_0001.jpg"
+    test.main(predict_arguments(micro_checkpoint, image, folder, "--save", ",".join(output.KINDS)))
+    files = {kind: folder / kind for kind in output.KINDS} | {"map": folder}
+    return {kind: np.array(Image.open(next(place.glob("toy_0001.*")))) for kind, place in files.items()}
+
+
+@pytest.fixture(scope="session")
 def model(encoders) -> SAM2UNeXT:
     """The network MICRO with its encoders from files, after some training; not to be changed."""
     torch.manual_seed(3)
@@ -222,6 +234,11 @@ def predict_arguments(checkpoint, images, save_path, *more):
 def program(script: str, *words: object) -> list[str]:
     """The command that runs a script of this project, see program.py."""
     return [sys.executable, str(ROOT / "tests/program.py"), str(ROOT / script), *map(str, words)]
+
+
+def decoded(source: str) -> np.ndarray:
+    """The pixels in a data URL."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
 def read_maps(folder: Path) -> dict[str, np.ndarray]:

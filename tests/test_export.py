@@ -203,12 +203,12 @@ def test_weights_that_would_replace_an_input_or_a_folder_are_named_too(small, tm
     assert status == 2 and "x.onnx.data: is one of the inputs" in line
     (tmp_path / "y.onnx.data").mkdir()
     status, line = failure(export.main, arguments(checkpoint, tmp_path / "y.onnx"), capsys)
-    assert status == 2 and "y.onnx.data: is a folder" in line
+    assert status == 2 and "y.onnx.data: is not a file" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(number, micro_checkpoint, tmp_path, monkeypatch):
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP)}
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     monkeypatch.setattr(export, "run", lambda *words: os.kill(os.getpid(), number))
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

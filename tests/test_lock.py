@@ -10,6 +10,7 @@ from conftest import ROOT, failure, predict_arguments, train_arguments
 import files
 import test
 import train
+from SAM2UNeXT import SAM2UNeXT
 
 HOLD = """
 import os, time, files
@@ -41,6 +42,16 @@ def test_a_second_run_in_the_folder_is_refused_and_changes_nothing(toy, micro_ch
         assert status == 2 and f"{tmp_path}: another process writes there; wait, or name another folder" in line
         assert contents(tmp_path) == before
     test.main(predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path))
+
+
+def test_predicting_into_a_locked_folder_is_refused_before_the_network_is_loaded(
+    toy, micro_checkpoint, tmp_path, monkeypatch, capsys
+):
+    """Of several processes only the first asks for the lock; the others must not get ahead of its answer."""
+    monkeypatch.setattr(SAM2UNeXT, "from_checkpoint", lambda *words, **options: pytest.fail("was loaded"))
+    with files.locked(tmp_path):
+        status, line = failure(test.main, predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path), capsys)
+    assert status == 2 and "another process writes there" in line
 
 
 def test_the_lock_ends_with_a_killed_process_and_leaves_nothing(tmp_path):

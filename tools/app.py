@@ -9,8 +9,10 @@ time, and an upload stays on the disk for seconds only. Ctrl-C ends it.
 
 import argparse
 import base64
+import errno
 import html
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -45,7 +47,7 @@ NOTES = {
     "map": "white where the network is most certain",
     "mask": "the map cut at the threshold",
     "overlay": "the object tinted",
-    "cutout": "the object on transparent ground",
+    "cutout": "the object on a transparent background",
 }
 CSS = """
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); gap: 16px; }
@@ -74,8 +76,9 @@ class Answer(NamedTuple):
 class Visit:
     """What the page remembers of a visitor, until an hour after the visit."""
 
+    choice: object = None  # another one with each image, also while it is still being read
     picture: Picture | None = None
-    answer: Answer | None = None
+    answer: Answer | None = None  # shown only if it belongs to `picture`
 
 
 def read(path: Path) -> tuple[Picture | None, str]:
@@ -133,24 +136,31 @@ def respond(model: SAM2UNeXT, picture: Picture) -> tuple[Answer | None, str, str
 
 
 class Handlers:
-    """What the page does on its events: they change a visit and return what to show, (line, cut, whole) or a part."""
+    """What the page does on its events: they change a visit and return what to show, (line, cut, whole) or a part.
+
+    A choice begins with the visit itself among its outputs, which is how gradio learns when to forget it.
+    """
 
     def __init__(self, model: SAM2UNeXT, examples: Sequence[Path]):
         self.model = model
         self.examples = examples
         self.turn = threading.Lock()  # gradio's own limit does not count what a visitor left behind
 
-    def upload(self, path: Path, visit: Visit) -> tuple[str, str, str]:
-        visit.picture, line = read(path)
-        visit.answer = None
-        return line, "", ""
+    def upload(self, path: Path | None, visit: Visit) -> tuple[Visit, str, str, str]:
+        """Reads the image, unless the field was emptied meanwhile or another image was chosen."""
+        self.clear(visit)
+        choice = visit.choice
+        picture, line = read(path) if path else (None, "")
+        if visit.choice is choice:
+            visit.picture = picture
+        return visit, line if visit.choice is choice else "", "", ""
 
-    def example(self, index: int, visit: Visit) -> tuple[None, str, str, str]:
+    def example(self, index: int, visit: Visit) -> tuple[None, Visit, str, str, str]:
         return None, *self.upload(self.examples[index], visit)  # empties the field of uploads
 
-    def clear(self, visit: Visit) -> tuple[str, str, str]:
-        visit.picture = visit.answer = None
-        return "", "", ""
+    def clear(self, visit: Visit) -> tuple[Visit, str, str, str]:
+        visit.choice, visit.picture, visit.answer = object(), None, None
+        return visit, "", "", ""
 
     def process(self, visit: Visit) -> tuple[str, str] | dict:
         """Finds the object; shows nothing if the visitor has chosen another image meanwhile, or none."""
@@ -158,7 +168,7 @@ class Handlers:
 
         with self.turn:
             picture = visit.picture
-            if picture is None or visit.answer:
+            if picture is None or (visit.answer and visit.answer.picture is picture):
                 return gradio.skip()
             answer, line, whole = respond(self.model, picture)
         if visit.picture is not picture:
@@ -167,7 +177,9 @@ class Handlers:
         return line, whole
 
     def cut(self, visit: Visit, threshold: float) -> str:
-        return cards(visit.answer, ("overlay", "mask"), threshold)
+        answer = visit.answer
+        shown = cards(answer, ("overlay", "mask"), threshold)
+        return shown if answer and answer.picture is visit.picture else ""
 
 
 def build_page(handlers: Handlers, title: str) -> "gradio.Blocks":
@@ -182,6 +194,7 @@ def build_page(handlers: Handlers, title: str) -> "gradio.Blocks":
                 upload = gradio.Image(sources=["upload", "clipboard"], label="Image", height=280, elem_id="upload")
                 upload.preprocess = lambda file: file and Path(file.path)  # its own would fail on what is no image
                 threshold = gradio.Slider(0, 1, THRESHOLD, step=0.01, label="Threshold", elem_id="threshold")
+                threshold.preprocess = lambda value: THRESHOLD if value is None else value  # the field may be empty
                 line = gradio.Markdown(elem_id="line")
                 samples = [[str(path)] for path in handlers.examples]
                 gallery = gradio.Dataset(
@@ -190,30 +203,44 @@ def build_page(handlers: Handlers, title: str) -> "gradio.Blocks":
             with gradio.Column(scale=2):
                 cut, whole = gradio.HTML(elem_id="cut"), gradio.HTML(elem_id="whole")
         quick = {"queue": False, "trigger_mode": "always_last", "show_progress": "hidden"}
-        chosen = upload.upload(handlers.upload, [upload, visit], [line, cut, whole], **quick)
-        clicked = gallery.click(handlers.example, [gallery, visit], [upload, line, cut, whole], **quick)
+        chosen = upload.upload(handlers.upload, [upload, visit], [visit, line, cut, whole], **quick)
+        clicked = gallery.click(handlers.example, [gallery, visit], [upload, visit, line, cut, whole], **quick)
         for event in (chosen, clicked):
             done = event.then(
                 handlers.process, visit, [line, whole], concurrency_id="network", trigger_mode="always_last"
             )
             done.then(handlers.cut, [visit, threshold], cut, **quick)
-        upload.clear(handlers.clear, visit, [line, cut, whole], **quick)
+        upload.clear(handlers.clear, visit, [visit, line, cut, whole], **quick)
         threshold.change(handlers.cut, [visit, threshold], cut, **quick)
     return page.queue(default_concurrency_limit=1, max_size=WAITING)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ValueError or OSError that names the option if the page cannot be served there."""
+    if ":" in host:
+        raise ValueError(f"--host {files.shown(host)}: gradio takes no IPv6 address; give a name or 0.0.0.0")
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise OSError(
+                f"--host {files.shown(host)}: is no address of this machine; 0.0.0.0 is all of them"
+            ) from error
+        raise OSError(f"--port {port}: is in use or not allowed on {host}; give another one") from error
 
 
 def main(args: argparse.Namespace) -> None:
     cli.end_on_signals()
     with ExitStack() as held, cli.exit_on_error(cli.NOTHING_STARTED, "--precision bf16 needs less"):
         cli.require(["gradio"], "requirements-app.txt")
-        if ":" in args.host:
-            raise ValueError(f"--host {files.shown(args.host)}: gradio takes no IPv6 address; give a name or 0.0.0.0")
+        check_address(args.host, args.port)
         device = cli.device(args.device)
         cli.keep_freed_memory(device)
         precision = cli.precision(args.precision, device)
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
         folder = held.enter_context(tempfile.TemporaryDirectory())
+        tempfile.tempdir = folder  # where gradio collects an upload, perhaps never completed
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
         import gradio
 
@@ -226,11 +253,9 @@ def main(args: argparse.Namespace) -> None:
                 css=CSS, theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"), footer_links=[],
                 max_file_size=LARGEST_UPLOAD, ssr_mode=False,
             )  # fmt: skip
-        except OSError as error:
-            raise OSError(f"--port {args.port}: is in use or not allowed on {args.host}; give another one") from error
         except Exception as error:  # gradio opens the page once itself, and httpx has errors of many classes
-            reason = weights.reason(error)
-            raise ValueError(f"the page does not open ({reason}); with a proxy, set NO_PROXY={args.host}") from error
+            remedy = "with a proxy, set NO_PROXY=localhost,127.0.0.1"
+            raise ValueError(f"the page does not open ({weights.reason(error)}); {remedy}") from error
         print(f"{address} shows {title}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
 

@@ -187,7 +187,7 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
 
 
 def groups(tasks: Sequence[Task]) -> list[tuple[Sequence[Task], int]]:
-    """Tasks to check together, and how many images the graph gets: first one, then BATCH, if need be one repeatedly."""
+    """Tasks to check together, and how many images the graph gets: one, then BATCH, padded with a repeated image."""
     rest = tasks[1:] or tasks
     return [(tasks[:1], 1), *((rest[start : start + BATCH], BATCH) for start in range(0, len(rest), BATCH))]
 
@@ -232,21 +232,21 @@ def data_file(path: Path) -> Path:
 def check_output(path: Path, used: Iterable[Path]) -> None:
     """Raises OSError or ValueError if the graph or its weights would replace a folder or a file that is used."""
     used = {file.resolve() for file in used}
-    for output in (path, data_file(path)):
-        if output.is_dir():
-            raise IsADirectoryError(f"{files.shown(output)}: is a folder; name a file")
+    for output in (path, *([] if path.is_dir() else [data_file(path)])):
+        if output.exists() and not output.is_file():
+            raise ValueError(f"{files.shown(output)}: is not a file; name one to write")
         if output.resolve() in used:
             raise ValueError(f"{files.shown(output)}: is one of the inputs and would be replaced; name another file")
 
 
 def replace(path: Path, target: Path) -> None:
     """Moves the graph and its weights. A graph never lies beside the weights of another one."""
-    large = data_file(path).exists()
+    large, again = data_file(path).exists(), target.exists()
     if large:
         target.unlink(missing_ok=True)  # it would find the new weights
         os.replace(data_file(path), data_file(target))
     os.replace(path, target)
-    if not large:
+    if again and not large:
         data_file(target).unlink(missing_ok=True)
 
 
