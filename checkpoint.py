@@ -203,6 +203,13 @@ def find_encoders(
     return found
 
 
+def sources(path: str | Path, model: nn.Module) -> list[Path]:
+    """What a network was restored from: the checkpoint, the files in it if it is a folder, and those of encoders."""
+    path = Path(path)
+    content = path.iterdir() if path.is_dir() else ()
+    return [path, *content, *(Path(record["path"]) for record in model.encoders.values())]
+
+
 def build(
     network: Callable[..., nn.Module], path: str | Path, trained: Trained, precision: torch.dtype,
     *sources: str | Path | None,

@@ -237,6 +237,12 @@ def dark_masks(names: Sequence[str], total: int) -> str:
     )
 
 
+def require_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raises ValueError if writing to `path` would replace one of the inputs."""
+    if Path(path).resolve() in {Path(used).resolve() for used in inputs}:
+        raise ValueError(f"{shown(path)}: is one of the inputs and would be replaced; name another file")
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Names the file in the message of an OSError that writing to it raises."""

@@ -196,15 +196,15 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Setup:
     total = len(tasks)
     # Of several processes, each takes every n-th batch and handles the files of these only.
     tasks = [task for i, task in enumerate(tasks) if i // args.batch_size % processes == rank]
-    lock, made = files.locked(args.save_path), args.save_path.exists()
-    if rank == 0 and made:  # refused while the other processes still load
+    lock, existed = files.locked(args.save_path), args.save_path.exists()
+    if rank == 0 and existed:  # refused while the other processes still load
         held.enter_context(lock)
     paths = args.checkpoint, args.hiera_path, args.dinov2_path
     model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
-    if rank == 0 and not made:  # nothing is made for a checkpoint that cannot be used
+    if rank == 0 and not existed:  # nothing is made for a checkpoint that cannot be used
         held.enter_context(lock)
-    made_by = fingerprint(model), str(precision).removeprefix("torch."), args.size or model.size
-    settings = Settings(args.save, *made_by, not args.no_stretch, args.flip, args.threshold)
+    made = fingerprint(model), str(precision).removeprefix("torch."), args.size or model.size
+    settings = Settings(args.save, *made, not args.no_stretch, args.flip, args.threshold)
     remaining = output.remaining(tasks, settings, args.overwrite, args.batch_size)
     if args.compile:
         model.compile()

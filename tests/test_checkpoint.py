@@ -207,7 +207,7 @@ def test_conversions_that_are_impossible_are_one_line(small, tmp_path, capsys):
     status, line = fails(whole, tmp_path / "out.pth", "--to", "small")
     assert status == 2 and "name its encoders' files with --hiera_path and --dinov2_path" in line
     status, line = fails(whole, whole, "--to", "original")
-    assert status == 2 and "is also an input" in line
+    assert status == 2 and "is one of the inputs and would be replaced" in line
 
 
 def test_the_fingerprint_covers_every_matrix(model):

@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 class Visit:
     """What the page remembers of a visitor, until an hour after the visit."""
 
-    choice: object = None  # another one with each image, also while it is still being read
+    choice: object = None  # a new one for each image, set before the image is read
     picture: Picture | None = None
     answer: Answer | None = None  # shown only if it belongs to `picture`
 
@@ -87,11 +87,6 @@ def read(path: Path) -> tuple[Picture | None, str]:
         return Picture(path.stem, files.read_image(path, upright=True)), ""
     except OSError as error:
         return None, str(error).removeprefix(str(path.parent) + os.sep)
-
-
-def predict(model: SAM2UNeXT, picture: Picture) -> Answer:
-    """The map of an image, as test.py writes it. Raises RuntimeError or MemoryError if memory runs out."""
-    return Answer(picture, stretch(torch.from_numpy(model.predict(picture.image))).numpy())
 
 
 def card(answer: Answer, kind: str, threshold: float) -> str:
@@ -124,10 +119,13 @@ def sentence(error: Exception) -> str:
 
 
 def respond(model: SAM2UNeXT, picture: Picture) -> tuple[Answer | None, str, str]:
-    """The answer to an image, what the page says about it, and the cards that need no threshold."""
+    """The answer to an image, what the page says about it, and the cards that need no threshold.
+
+    The map is that of test.py. Without memory there is no answer, only a sentence.
+    """
     start = time.perf_counter()
     try:
-        answer = predict(model, picture)
+        answer = Answer(picture, stretch(torch.from_numpy(model.predict(picture.image))).numpy())
     except (RuntimeError, MemoryError) as error:
         return None, sentence(error), ""
     height, width = answer.grey.shape
@@ -136,15 +134,15 @@ def respond(model: SAM2UNeXT, picture: Picture) -> tuple[Answer | None, str, str
 
 
 class Handlers:
-    """What the page does on its events: they change a visit and return what to show, (line, cut, whole) or a part.
+    """What the page does on its events: each changes a visit and returns what to show, (line, cut, whole) or a part.
 
-    A choice begins with the visit itself among its outputs, which is how gradio learns when to forget it.
+    Those that choose an image also return the visit: gradio expires only what an event has returned.
     """
 
     def __init__(self, model: SAM2UNeXT, examples: Sequence[Path]):
         self.model = model
         self.examples = examples
-        self.turn = threading.Lock()  # gradio's own limit does not count what a visitor left behind
+        self.turn = threading.Lock()  # gradio's own limit does not count an event whose visitor has left
 
     def upload(self, path: Path | None, visit: Visit) -> tuple[Visit, str, str, str]:
         """Reads the image, unless the field was emptied meanwhile or another image was chosen."""

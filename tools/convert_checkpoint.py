@@ -29,9 +29,7 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"{files.shown(args.output)}: has a model card, which would stay; name another folder")
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
-        used = [args.input, *(record["path"] for record in model.encoders.values())]
-        if args.output.resolve() in (Path(path).resolve() for path in used):
-            raise ValueError(f"{files.shown(args.output)}: is also an input; name another file")
+        files.require_apart(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
             raise ValueError(f"{files.shown(args.input)}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)

@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import checkpoint
 import cli
 import files
 import test
@@ -161,7 +162,8 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
     finite, and what `graph` raises.
     """
     settings = Settings((), "", "float32", model.size, stretch=True, flip=False, threshold=0.5)
-    differences: list[np.ndarray] = []  # of each map: largest, mean
+    largest: list[int] = []  # difference of each map
+    means: list[float] = []
     scores: dict[str, list[metrics.PairScores]] = {"torch": [], "onnxruntime": []}
     for group, images in tqdm(groups(tasks), unit="batch", desc="checking"):
         batch = [test.read(task, settings) for task in group]
@@ -177,13 +179,14 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
         for sample, *both in zip(batch, ours, theirs, strict=True):
             maps = [test.grey_map(logits, sample, settings) for logits in both]
             difference = np.abs(np.subtract(*maps, dtype=int))
-            differences.append(np.array([difference.max(), difference.mean()]))
+            largest.append(int(difference.max()))
+            means.append(difference.mean())
             if sample.task.ground_truth:
                 truth = np.array(files.read_mask(sample.task.ground_truth))
                 for found, grey in zip(scores.values(), maps, strict=True):
                     found.append(metrics.score(grey, truth))
-    largest, mean = np.max(differences, axis=0)[0], np.mean(differences, axis=0)[1]
-    return Difference(int(largest), mean, {name: metrics.mean(found) for name, found in scores.items() if found})
+    kept = {name: metrics.mean(found) for name, found in scores.items() if found}
+    return Difference(max(largest), float(np.mean(means)), kept)
 
 
 def groups(tasks: Sequence[Task]) -> list[tuple[Sequence[Task], int]]:
@@ -226,27 +229,25 @@ def inputs(tasks: Sequence[Task]) -> list[Path]:
 
 def data_file(path: Path) -> Path:
     """Where the large weights of a graph are."""
-    return path.with_name(f"{path.name}.data")
+    return Path(f"{path}.data")
 
 
-def check_output(path: Path, used: Iterable[Path]) -> None:
-    """Raises OSError or ValueError if the graph or its weights would replace a folder or a file that is used."""
-    used = {file.resolve() for file in used}
-    for output in (path, *([] if path.is_dir() else [data_file(path)])):
+def check_output(path: Path, used: Sequence[Path]) -> None:
+    """Raises ValueError if the graph or its weights would replace an input or what is not a file."""
+    for output in (path, data_file(path)):
         if output.exists() and not output.is_file():
             raise ValueError(f"{files.shown(output)}: is not a file; name one to write")
-        if output.resolve() in used:
-            raise ValueError(f"{files.shown(output)}: is one of the inputs and would be replaced; name another file")
+        files.require_apart(output, used)
 
 
 def replace(path: Path, target: Path) -> None:
     """Moves the graph and its weights. A graph never lies beside the weights of another one."""
-    large, again = data_file(path).exists(), target.exists()
+    large, existed = data_file(path).exists(), target.exists()
     if large:
         target.unlink(missing_ok=True)  # it would find the new weights
         os.replace(data_file(path), data_file(target))
     os.replace(path, target)
-    if again and not large:
+    if existed and not large:
         data_file(target).unlink(missing_ok=True)
 
 
@@ -281,9 +282,7 @@ def main(args: argparse.Namespace) -> None:
             paths = args.checkpoint, args.hiera_path, args.dinov2_path
             model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
             model.size = args.size or model.size
-            trained = args.checkpoint.iterdir() if args.checkpoint.is_dir() else [args.checkpoint]
-            encoders = [Path(record["path"]) for record in model.encoders.values()]
-            check_output(args.output, [*trained, *encoders, *inputs(tasks)])
+            check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *inputs(tasks)])
             parent = files.output_folder(args.output.parent)
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
         with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
