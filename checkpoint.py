@@ -30,29 +30,7 @@ RECORDS = ({"name", "path", "fingerprint"}, {"source", "fingerprint"})  # of an 
 LARGEST_SIDE = 2**14  # pixels that a header may ask for
 WEIGHTS = Path(__file__).resolve().parent / "weights"  # where train.sh keeps the encoders' files
 CONFIG, MODEL = "config.json", "model.safetensors"  # in the folder of a checkpoint on the hub
-CARD = """---
-{{ card_data }}
----
-
-# SAM2-UNeXT{{ " for " + dataset if dataset else "" }}
-
-Binary segmentation with two frozen encoders, SAM 2 and DINOv2 ([arXiv:2508.03566]({{ paper_url }})). This repository
-holds what was trained{{ " on " + dataset if dataset else "" }}; the encoders are downloaded from their publishers.
-
-```python
-from PIL import Image
-from SAM2UNeXT import SAM2UNeXT  # from {{ repo_url | default("a checkout of the program", true) }}
-
-model = SAM2UNeXT.from_pretrained("{{ repo_id | default("user/model", true) }}", download=True)
-probability = model.predict(Image.open("image.jpg"))  # float32 (H, W) in [0, 1]
-```
-{% if results %}
-
-## Results
-
-{{ results }}
-{% endif %}
-"""
+CARD = Path(__file__).with_name("docs").joinpath("model_card.jinja").read_text("utf-8")  # README.md of such a folder
 
 
 class Trained(NamedTuple):
@@ -156,12 +134,9 @@ def restore(
     """See SAM2UNeXT.from_checkpoint; `network` is the class to build."""
     trained = read_network(path)
     given = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
-    if not trained.encoders:
-        model = build(network, path, trained, precision, *given.values())
-        load_trained(model, path, trained)
-        return model.eval()
+    places = find_encoders(path, trained, given, download) if trained.encoders else [[one] for one in given.values()]
     failures = []
-    for paths in product(*find_encoders(path, trained, given, download).values()):  # nearly always the first fit
+    for paths in product(*places):  # nearly always the first fit
         try:
             model = build(network, path, trained, precision, *paths)
             load_trained(model, path, trained)
@@ -173,14 +148,14 @@ def restore(
 
 def find_encoders(
     path: str | Path, trained: Trained, given: dict[str, str | Path | None], download: bool
-) -> dict[str, list[str | Path]]:
-    """The files that may hold each encoder of a small checkpoint, by option: the given one or those that exist.
+) -> list[list[str | Path]]:
+    """The files that may hold each encoder of a small checkpoint: the given one or those that exist.
 
     Looked at are the recorded path, the folder weights/ beside this program and the checkpoint's folder, and there only
     a file with the encoder's usual name: a checkpoint from somebody else must not choose what is opened. Nothing but
     `download` asks a server. Raises OSError if an encoder is not found.
     """
-    found = {}
+    found: list[list[str | Path]] = []
     for option, name in encoder_files(trained.network).items():
         record = trained.encoders[option]
         recorded = Path(record.get("path") or record.get("source", ""))
@@ -189,17 +164,18 @@ def find_encoders(
         places = [WEIGHTS / name, folder / name]
         if recorded.name in (name, "model.safetensors"):  # the latter is what timm's files are called on the hub
             places.insert(0, recorded)
-        found[option] = [given[option]] if given[option] else [place for place in places if place.is_file()]
+        usable = [given[option]] if given[option] else [place for place in places if place.is_file()]
         url = weights.PUBLISHED.get(name)
-        if not found[option] and download and url:
-            found[option] = [weights.fetch(WEIGHTS / name)]
-        if not found[option]:
+        if not usable and download and url:
+            usable = [weights.fetch(WEIGHTS / name)]
+        if not usable:
             remedy = f"--download fetches it from {url} to {shown(WEIGHTS)}, or" if url else "copy it there, or"
             looked = files.listing(dict.fromkeys(place.parent for place in places))
             raise FileNotFoundError(
                 f"{shown(path)}: needs its encoder {name} (fingerprint {shown(record['fingerprint'])}), not found "
                 f"in {looked}: {remedy} name it with --{option}"
             )
+        found.append(usable)
     return found
 
 

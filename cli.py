@@ -300,17 +300,14 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
         yield waiting.popleft().result()
 
 
-def in_processes(
-    function: Callable[[T], R], items: Sequence[T], workers: int, prepare: Callable[[], object]
-) -> Iterator[R]:
-    """function(item) for each item, in order, computed by worker processes that call `prepare` when they start.
+def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """function(item) for each item, in order, computed by worker processes, which find the function by its name.
 
-    The workers find both functions by name. Close the iterator to end the workers early. Raises what `function` raises,
-    and OSError if a worker died.
+    Close the iterator to end the workers early. Raises what `function` raises, and OSError if a worker died.
     """
     workers = max(1, min(workers, len(items)))
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(prepare,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
     try:
         yield from in_order(pool, function, items, ahead=4 * workers)
     except BrokenProcessPool as error:
@@ -321,11 +318,10 @@ def in_processes(
             process.terminate()
 
 
-def _start_worker(prepare: Callable[[], object]) -> None:
+def _start_worker() -> None:
     """In each worker process: leaves Ctrl-C to the parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    prepare()
 
 
 def _die_with_parent() -> None:

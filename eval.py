@@ -44,6 +44,7 @@ class Dataset(NamedTuple):
 
 def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
     """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`."""
+    cv2.setNumThreads(1)  # in each worker; together they use all cores
     prediction, truth = (files.read_mask(path) for path in pair)
     if resize and prediction.size != truth.size:
         prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
@@ -163,9 +164,8 @@ def evaluate(
     every = [pair for dataset in datasets for pair in dataset.pairs()]
     means, scored, warnings = {}, [], []
     function = partial(score_files, engine=engine, resize=resize)
-    one_thread = partial(cv2.setNumThreads, 1)  # each; together they use all cores
     with (
-        closing(cli.in_processes(function, every, workers, one_thread)) as results,
+        closing(cli.in_processes(function, every, workers)) as results,
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
     ):
         for name, maps, truths, images in datasets:

@@ -145,39 +145,26 @@ def to_csv(heading: Sequence[str], table: Iterable[Sequence[object]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def curves(means: Mapping[str, PairScores]) -> list[Image.Image]:
-    """Two panels with a line for each data set: precision against recall, and the F-measure against the threshold."""
+def curves(means: Mapping[str, PairScores]) -> bytes:
+    """A PNG with a line for each data set: precision against recall, and the F-measure against the threshold."""
     from matplotlib.figure import Figure  # not at the top: worker processes import this too and do without
 
-    panels = []
-    for panel in ("precision", "threshold"):
-        figure = Figure(figsize=(5.2, 4.4), layout="constrained", dpi=130)
-        axes = figure.subplots()
-        for name, scores in means.items():
-            x, y = (scores.recall, scores.precision) if panel == "precision" else (np.arange(256), scores.Fm)
-            axes.plot(x, y, label=name, linewidth=1.6)
-        if panel == "precision":
-            axes.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(0, 1))
-        else:
-            axes.set(xlabel="threshold, grey levels", ylabel="F-measure", title="F-measure at each threshold")
-            axes.set_xlim(0, 255)
+    figure = Figure(figsize=(10.4, 4.4), layout="constrained", dpi=130)
+    left, right = figure.subplots(1, 2)
+    for name, scores in means.items():
+        left.plot(scores.recall, scores.precision, label=name, linewidth=1.6)
+        right.plot(scores.Fm, label=name, linewidth=1.6)
+    left.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(0, 1))
+    right.set(xlabel="threshold, grey levels", ylabel="F-measure", title="F-measure at each threshold", xlim=(0, 255))
+    for axes in (left, right):
         axes.set_ylim(0, 1.01)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if means:
             axes.legend(loc="best", frameon=False, fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        panels.append(Image.open(buffer).convert("RGB"))
-    return panels
-
-
-def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    """The panels, of one height, in one image."""
-    joined = Image.new("RGB", (sum(panel.width for panel in panels), panels[0].height))
-    for i, panel in enumerate(panels):
-        joined.paste(panel, (sum(other.width for other in panels[:i]), 0))
-    return joined
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def error_image(prediction: Image.Image, truth: Image.Image) -> Image.Image:
@@ -198,11 +185,11 @@ def thumbnail(path: Path, mode: str) -> Image.Image:
         return files.eight_bits(image, mode)
 
 
-def data_url(image: Image.Image, kind: str) -> str:
-    """An image of the format "jpeg" or "png", to be embedded in a page."""
+def data_url(image: Image.Image) -> str:
+    """An image as JPEG, to be embedded in a page."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, kind, quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.convert("RGB").save(buffer, "jpeg", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def card(scored: Scored) -> dict[str, object]:
@@ -219,13 +206,11 @@ def card(scored: Scored) -> dict[str, object]:
         "name": files.shown(scored.truth.stem),
         "dataset": scored.dataset,
         "figures": {name: f"{scored.figures[name]:.3f}" for name in ("Smeasure", "wFmeasure", "MAE")},
-        "panels": [{"title": title, "url": data_url(image, "jpeg")} for title, image in panels],
+        "panels": [{"title": title, "url": data_url(image)} for title, image in panels],
     }
 
 
-def page(
-    title: str, table: list[list[str]], panels: Sequence[Image.Image], scored: Sequence[Scored], notes: Sequence[str]
-) -> bytes:
+def page(title: str, table: list[list[str]], curves: bytes, scored: Sequence[Scored], notes: Sequence[str]) -> bytes:
     """A self-contained HTML page: the table, the curves, the worst and the best images by S-measure."""
     import jinja2  # not at the top, like matplotlib
 
@@ -247,7 +232,7 @@ def page(
             difference=DIFFERENCE,
             lower_is_better=LOWER_IS_BETTER,
             notes=notes,
-            curves=[data_url(panel, "png") for panel in panels],
+            curves=base64.b64encode(curves).decode(),
             groups=groups,
             images=len(scored),
             several=len({one.dataset for one in scored}) > 1,
@@ -271,17 +256,15 @@ def write(
     per_image = (
         [one.dataset, files.shown(one.truth.stem), *(one.figures[metric] for metric in METRICS)] for one in scored
     )
-    panels = curves(means)
-    joined = io.BytesIO()
-    side_by_side(panels).save(joined, "png")
+    plotted = curves(means)
     for name, content in {
         "results.json": to_json(results),
         "results.csv": to_csv(["dataset", "method", "images", *METRICS], all_figures),
         "results.md": to_markdown(lines, columns, notes).encode(),
         "results.tex": to_latex(lines, columns, notes).encode(),
         "per_image.csv": to_csv(["dataset", "image", *METRICS], per_image),
-        "curves.png": joined.getvalue(),
-        "report.html": page(title, cells(lines, columns), panels, scored, notes),
+        "curves.png": plotted,
+        "report.html": page(title, cells(lines, columns), plotted, scored, notes),
     }.items():
         with files.replacing(folder / name) as file:
             file.write(content)

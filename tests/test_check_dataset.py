@@ -5,13 +5,11 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SUIM8, failure, save_image
+from conftest import SUIM8, failure, save_image
 from PIL import Image
 
 import cli
@@ -186,15 +184,9 @@ def test_the_json_agrees_with_the_table(planted):
 def test_the_table_keeps_its_width_and_shows_names_on_one_line(planted):
     table = planted[0][planted[0].index("the first of them") :]
     assert max(len(line) for line in table.splitlines()) <= check_dataset.WIDTH
-    assert "small0.png (12 x 16, image 24 x 32), ..." in table
+    assert "GT/small0.png (12 x 16, image 24 x 32), GT/small1.png" in table
     finding = check_dataset.Finding("split", "empty mask", Path("GT/line\nbreak \udcff ü.png"))
     assert str(finding) == "GT/line\\nbreak \\udcff ü.png"
-
-
-def test_a_long_name_keeps_its_end():
-    found = [check_dataset.Finding("split", "empty mask", Path("GT", "x" * 90 + f"{i}.png")) for i in range(2)]
-    assert check_dataset.examples(found, 40) == "..." + "x" * 27 + "0.png, ..."
-    assert check_dataset.examples(found[:1], 40) == "..." + "x" * 32 + "0.png"
 
 
 def test_a_valid_data_set_passes(toy, capsys, tmp_path):
@@ -223,7 +215,7 @@ def test_real_images_pass():
 def test_folders_without_common_names_are_no_pair(toy, tmp_path):
     save_image(tmp_path / "masks" / "other.png", np.array(mask()))
     text, status = run(toy / "test/Image", tmp_path / "masks")
-    assert status == 1 and "for example toy_0000.jpg and other.png" in text
+    assert status == 1 and "for example toy_0000.jpg and other.png" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -267,7 +259,7 @@ class Deadly:
 def test_a_worker_that_dies_is_an_error_and_not_a_hang():
     jobs = [check_dataset.Job("split", Deadly(), None)] * 3
     with pytest.raises(OSError, match="a worker process died"):
-        list(cli.in_processes(check_dataset.examine, jobs, 2, print))
+        list(cli.in_processes(check_dataset.examine, jobs, 2))
 
 
 @pytest.mark.parametrize("extension", ["png", "bmp", "tif", "webp"])
@@ -288,12 +280,6 @@ def test_bilevel_and_grey_palette_masks_are_valid(tmp_path):
         assert check_dataset.inspect(tmp_path / f"{mode}.png", is_mask=True).kinds == {}
 
 
-def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
-    save_image(tmp_path / "large.png", np.array(mask()))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert "bomb" in check_dataset.inspect(tmp_path / "large.png", is_mask=True).kinds["unreadable"]
-
-
 def test_a_benchmark_is_told_from_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("images", "COD", "folder.d"):
@@ -302,14 +288,3 @@ def test_a_benchmark_is_told_from_a_folder(tmp_path, monkeypatch):
         assert benchmarks.is_benchmark(text)
     for text in ("images", "images/", "./COD", "COD/", "folder.d", str(tmp_path)):
         assert not benchmarks.is_benchmark(text)
-
-
-def test_help_shows_the_examples(capsys):
-    with pytest.raises(SystemExit) as stop:
-        check_dataset.get_args_parser().parse_args(["--help"])
-    assert stop.value.code == 0 and "python tools/" in capsys.readouterr().out
-
-
-def test_it_does_not_import_torch():
-    code = "from tools import check_dataset; import sys; assert not {'torch', 'scipy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

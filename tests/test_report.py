@@ -1,5 +1,6 @@
 """evaluation/report.py: tables, curves and the page."""
 
+import io
 import re
 from pathlib import Path
 
@@ -81,18 +82,18 @@ def test_the_twelve_worst_and_six_best_images_are_shown(monkeypatch):
         report, "card", lambda one: {"name": one.truth.stem, "dataset": "", "figures": {}, "panels": []}
     )
     for count, worst, best in ((40, 12, 6), (20, 7, 3), (12, 4, 2), (5, 4, 1), (1, 1, 0)):
-        page = report.page("title", [["dataset", "images", "MAE"]], [], page_of(count), []).decode()
+        page = report.page("title", [["dataset", "images", "MAE"]], b"", page_of(count), []).decode()
         shown = re.findall(r'<div class="name">(\d+)</div>', page)
         assert shown == [f"{i:02}" for i in (*range(worst), *range(count - 1, count - 1 - best, -1))]
 
 
 def test_arrows_and_colours_show_what_is_better():
     table = report.cells(report.rows(RESULTS, PUBLISHED), COLUMNS)
-    page = report.page("title", table, [], [], []).decode()
+    page = report.page("title", table, b"", [], []).decode()
     assert re.search(r"Smeasure\s*↑", page) and re.search(r"MAE\s*↓", page)
     assert '<td class="good">+0.007</td>' in page and '<td class="good">-0.002</td>' in page
     worse = {"CAMO": RESULTS["CAMO"] | {"Smeasure": 0.8, "MAE": 0.1}}
-    page = report.page("t", report.cells(report.rows(worse, PUBLISHED), COLUMNS), [], [], []).decode()
+    page = report.page("t", report.cells(report.rows(worse, PUBLISHED), COLUMNS), b"", [], []).decode()
     assert '<td class="bad">-0.103</td>' in page and '<td class="bad">+0.064</td>' in page
 
 
@@ -100,7 +101,8 @@ def test_the_curves_plot_precision_over_recall():
     """A map of high precision and low recall draws its line at the upper left."""
     falling = np.linspace(0.3, 0, 256)
     scores = metrics.PairScores(0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
-    pixels = np.array(report.curves({"set": scores})[0]).astype(int)
+    pixels = np.array(Image.open(io.BytesIO(report.curves({"set": scores}))).convert("RGB")).astype(int)
+    pixels = pixels[:, : pixels.shape[1] // 2]  # the left panel
     y, x = np.nonzero((pixels[..., 2] > 150) & (pixels[..., 0] < 60))  # the first colour of matplotlib's cycle, blue
     long = y[np.argmax(np.bincount(y)[y])]
     assert long < 0.3 * len(pixels) and x[y == long].max() < 0.45 * pixels.shape[1]

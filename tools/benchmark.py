@@ -18,7 +18,6 @@ import gc
 import json
 import multiprocessing
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -45,14 +44,13 @@ import files
 import test
 import train
 import weights
-from sam2.build_sam import CONFIGS
-from SAM2UNeXT import SAM2UNeXT
+from sam2.build_sam import CONFIGS, build_sam2_trunk
+from SAM2UNeXT import SAM2UNeXT, build_aux
 from tools import export
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
 LARGE = (2200, 3000)  # height, width of the pictures for test.py
-DISTINCT = 6  # pictures of which the others are copies
 BATCHES = range(1, 49)  # tried by `largest`
 
 
@@ -67,15 +65,10 @@ class Turn(NamedTuple):
 @contextmanager
 def weight_files(args: argparse.Namespace) -> Iterator[list[str]]:
     """Files of random weights in the format of the published ones: SAM 2's and the auxiliary encoder's."""
-    model = SAM2UNeXT(**options(args))
-    trunk = {
-        weights.TRUNK + re.sub(r"[.]block[.]", ".", key): value
-        for key, value in model.sam.state_dict().items()
-        if ".prompt_learn." not in key
-    }
-    contents: dict[str, Any] = {"sam2.pt": {"model": trunk}}
-    if model.dino is not None:
-        contents["aux.pt"] = model.dino.model.state_dict()
+    trunk = build_sam2_trunk(args.sam2).state_dict()
+    contents: dict[str, Any] = {"sam2.pt": {"model": {weights.TRUNK + key: value for key, value in trunk.items()}}}
+    if args.aux != "none":
+        contents["aux.pt"] = build_aux(args.aux, args.aux_size).model.state_dict()
     with tempfile.TemporaryDirectory() as folder:
         for name, content in contents.items():
             torch.save(content, Path(folder, name))
@@ -135,10 +128,6 @@ def prepare_onnx(args: argparse.Namespace) -> Callable[[], Tensor]:
     return lambda: graph(images)
 
 
-def check_onnx(args: argparse.Namespace) -> None:  # as `prepare_onnx`, whose result cannot leave a process
-    prepare_onnx(args)
-
-
 def synchronize(device: str) -> None:
     """Waits until a GPU has done all its work."""
     if device.startswith("cuda"):
@@ -180,7 +169,7 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         ways[f"{args.precision} compiled graphs"] = None
     if args.command == "infer" and args.onnx:
         cli.require(["onnxruntime"], "requirements-export.txt")
-        in_process(check_onnx, args)  # before the others take minutes
+        prepare_onnx(args)  # before the others take minutes
         ways["onnx"] = None
     rounds, repeats = (1, args.repeats) if gpu else (args.repeats, 1)  # only a CPU's speed drifts
     turns: dict[str, list[Turn]] = {way: [] for way in ways}
@@ -284,13 +273,10 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
 
     with tempfile.TemporaryDirectory() as folder:
         (images := Path(folder, "images")).mkdir()
-        rng = np.random.default_rng(0)
-        for i in range(args.pictures):
-            if i < DISTINCT:
-                small = rng.integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
-                cv2.imwrite(str(images / f"{i}.jpg"), cv2.resize(small, LARGE[::-1]))
-            else:
-                os.link(images / f"{i % DISTINCT}.jpg", images / f"{i}.jpg")
+        small = np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
+        cv2.imwrite(str(images / "0.jpg"), cv2.resize(small, LARGE[::-1]))
+        for i in range(1, args.pictures):
+            os.link(images / "0.jpg", images / f"{i}.jpg")
         checkpoint.save_network(Path(folder, "random.pth"), SAM2UNeXT(**options(args)), epoch=1)
         words = ["--checkpoint", f"{folder}/random.pth", "--test_image_path", images, "--save_path", f"{folder}/maps"]
         words += ["--batch_size", args.batch_size, "--precision", args.precision, "--device", args.device]
@@ -316,15 +302,8 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    helps = {
-        "infer": "a batch through the network",
-        "train": "an optimiser step",
-        "largest": "the largest batch whose optimiser step fits in memory",
-        "start": "from files of weights to a network",
-        "predict": "test.py on large pictures",
-    }
-    for name, text in helps.items():
-        command = commands.add_parser(name, help=text, formatter_class=parser.formatter_class)
+    for name in ("infer", "train", "largest", "start", "predict"):
+        command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")

@@ -15,11 +15,9 @@ import json
 import os
 import sys
 import textwrap
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,22 +233,8 @@ def table(findings: Sequence[Finding]) -> str:
         lines += textwrap.wrap(f"{severity:<9}{kind}: {remedy}", WIDTH, subsequent_indent=" " * 9)
         for split, found in splits.items():
             start = f"{'':9}{split:<{width}}  {len(found):>6,}  "
-            if kind == NOT_FOUND:
-                lines += textwrap.wrap(start + found[0].detail, WIDTH, subsequent_indent=" " * len(start))
-            else:
-                lines.append(start + examples(found, WIDTH - len(start)))
+            lines += textwrap.wrap(start + files.listing(found), WIDTH, subsequent_indent=" " * len(start))
     return "\n".join(lines)
-
-
-def examples(found: Sequence[Finding], room: int) -> str:
-    """As many as fit into `room` characters; if not even one does, its end, in which it differs from the others."""
-    texts = [str(finding) for finding in found[:room]]
-    for shown in range(len(texts), 0, -1):
-        more = ", ..." if shown < len(found) else ""
-        line = ", ".join(texts[:shown])
-        if len(line + more) <= room:
-            return line + more
-    return "..." + line[len(line + more) + 3 - room :] + more
 
 
 def main(args: argparse.Namespace) -> None:
@@ -270,8 +254,7 @@ def main(args: argparse.Namespace) -> None:
         print(*everything.found, sep="\n", flush=True)
         findings = list(everything.findings)
         images = []
-        quiet = partial(warnings.simplefilter, "ignore")  # no warnings amid the progress bar
-        with closing(cli.in_processes(examine, everything.jobs, args.workers, quiet)) as results:
+        with closing(cli.in_processes(examine, everything.jobs, args.workers)) as results:
             bar = tqdm(results, total=len(everything.jobs), desc="checking", unit="img")
             for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
                 findings += wrong
