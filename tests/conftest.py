@@ -246,6 +246,11 @@ def read_maps(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
+def read_log(folder: Path) -> list[dict]:
+    """The lines of a run's log.jsonl."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def save_image(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

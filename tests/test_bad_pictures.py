@@ -175,30 +175,6 @@ def test_odd_names_work_in_all_three_programs(odd_names, micro_checkpoint, from_
     assert f"{len(NAMES)} pairs" in capsys.readouterr().out
 
 
-def test_a_name_with_line_breaks_is_shown_on_one_line(tmp_path):
-    for name in ("new\nline.jpg", os.fsdecode(b"no\xfftext.jpg")):
-        write(tmp_path / name, b"")
-        with pytest.raises(OSError) as error:
-            files.read_image(tmp_path / name)
-        assert len(str(error.value).encode().splitlines()) == 1
-    with pytest.raises(ValueError, match=r"new\\nline\.jpg") as error:
-        files.match({"new\nline": tmp_path / "new\nline.jpg"}, {}, "here")
-    assert "\n" not in str(error.value)
-
-
-def test_stems_that_differ_only_in_case_are_distinct(tmp_path):
-    for name in ("Cat", "cat"):
-        save_image(tmp_path / "images" / f"{name}.png", PHOTO)
-        save_image(tmp_path / "masks" / f"{name}.png", RAMP)
-    assert [image.name for image, _ in files.pair([tmp_path / "images"], [tmp_path / "masks"])] == [
-        "Cat.png",
-        "cat.png",
-    ]
-    (tmp_path / "masks" / "Cat.png").unlink()
-    with pytest.raises(ValueError, match="without their mask: Cat.png"):
-        files.pair([tmp_path / "images"], [tmp_path / "masks"])
-
-
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 5000), (5000, 1)])
 def test_extreme_sizes_are_predicted_at_their_own_size(height, width, micro_checkpoint, tmp_path):
     save_image(tmp_path / "in" / "x.png", np.zeros((height, width, 3), np.uint8))

@@ -2,8 +2,6 @@
 
 import copy
 import gc
-import json
-import socket
 import subprocess
 import sys
 
@@ -12,8 +10,9 @@ import pytest
 import recipe
 import torch
 import torch.distributed as dist
-from conftest import MICRO, ROOT, SMALL, failure, golden, predict_arguments, read_maps, relative_error
+from conftest import NETWORK, SMALL, failure, golden, predict_arguments, program, read_log, read_maps, relative_error
 from conftest import train_arguments as arguments
+from processes import free_port
 from test_resume import equal, killed
 from torch._dynamo.utils import counters
 from torch.amp import GradScaler
@@ -34,21 +33,10 @@ def _full_float32():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
-@pytest.fixture(scope="module")
-def full_model():
-    """A function that fills the full network on the GPU, shared by all tests, with the parameters of a seed."""
-    with torch.device("meta"):
-        model = SAM2UNeXT()
-    model = model.to_empty(device=DEVICE)
-
-    def fill(seed: int) -> SAM2UNeXT:
-        model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            if name.endswith("num_batches_tracked"):
-                buffer.zero_()
-        return recipe.fill(model.float(), seed).eval()
-
-    return fill
+@pytest.fixture
+def full_model(full_model):
+    """The fixture of that name, on the GPU."""
+    return lambda seed: full_model(seed).to(DEVICE)
 
 
 @pytest.fixture
@@ -246,8 +234,7 @@ def test_compiled_training_has_one_graph_and_takes_the_eager_steps(graphs, toy, 
     for name, more in (("eager", ""), ("compiled", "--compile")):
         text = f"--device {DEVICE} --epoch 2 --batch_size 3 --log_every 1 {more}"
         train.main(arguments(text, toy, tmp_path / name))
-        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        losses[name] = [line["loss"] for line in lines]
+        losses[name] = [line["loss"] for line in read_log(tmp_path / name)]
     assert graphs["stats"]["unique_graphs"] == 2 and not graphs["graph_break"]  # and that of the pictures shown
     assert len(losses["eager"]) == 6  # four steps and two epochs
     assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-2)  # AdamW makes much of the last bits
@@ -273,10 +260,7 @@ def test_a_compiled_network_has_the_logits_and_gradients_of_the_eager_one(dtype,
 @pytest.fixture
 def one_process(monkeypatch):
     """The environment in which torchrun starts one process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", port)):
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", free_port())):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     yield
@@ -303,21 +287,12 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
 
 
 def test_torchrun_with_one_process_trains_validates_and_ends(toy, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "1",
-        ROOT / "train.py",
-    ]
-    command += ["--hiera_path", "random", "--dinov2_path", "random", "--sync_bn", "--save_path", tmp_path]
-    command += [word for name, value in MICRO.items() for word in (f"--{name}", value)]
-    command += ["--epoch", 1, "--batch_size", 3, "--workers", 1, "--device", DEVICE]
+    words = f"{NETWORK} --sync_bn --save_path {tmp_path} --epoch 1 --batch_size 3 --workers 1 --device {DEVICE}"
     for kind, folder in (("train", "train"), ("val", "test")):
-        command += [f"--{kind}_image_path", toy / folder / "Image", f"--{kind}_mask_path", toy / folder / "Mask"]
-    result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        words += f" --{kind}_image_path {toy}/{folder}/Image --{kind}_mask_path {toy}/{folder}/Mask"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    command = [*torchrun, *program("train.py", *words.split())[1:]]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "training on cuda" in result.stdout and (tmp_path / "SAM2-UNeXT-1.pth").exists()
 

@@ -129,8 +129,9 @@ def test_maps_of_another_size_are_resized_if_allowed(tmp_path, capsys):
     assert figures["MAE"] == pytest.approx(metrics.score(prediction, truth).MAE, abs=0.02)
 
 
-def test_it_does_not_import_torch():
-    code = "import eval, sys; assert not {'torch', 'scipy', 'py_sod_metrics'} & set(sys.modules)"
+@pytest.mark.parametrize("module", ["eval", "tools.check_dataset", "tests.benchmark_eval"])
+def test_it_does_not_import_torch(module):
+    code = f"import sys, {module}; assert not {{'torch', 'scipy', 'py_sod_metrics'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -166,15 +166,8 @@ def test_maps_are_found_by_the_exact_name_first_and_only_where_there_are_any(tmp
 def test_an_unreadable_image_is_left_out_of_the_page_and_nothing_is_lost(archive, tmp_path):
     shutil.copytree(archive / "DIS5K/DIS-TE4/im", tmp_path / "im")
     (tmp_path / "im" / "case0.jpg").write_bytes(b"\xff\xd8 no more")
-    words = [
-        "--dataset_name",
-        "mine",
-        "--pred_path",
-        archive / "download/maps/dis_te4",
-        "--save_path",
-        tmp_path / "out",
-    ]
-    words += ["--gt_path", archive / "DIS5K/DIS-TE4/gt", "--image_path", tmp_path / "im"]
-    script.main(script.get_args_parser().parse_args([str(word) for word in words]))
+    maps, truths = archive / "download/maps/dis_te4", archive / "DIS5K/DIS-TE4/gt"
+    words = f"--dataset_name mine --pred_path {maps} --gt_path {truths} --image_path {tmp_path}/im"
+    script.main(script.get_args_parser().parse_args(f"{words} --save_path {tmp_path}/out".split()))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     assert (tmp_path / "out/report.html").read_text().count("<figcaption>") == 4 * 5 - 1

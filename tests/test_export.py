@@ -155,33 +155,22 @@ def test_a_wrong_graph_is_not_written_and_the_status_is_1(graph, micro_checkpoin
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.onnx", "from before")]
 
 
-def test_a_network_that_torch_cannot_export_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "cause, message",
+    [
+        (None, "torch cannot export this network: no ONNX function for aten.nonesuch"),
+        (AssertionError(), "torch cannot export this network: AssertionError"),
+        (MemoryError(), "out of memory: a smaller --size needs less"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: a smaller --size needs less"),
+    ],
+)
+def test_an_export_that_fails_is_one_line(cause, message, micro_checkpoint, tmp_path, monkeypatch, capsys):
     def fail(*args, **options):
-        raise torch.onnx.OnnxExporterError("no ONNX function for aten.nonesuch\nand more")
+        raise torch.onnx.OnnxExporterError("no ONNX function for aten.nonesuch\nand more") from cause
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and line.endswith("torch cannot export this network: no ONNX function for aten.nonesuch")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("wrapped", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_memory_that_runs_out_in_the_export_is_named(wrapped, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    def fail(*args, **options):
-        raise torch.onnx.OnnxExporterError("failed") from wrapped
-
-    monkeypatch.setattr(torch.onnx, "export", fail)
-    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and line.endswith("out of memory: a smaller --size needs less") and not list(tmp_path.iterdir())
-
-
-def test_a_failure_without_words_is_named_by_its_kind(micro_checkpoint, tmp_path, monkeypatch, capsys):
-    def fail(*args, **options):
-        raise torch.onnx.OnnxExporterError("failed") from AssertionError()
-
-    monkeypatch.setattr(torch.onnx, "export", fail)
-    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and line.endswith("torch cannot export this network: AssertionError")
+    assert status == 1 and line.endswith(message) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "image.png", "mask.png", "hiera", "link"])

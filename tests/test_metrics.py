@@ -39,12 +39,6 @@ def test_every_pair_has_the_scores_of_the_original(engine):
         assert engine(*pair).figures() == pytest.approx(golden("metrics.json")["each"][name], abs=1e-6), name
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_data_set_has_the_scores_of_the_original(engine):
-    scores = metrics.mean(engine(*pair) for pair in recipe.metric_cases(0).values())
-    assert scores.figures() == pytest.approx(golden("metrics.json")["all"], abs=1e-6)
-
-
 @given(
     height=st.integers(1, 300),
     width=st.integers(1, 300),

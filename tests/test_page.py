@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import decoded, program, save_image
 from PIL import Image
+from processes import free_port
 
 from output import KINDS
 from SAM2UNeXT import SAM2UNeXT
@@ -22,12 +22,6 @@ from tools import app
 PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
 PROGRAMS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
 needs_a_browser = pytest.mark.skipif(bool(PACKAGES + PROGRAMS), reason=f"needs {', '.join(PACKAGES + PROGRAMS)}")
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

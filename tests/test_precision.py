@@ -139,23 +139,15 @@ def test_ranks_come_from_torchrun(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error, expected",
+    "error",
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory: buy more"),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-            "out of memory: buy more",
-        ),
-        (RuntimeError("not enough memory: you tried to allocate 2 bytes"), "out of memory: buy more"),
-        (MemoryError(), "out of memory: buy more"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("not enough memory: you tried to allocate 2 bytes"),
+        MemoryError(),
     ],
 )
-def test_running_out_of_memory_is_one_line(error, expected, capsys):
+def test_running_out_of_memory_is_one_line(error, capsys):
     with pytest.raises(SystemExit) as stop, cli.exit_on_error(cli.NOT_COMPLETED, "buy more"):
         raise error
-    assert stop.value.code == 1 and capsys.readouterr().err.endswith(f"{expected}\n")
-
-
-def test_other_errors_of_torch_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shapes"), cli.exit_on_error(cli.NOT_COMPLETED, "buy more"):
-        raise RuntimeError("shapes do not match")
+    assert stop.value.code == 1 and capsys.readouterr().err.endswith("out of memory: buy more\n")

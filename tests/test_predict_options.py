@@ -14,6 +14,7 @@ import torch
 from conftest import MICRO, ROOT, failure, program, read_maps, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
+from test_find_encoders import moved
 
 import checkpoint
 import output
@@ -230,17 +231,10 @@ def test_processes_divide_the_images_and_write_the_maps_of_one_process(micro_che
     assert one.keys() == two.keys() and all(np.abs(one[name].astype(int) - two[name]).max() <= 1 for name in one)
 
 
-def test_a_small_checkpoint_uses_encoders_from_the_options(encoders, toy, tmp_path, monkeypatch, capsys):
-    model = SAM2UNeXT(*encoders.values(), **MICRO).eval()
-    for record in model.encoders.values():
-        record["path"] = "/nowhere/" + record["path"].split("/")[-1]
-    checkpoint.save_network(tmp_path / "small.pth", model, epoch=1)
-    moved = {option: shutil.copy(path, tmp_path / f"moved_{path.name}") for option, path in encoders.items()}
+def test_a_small_checkpoint_uses_encoders_from_the_options(small, model, encoders, toy, tmp_path):
     picture = toy / "test/Image/toy_0000.jpg"
-    status, line = failure(script.main, arguments(tmp_path / "small.pth", picture, tmp_path / "maps"), capsys)
-    assert status == 2 and "/nowhere" in line and "--hiera_path" in line
-    more = [word for option, path in moved.items() for word in (f"--{option}", path)]
-    script.main(arguments(tmp_path / "small.pth", picture, tmp_path / "maps", *more))
+    more = [f"--{option}={path}" for option, path in encoders.items()]
+    script.main(arguments(moved(small, tmp_path), picture, tmp_path / "maps", *more))
     expected = stretch(torch.from_numpy(model.predict(Image.open(picture)))).numpy()
     assert np.abs(read_maps(tmp_path / "maps")["toy_0000.png"].astype(int) - expected).max() <= 1
 

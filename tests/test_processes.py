@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, failure
+from conftest import ROOT, failure, read_log
 from conftest import train_arguments as arguments
 
 import run
@@ -29,10 +29,6 @@ def start(*runs):
     return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
-def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files, tmp_path):
     runs = {
@@ -50,8 +46,8 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
     for name in ("two", "accumulating"):
         for key, value in states["one"].items():
             assert (states[name][key] - value).abs().max() <= 1e-9, (name, key)
-        assert len(log(tmp_path / name)) == 3  # two steps, the second of two pictures, and the epoch
-        for ours, theirs in zip(log(tmp_path / name), log(tmp_path / "one"), strict=True):
+        assert len(read_log(tmp_path / name)) == 3  # two steps, the second of two pictures, and the epoch
+        for ours, theirs in zip(read_log(tmp_path / name), read_log(tmp_path / "one"), strict=True):
             for figure in theirs.keys() & {"loss", "bce", "wiou", "grad_norm", "lr", "Smeasure", "wFmeasure", "MAE"}:
                 assert ours[figure] == pytest.approx(theirs[figure], rel=1e-6), figure
 

@@ -1,6 +1,5 @@
 """The shell scripts, run as a user runs them."""
 
-import argparse
 import json
 import os
 import shutil
@@ -9,8 +8,6 @@ import sys
 
 import pytest
 from conftest import NETWORK, PRETENDED_CPU, ROOT, SUIM8, program
-
-import cli
 
 
 def bash(command, cwd, **environment):
@@ -195,14 +192,6 @@ def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tm
     result = bash(command, tmp_path, PYTHON=python)
     installs = [line.split("-check ")[1] for line in result.stdout.splitlines() if line.startswith("pip")]
     assert installs == ["-r one.txt", "-r two.txt", "-r one.txt"], result.stderr
-
-
-def test_numbers_are_checked():
-    assert cli.number(multiple=32, least=32)("96") == 96
-    for text in ("100", "0", "x", "3.5"):
-        with pytest.raises(argparse.ArgumentTypeError, match=text):
-            cli.number(multiple=32, least=32)(text)
-    assert cli.number(float, least=0)("1e-3") == 1e-3
 
 
 def test_the_tree_is_clean():

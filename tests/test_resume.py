@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import NETWORK, ROOT, failure, program
+from conftest import NETWORK, ROOT, failure, program, read_log
 from conftest import train_arguments as arguments
 
 import run
@@ -27,11 +27,7 @@ def equal(one, other) -> bool:
 
 
 def places(folder) -> list[tuple]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [(line["epoch"], line.get("step")) for line in lines]
-
-
-EACH_ONCE = [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, None)]
+    return [(line["epoch"], line.get("step")) for line in read_log(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -59,36 +55,22 @@ def killed(moments, toy, folder, network, more=""):
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_a_step_and_while_writing_resumes_to_equal_weights(undisturbed, toy, from_files, tmp_path):
-    ended = killed(["optimizer 3", "write 2"], toy, tmp_path, from_files)
-    assert ended == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
-    assert equal(tmp_path / "last.pth", undisturbed() / "last.pth")
-    assert places(tmp_path) == EACH_ONCE
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "moments",
+    "moments, more, steps",
     [
-        ["backward 1", "write 1", "fsync 3", "rename 5", "rename 4"],  # at first, and between last.pth's two renames
-        ["backward 4", "fsync 4", "write 3", "optimizer 1", "rename 6"],  # and at the end of the last epoch
+        (["backward 1", "write 1", "fsync 3", "rename 5", "rename 4"], "", 3),  # also between last.pth's two renames
+        (["backward 4", "fsync 4", "write 3", "optimizer 1", "rename 6"], "", 3),  # and at the end of the last epoch
+        # The third file is written at the end of the first epoch; what is resumed has all of its steps behind it.
+        (["write 3", "optimizer 2"], "--accumulate 2 --workers 1", 2),
     ],
 )
-def test_a_run_killed_at_any_moment_resumes_to_equal_weights(moments, undisturbed, toy, from_files, tmp_path):
-    ended = killed(moments, toy, tmp_path, from_files)
-    assert ended == [-signal.SIGKILL] * len(moments) + [0]
-    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
-    assert places(tmp_path) == EACH_ONCE
-
-
-@pytest.mark.slow
-def test_a_killed_run_with_accumulation_and_workers_resumes_to_equal_weights(undisturbed, toy, from_files, tmp_path):
-    more = "--accumulate 2 --workers 1"
-    # The third file is written at the end of the first epoch; what is resumed has all of its steps behind it.
-    assert killed(["write 3", "optimizer 2"], toy, tmp_path, from_files, more) == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed(more) / "SAM2-UNeXT-2.pth")
-    assert places(tmp_path) == [(epoch, step) for epoch in (1, 2) for step in (1, 2, None)]
+def test_a_run_killed_at_any_moment_resumes_to_equal_weights(
+    moments, more, steps, undisturbed, toy, from_files, tmp_path
+):
+    assert killed(moments, toy, tmp_path, from_files, more) == [-signal.SIGKILL] * len(moments) + [0]
+    for name in ("SAM2-UNeXT-2.pth", "last.pth"):
+        assert equal(tmp_path / name, undisturbed(more) / name)
+    assert places(tmp_path) == [(epoch, step) for epoch in (1, 2) for step in (*range(1, steps + 1), None)]
 
 
 @pytest.mark.slow
