@@ -155,10 +155,7 @@ def ranks() -> tuple[int, int, int]:
 
     (0, 0, 1) without torchrun.
     """
-    rank, local_rank, processes = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
-    return rank, local_rank, processes
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def silence_other_ranks() -> None:

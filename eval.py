@@ -152,7 +152,7 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
             notes.append(f"{dataset}: not scored")
     if problems:
         raise ValueError("; ".join([*problems, *sorted(remedies)]))
-    if len([note for note in notes if note.endswith("not scored")]) == len(datasets):
+    if not any(dataset.pairs() for dataset in datasets):
         raise ValueError("no map has the name of a ground truth")
     return notes
 

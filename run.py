@@ -18,24 +18,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms.functional import to_tensor
 
 import checkpoint
 import cli
 import files
 import weights
-from dataset import MEAN, STD, image_tensor, mask_tensor
+from dataset import image_tensor
 from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 
@@ -236,9 +235,13 @@ class Log:
         self.write({"epoch": progress.epoch, "step": progress.step}, line, "step", self.total(progress))
         self.restart_clock()
 
-    def epoch(self, progress: Progress, figures: dict[str, float]) -> None:
-        """Logs the end of an epoch."""
+    def epoch(self, progress: Progress, figures: dict[str, float], panels: Iterable[tuple[str, Tensor]]) -> None:
+        """Logs the end of an epoch; in TensorBoard with named panels (3, H, W) in [0, 1]."""
         self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
+        for name, panel in panels:
+            with files.writing(self.board.log_dir):
+                self.board.add_image(name, panel, self.total(progress))
+        self.restart_clock()
 
     def write(self, place: dict[str, int], figures: dict[str, float], group: str, total: int) -> None:
         with files.writing(self.file.name):
@@ -247,13 +250,6 @@ class Log:
         with files.writing(self.board.log_dir):
             for name, value in figures.items():
                 self.board.add_scalar(f"{group}/{name}", value, total)
-
-    def panels(self, progress: Progress, panels: Iterable[tuple[str, Tensor]]) -> None:
-        """Adds named panels (3, H, W) in [0, 1] to TensorBoard, at the end of an epoch."""
-        for name, panel in panels:
-            with files.writing(self.board.log_dir):
-                self.board.add_image(name, panel, self.total(progress))
-        self.restart_clock()
 
     def close(self) -> None:
         self.file.close()
@@ -286,8 +282,8 @@ def peak_memory(device: str) -> float:
 
 def write_arguments(args: argparse.Namespace, more: dict[str, Any]) -> None:
     """Writes args.json: how the run was started, with the versions and the git revision. Raises OSError."""
-    libraries = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": np, "pillow": PIL}
-    versions = {"python": platform.python_version()} | {name: lib.__version__ for name, lib in libraries.items()}
+    versions = {name: metadata.version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
+    versions |= {"python": platform.python_version(), "torch": torch.__version__}
     content = {"command": sys.argv, "arguments": vars(args), **more, "versions": versions, "git": git_revision()}
     with files.replacing(args.save_path / "args.json") as file:
         file.write(json.dumps(content, indent=1, default=str).encode() + b"\n")
@@ -328,14 +324,11 @@ def validate(
     return {name: figures[name] for name in ("Smeasure", "wFmeasure", "MAE")}
 
 
-@torch.no_grad()
 def panels(model: SAM2UNeXT, pairs: Sequence[tuple[Path, Path]]) -> Iterator[tuple[str, Tensor]]:
     """Image, mask and prediction side by side, (3, 256, 768) in [0, 1], of the first pairs, with their names."""
     model.eval()
     for image_path, mask_path in pairs[:PANELS]:
-        image = image_tensor(files.read_image(image_path), model.size)
-        prediction = model(image[None].to(model.head.weight.device))[0].sigmoid().cpu()
-        shown = image * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-        mask = mask_tensor(files.read_mask(mask_path), model.size)
-        panel = torch.cat([shown, mask.expand(3, -1, -1), prediction.expand(3, -1, -1)], dim=2)
-        yield files.shown(image_path.stem), F.interpolate(panel[None], (256, 768), mode="area")[0].clamp(0, 1)
+        image, mask = files.read_image(image_path), files.read_mask(mask_path)
+        parts = to_tensor(image), to_tensor(mask), torch.from_numpy(model.predict(image))[None]
+        parts = [F.interpolate(part.expand(1, 3, -1, -1), (256, 256), mode="area") for part in parts]
+        yield files.shown(image_path.stem), torch.cat(parts, dim=3)[0]

@@ -176,17 +176,11 @@ def fingerprint(model: SAM2UNeXT) -> str:
     return digest.hexdigest()[:16]
 
 
-class Setup(NamedTuple):
-    """What `set_up` makes and the prediction run uses."""
+def set_up(args: argparse.Namespace, held: ExitStack) -> tuple[SAM2UNeXT, Settings, list[Task], list[Task]]:
+    """Checks the input and locks the folder until `held` is closed; returns this process's tasks and what remains.
 
-    model: SAM2UNeXT
-    settings: Settings
-    tasks: list[Task]  # of this process
-    remaining: list[Task]
-
-
-def set_up(args: argparse.Namespace, held: ExitStack) -> Setup:
-    """Checks the input and locks the folder until `held` is closed. Raises ValueError or OSError."""
+    Raises ValueError or OSError.
+    """
     rank, _, processes = cli.ranks()
     device = cli.device(args.device)
     cli.keep_freed_memory(device)
@@ -212,12 +206,13 @@ def set_up(args: argparse.Namespace, held: ExitStack) -> Setup:
     before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
     where = f"{files.shown(args.checkpoint)} on {device} in {settings.precision}"
     print(f"{where}; {files.count(total, 'image')}{share}{before}")
-    return Setup(model, settings, tasks, remaining)
+    return model, settings, tasks, remaining
 
 
-def run(args: argparse.Namespace, setup: Setup) -> None:
+def run(
+    args: argparse.Namespace, model: SAM2UNeXT, settings: Settings, tasks: list[Task], remaining: list[Task]
+) -> None:
     """Predicts what remains. Raises OSError."""
-    model, settings, tasks, remaining = setup
     done = len(tasks) - len(remaining)
     with tqdm(total=len(tasks), initial=done, unit="img", disable=cli.ranks()[0] > 0) as bar:
         least = args.batch_size if args.compile else 1
@@ -235,7 +230,7 @@ def main(args: argparse.Namespace) -> None:
         with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
             setup = set_up(args, held)
         with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
-            run(args, setup)
+            run(args, *setup)
 
 
 def kinds(text: str) -> tuple[str, ...]:

@@ -272,8 +272,7 @@ def end_epoch(setup: Setup, log: run.Log | None, stop: list[int]) -> None:
     run.stop_if_asked(setup.state, stop)
     setup.state.parts["scheduler"].step()
     if log:
-        log.epoch(progress, progress.losses() | scores)
-        log.panels(progress, run.panels(model, setup.val_pairs or setup.pairs))
+        log.epoch(progress, progress.losses() | scores, run.panels(model, setup.val_pairs or setup.pairs))
         if scores.get("Smeasure", -math.inf) > progress.best:
             progress.best = scores["Smeasure"]
             checkpoint.save_network(args.save_path / "best.pth", model, progress.epoch)

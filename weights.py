@@ -189,7 +189,7 @@ def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
 def describe(state: dict[str, Tensor]) -> str:
     """What a file holds, in words, for messages."""
     if is_network(state):
-        return "a trained SAM2-UNeXT checkpoint"
+        return "a trained SAM2-UNeXT checkpoint, which goes to test.py --checkpoint"
     if is_sam2(state):
         version = "2.1" if SAM2_1_KEY in state else "2"
         return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
@@ -209,8 +209,6 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
     own = trunk.state_dict()
     wanted, kind = trunk_size(own, ""), f"{shown(source)}: is {describe(state)}"
     file = TRUNK_FILES[wanted]
-    if is_network(state):
-        raise ValueError(f"{kind}, which goes to test.py --checkpoint; SAM 2's {file} belongs here")
     if not is_sam2(state):
         raise ValueError(f"{kind}; SAM 2's {file} belongs here")
     found = trunk_size(state, TRUNK)

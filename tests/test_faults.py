@@ -86,7 +86,7 @@ def test_a_log_that_does_not_fit_is_named(tmp_path, capsys):
         log.write({"epoch": 1}, {"loss": 1.0}, "epoch", 1)
     with full_disk(1000), pytest.raises(OSError, match=r"tensorboard: cannot be written: File too large"):
         for step in range(100):
-            log.panels(run.Progress(1, step), [("panel", torch.zeros(3, 8, 8))])
+            log.epoch(run.Progress(1, step), {}, [("panel", torch.zeros(3, 8, 8))])
             with contextlib.suppress(OSError):  # its thread fails sooner or later; the log must name the error
                 log.board.flush()
     assert "Traceback" not in capsys.readouterr().err
