@@ -28,9 +28,10 @@ FORMAT = 3  # of the files `save_network` writes; format 2 recorded encoders by 
 NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # the arguments of SAM2UNeXT in a header
 RECORDS = ({"name", "path", "fingerprint"}, {"source", "fingerprint"})  # of an encoder, in formats 3 and 2
 LARGEST_SIDE = 2**14  # pixels that a header may ask for
-WEIGHTS = Path(__file__).resolve().parent / "weights"  # where train.sh keeps the encoders' files
+ROOT = Path(__file__).resolve().parent
+WEIGHTS = ROOT / "weights"  # where train.sh keeps the encoders' files
 CONFIG, MODEL = "config.json", "model.safetensors"  # in the folder of a checkpoint on the hub
-CARD = Path(__file__).with_name("docs").joinpath("model_card.jinja").read_text("utf-8")  # README.md of such a folder
+CARD = (ROOT / "docs/model_card.jinja").read_text("utf-8")  # the README.md of such a folder
 
 
 class Trained(NamedTuple):
@@ -134,9 +135,9 @@ def restore(
     """See SAM2UNeXT.from_checkpoint; `network` is the class to build."""
     trained = read_network(path)
     given = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
-    places = find_encoders(path, trained, given, download) if trained.encoders else [[one] for one in given.values()]
+    choices = find_encoders(path, trained, given, download) if trained.encoders else [[one] for one in given.values()]
     failures = []
-    for paths in product(*places):  # nearly always the first fit
+    for paths in product(*choices):  # nearly always the first fit
         try:
             model = build(network, path, trained, precision, *paths)
             load_trained(model, path, trained)
@@ -151,16 +152,16 @@ def find_encoders(
 ) -> list[list[str | Path]]:
     """The files that may hold each encoder of a small checkpoint: the given one or those that exist.
 
-    Looked at are the recorded path, the folder weights/ beside this program and the checkpoint's folder, and there only
-    a file with the encoder's usual name: a checkpoint from somebody else must not choose what is opened. Nothing but
-    `download` asks a server. Raises OSError if an encoder is not found.
+    They are in the order of `encoder_files`. Looked at are the recorded path, the folder weights/ beside this program
+    and the checkpoint's folder, and there only a file with the encoder's usual name: a checkpoint from somebody else
+    must not choose what is opened. Nothing but `download` asks a server. Raises OSError if an encoder is not found.
     """
+    folder = Path(path).absolute()
+    folder = folder if folder.is_dir() else folder.parent
     found: list[list[str | Path]] = []
     for option, name in encoder_files(trained.network).items():
         record = trained.encoders[option]
         recorded = Path(record.get("path") or record.get("source", ""))
-        folder = Path(path).absolute()
-        folder = folder if folder.is_dir() else folder.parent
         places = [WEIGHTS / name, folder / name]
         if recorded.name in (name, "model.safetensors"):  # the latter is what timm's files are called on the hub
             places.insert(0, recorded)

@@ -177,9 +177,9 @@ def fingerprint(model: SAM2UNeXT) -> str:
 
 
 def set_up(args: argparse.Namespace, held: ExitStack) -> tuple[SAM2UNeXT, Settings, list[Task], list[Task]]:
-    """Checks the input and locks the folder until `held` is closed; returns this process's tasks and what remains.
+    """Checks the input and locks the folder until `held` is closed. Raises ValueError or OSError.
 
-    Raises ValueError or OSError.
+    Returns the network, what to write, the tasks of this process and those of them that remain.
     """
     rank, _, processes = cli.ranks()
     device = cli.device(args.device)

@@ -210,8 +210,8 @@ def card(scored: Scored) -> dict[str, object]:
     }
 
 
-def page(title: str, table: list[list[str]], curves: bytes, scored: Sequence[Scored], notes: Sequence[str]) -> bytes:
-    """A self-contained HTML page: the table, the curves, the worst and the best images by S-measure."""
+def page(title: str, table: list[list[str]], plotted: bytes, scored: Sequence[Scored], notes: Sequence[str]) -> bytes:
+    """A self-contained HTML page: the table, the PNG of `curves`, the worst and the best images by S-measure."""
     import jinja2  # not at the top, like matplotlib
 
     order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.truth.name))
@@ -232,7 +232,7 @@ def page(title: str, table: list[list[str]], curves: bytes, scored: Sequence[Sco
             difference=DIFFERENCE,
             lower_is_better=LOWER_IS_BETTER,
             notes=notes,
-            curves=base64.b64encode(curves).decode(),
+            curves=base64.b64encode(plotted).decode(),
             groups=groups,
             images=len(scored),
             several=len({one.dataset for one in scored}) > 1,

@@ -147,8 +147,9 @@ def test_missing_files_folders_and_dangling_links_are_named(tmp_path):
     (tmp_path / "link.pt").symlink_to("nowhere.pt")
     (tmp_path / "self.pt").symlink_to("self.pt")
     (tmp_path / "folder.pt").mkdir()
-    missing = {"none": "there is no such file", "link": "is a broken link", "self": "is a broken link"}
-    for name, problem in (missing | {"folder": "is not a file"}).items():
+    broken = "is a broken link"
+    problems = {"none": "there is no such file", "link": broken, "self": broken, "folder": "is not a file"}
+    for name, problem in problems.items():
         with pytest.raises(OSError, match=f"{name}.pt: {problem}"):
             weights.read(tmp_path / f"{name}.pt")
 

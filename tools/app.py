@@ -149,9 +149,10 @@ class Handlers:
         self.clear(visit)
         choice = visit.choice
         picture, line = read(path) if path else (None, "")
-        if visit.choice is choice:
-            visit.picture = picture
-        return visit, line if visit.choice is choice else "", "", ""
+        if visit.choice is not choice:
+            return visit, "", "", ""
+        visit.picture = picture
+        return visit, line, "", ""
 
     def example(self, index: int, visit: Visit) -> tuple[None, Visit, str, str, str]:
         return None, *self.upload(self.examples[index], visit)  # empties the field of uploads

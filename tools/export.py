@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -39,7 +40,6 @@ from dataset import MEAN, STD
 from evaluation import metrics
 from output import Settings, Task
 from SAM2UNeXT import SAM2UNeXT
-from tools import toy_dataset
 
 OLDEST = (2, 10)  # version of torch whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,7 +49,7 @@ TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 BATCH = 2  # images at a time when checking, after a first one by itself
 LESS_MEMORY = "a smaller --size needs less"
 MOST_IMAGES = 2**15  # in a batch; torch wants a bound
-SYNTHETIC = 3  # images, if none are given
+SYNTHETIC = ((480, 640), (500, 300), (256, 256))  # height, width
 
 
 class Exported(nn.Module):
@@ -103,10 +103,14 @@ def is_lack_of_memory(error: Exception) -> bool:
 
 
 def write_synthetic(folder: Path) -> list[Task]:
-    """Writes images of the toy data set, always the same. Raises OSError."""
-    for i in range(SYNTHETIC):
-        pixels, _ = toy_dataset.sample(np.random.default_rng(i))
-        toy_dataset.write(pixels, folder / f"{i}.png")
+    """Writes images of smooth colours and noise, always the same. Raises OSError."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate(SYNTHETIC):
+        colours = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
+        noise = rng.integers(-20, 20, (height, width, 3))
+        pixels = (np.array(colours) + noise).clip(0, 255).astype(np.uint8)
+        files.save_image(Image.fromarray(pixels), folder / f"{i}.png")
     return test.find_own_tasks([str(folder)], None, folder)
 
 
