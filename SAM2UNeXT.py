@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-import checkpoint
-import files
-import weights
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
+from unext import checkpoint, files, weights
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32

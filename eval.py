@@ -22,9 +22,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-import cli
-import files
 from evaluation import benchmarks, metrics, report
+from unext import cli, files
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
 

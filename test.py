@@ -30,13 +30,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-import cli
-import files
-import output
 from dataset import image_tensor
 from evaluation import benchmarks
-from output import Settings, Task
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
+from unext import cli, files, output
+from unext.output import Settings, Task
 
 LESS_MEMORY = "--precision bf16, or a smaller --batch_size or --size, need less"
 

@@ -35,14 +35,11 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import checkpoint
-import cli
-import files
-import run
 from dataset import SegmentationDataset, check_files, epoch_batches, load
 from evaluation import benchmarks
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
+from unext import checkpoint, cli, files, run
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 KEPT_EVERY = 5  # epochs

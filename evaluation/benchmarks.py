@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, get_args
 
 import yaml
 
-import files
 from evaluation.metrics import METRICS
+from unext import files
 
 USUAL = {
     "{images}": ("im", "ims", "img", "imgs", "image", "images"),

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-import files
 from evaluation.benchmarks import OURS
 from evaluation.metrics import METRICS, PairScores
+from unext import files
 
 THIS_RUN, DIFFERENCE = "this run", "difference"
 LATEX = {

@@ -21,8 +21,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import cli
 from evaluation import metrics
+from unext import cli
 
 Figures = dict[str, dict[str, float]]
 

@@ -26,15 +26,12 @@ sys.path[:0] = [str(GOLDEN), str(ROOT / "tests")]
 import micro  # noqa: F401 (adds a size of the trunk)
 import recipe
 
-import checkpoint
-import cli
-import output
 import test
 import train
-import weights
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
 from tools import toy_dataset
+from unext import checkpoint, cli, output, weights
 
 SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}  # with published encoders
 MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks

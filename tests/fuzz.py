@@ -40,9 +40,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
 import names
 
-import cli
-import files
 from tools import check_dataset, toy_dataset
+from unext import cli, files
 
 PATIENCE = 60  # seconds a file
 MEMORY = 1024  # MB a process
@@ -150,10 +149,10 @@ def write_weights(folder: Path) -> None:
 
     All tensors but those of safetensors are one number in the file, spread over a shape.
     """
+    import checkpoint
     import safetensors.torch
     import torch
 
-    import checkpoint
     from SAM2UNeXT import SAM2UNeXT, build_aux
 
     def spread(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -179,6 +178,7 @@ def read_weights(path: Path) -> None:
     """Fills what a file is for. Raises OSError or ValueError that names it."""
     import run
     import weights
+
     from sam2.build_sam import build_sam2_trunk
     from SAM2UNeXT import SAM2UNeXT, build_aux
 

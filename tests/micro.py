@@ -6,8 +6,8 @@ of the tiny one. Golden figures and published key lists are tested on the real s
 
 from hydra.core.config_store import ConfigStore
 
-import weights
 from sam2.build_sam import CONFIGS
+from unext import weights
 
 TRUNK = {
     "_target_": "sam2.modeling.backbones.hieradet.Hiera",

@@ -17,14 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint
 import eval as evaluation
-import files
-import run
 import test
 import train
 from SAM2UNeXT import SAM2UNeXT
 from tools import check_dataset, contact_sheet, convert_checkpoint, toy_dataset
+from unext import checkpoint, files, run
 
 NETWORK = "--hiera_path random --sam2 micro --aux none --size 64 --workers 0 --precision fp32 --epoch 1 --batch_size 9"
 BAR = re.compile(r"\d+/\d+ \[")  # of progress: 1/6 [00:01<00:07

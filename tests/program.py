@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import cli
+from unext import cli
 
 if "PRETENDED_CPU_FLAGS" in os.environ:
     cli.cpu_flags = lambda: set(os.environ["PRETENDED_CPU_FLAGS"].split())

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from conftest import decoded
 
-import output
 from SAM2UNeXT import SAM2UNeXT
 from tools import app
+from unext import output
 
 
 def shown(page: str) -> dict[str, np.ndarray]:

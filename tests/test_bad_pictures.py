@@ -14,10 +14,10 @@ from PIL import Image
 
 import dataset
 import eval as evaluation
-import files
 import test as script
 import train
 from tools import check_dataset
+from unext import files
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))

@@ -13,11 +13,10 @@ import torch
 from conftest import MICRO, NETWORK, failure
 from conftest import train_arguments as arguments
 
-import run
 import train
-import weights
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
+from unext import run, weights
 
 KEY = weights.TRUNK + "blocks.3.attn.qkv.weight"
 

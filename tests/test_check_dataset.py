@@ -12,9 +12,9 @@ import pytest
 from conftest import SUIM8, failure, save_image
 from PIL import Image
 
-import cli
 from evaluation import benchmarks
 from tools import check_dataset
+from unext import cli
 
 RNG = np.random.default_rng(0)
 TURN = Image.Exif()

@@ -9,10 +9,9 @@ import pytest
 import torch
 from conftest import MICRO, SMALL, aux_file, failure, golden, other_weights, sam2_file, same_network
 
-import checkpoint
-import weights
 from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint
+from unext import checkpoint, weights
 
 
 def test_an_encoder_is_not_a_trained_checkpoint(encoders, tmp_path):

@@ -17,10 +17,10 @@ from test_resume import equal, killed
 from torch._dynamo.utils import counters
 from torch.amp import GradScaler
 
-import cli
 import test as script
 import train
 from SAM2UNeXT import SAM2UNeXT
+from unext import cli
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 DEVICE = "cuda"

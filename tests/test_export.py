@@ -20,10 +20,10 @@ from conftest import MICRO, ROOT, failure, predict_arguments, read_maps, save_im
 from PIL import Image
 from torch.torch_version import TorchVersion
 
-import cli
 import test as script
 from dataset import MEAN, STD
 from tools import benchmark, export
+from unext import cli
 
 NEEDED = [name for name in export.PACKAGES if not importlib.util.find_spec(name)]
 pytestmark = pytest.mark.skipif(

@@ -14,16 +14,11 @@ from conftest import NETWORK, ROOT, failure, predict_arguments, program, read_ma
 from conftest import train_arguments as arguments
 from PIL import Image
 
-import checkpoint
-import cli
 import eval as evaluation
-import files
-import output
-import run
 import test as script
 import train
-import weights
 from evaluation import report
+from unext import checkpoint, cli, files, output, run, weights
 
 
 @contextlib.contextmanager

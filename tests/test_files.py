@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import save_image
 
-import files
+from unext import files
 
 GREY = np.full((4, 6), 200, np.uint8)
 

@@ -10,12 +10,10 @@ import safetensors.torch
 import torch
 from conftest import failure, other_weights, same_network
 
-import checkpoint
-import cli
 import test as script
-import weights
 from SAM2UNeXT import SAM2UNeXT
 from tools import app, convert_checkpoint, export
+from unext import checkpoint, cli, weights
 
 
 def changed(small, path, change):

@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cli
 import eval as evaluation
-import files
 import test as script
 import train
 from tools import check_dataset
+from unext import cli, files
 
 
 @pytest.mark.parametrize("what, number", [("pictures", 120), ("weights", 15)])

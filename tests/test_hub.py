@@ -14,10 +14,10 @@ import torch
 from conftest import MICRO, ROOT, failure, predict_arguments, read_maps, same_network
 from safetensors.torch import load_file
 
-import checkpoint
 import test
 from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint
+from unext import checkpoint
 
 
 def test_a_folder_holds_what_was_trained_and_restores_the_network(model, encoders, tmp_path):

@@ -7,13 +7,14 @@ import sys
 import pytest
 from conftest import ROOT, failure, predict_arguments, train_arguments
 
-import files
 import test
 import train
 from SAM2UNeXT import SAM2UNeXT
+from unext import files
 
 HOLD = """
-import os, time, files
+import os, time
+from unext import files
 with files.locked("."):
     worker = os.fork()  # as a data loader does
     if worker:

@@ -11,8 +11,8 @@ from conftest import SUIM8, golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-import files
 from evaluation import metrics, weighted
+from unext import files
 
 CURVES = ("precision", "recall", "Fm", "Em", "IoU", "Dice")
 ENGINES = [metrics.score, metrics.score_with_pysodmetrics]

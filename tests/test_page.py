@@ -15,9 +15,9 @@ from conftest import decoded, program, save_image
 from PIL import Image
 from processes import free_port
 
-from output import KINDS
 from SAM2UNeXT import SAM2UNeXT
 from tools import app
+from unext.output import KINDS
 
 PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
 PROGRAMS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]

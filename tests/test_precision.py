@@ -7,11 +7,10 @@ import recipe
 import torch
 from conftest import MICRO, SMALL, predict_arguments, train_arguments
 
-import cli
-import output
 import test
 import train
 from SAM2UNeXT import SAM2UNeXT
+from unext import cli, output
 
 IMAGES = recipe.image("precision", (2, 3, 64, 64))
 MASKS = recipe.mask("precision", (2, 1, 64, 64))

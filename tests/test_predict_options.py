@@ -16,10 +16,9 @@ from conftest import predict_arguments as arguments
 from PIL import Image
 from test_find_encoders import moved
 
-import checkpoint
-import output
 import test as script
 from SAM2UNeXT import SAM2UNeXT, stretch
+from unext import checkpoint, output
 
 FOUR = ("--save", "map,mask,overlay,cutout")
 

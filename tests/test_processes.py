@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, failure, read_log
 from conftest import train_arguments as arguments
 
-import run
 import train
+from unext import run
 
 
 def run_of(processes, folder, toy, network, more, **options):

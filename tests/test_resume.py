@@ -11,8 +11,8 @@ import torch
 from conftest import NETWORK, ROOT, failure, program, read_log
 from conftest import train_arguments as arguments
 
-import run
 import train
+from unext import run
 
 RECIPE = "--epoch 2 --batch_size 2 --lr 1e-3 --save_every 1 --log_every 1 --precision fp32 --resume"
 

@@ -11,13 +11,11 @@ from conftest import train_arguments as arguments
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import checkpoint
-import files
-import run
 import train
 from dataset import image_tensor
 from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
+from unext import checkpoint, files, run
 
 FIGURES = ("loss", "bce", "wiou", "lr", "grad_norm", "pictures_per_second", "memory_mb", "seconds_left")
 

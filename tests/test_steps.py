@@ -9,9 +9,9 @@ from conftest import MICRO, failure
 from conftest import train_arguments as arguments
 from torch.amp import GradScaler
 
-import run
 import train
 from SAM2UNeXT import SAM2UNeXT
+from unext import run
 
 # Gradients are compared in float64, where the order of sums does not matter.
 IMAGES, MASKS = recipe.image("steps", (6, 3, 64, 64)).double(), recipe.mask("steps", (6, 1, 64, 64)).double()

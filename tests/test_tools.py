@@ -8,9 +8,9 @@ import pytest
 from conftest import failure
 from PIL import Image
 
-import files
 from evaluation import metrics
 from tools import benchmark, check_dataset, contact_sheet, toy_dataset
+from unext import files
 
 
 def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):

@@ -9,12 +9,10 @@ import torch
 from conftest import MICRO, NETWORK, failure, golden
 from conftest import train_arguments as arguments
 
-import checkpoint
 import dataset
-import files
 import train
-import weights
 from SAM2UNeXT import SAM2UNeXT
+from unext import checkpoint, files, weights
 
 PLAIN = torch.amp.GradScaler("cpu", enabled=False)
 

@@ -9,9 +9,9 @@ import safetensors.torch
 import torch
 from conftest import SMALL, aux_file, golden, parameter, relative_error, sam2_file
 
-import weights
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
+from unext import weights
 
 SAM2_1_KEYS = {"no_obj_embed_spatial": [1, 64], "obj_ptr_tpos_proj.weight": [64, 256], "obj_ptr_tpos_proj.bias": [64]}
 

@@ -29,11 +29,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import cli
-import files
-import output
-import weights
 from SAM2UNeXT import SAM2UNeXT, stretch
+from unext import cli, files, output, weights
 
 if TYPE_CHECKING:
     import gradio

@@ -38,15 +38,12 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import checkpoint
-import cli
-import files
 import test
 import train
-import weights
 from sam2.build_sam import CONFIGS, build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
 from tools import export
+from unext import checkpoint, cli, files, weights
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 

@@ -26,9 +26,8 @@ from PIL import Image, ImageChops
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli
-import files
 from evaluation import benchmarks
+from unext import cli, files
 
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters

@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli
-import files
+from unext import cli, files
 
 CELL, GAP = 160, 6  # pixels
 

@@ -17,10 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import checkpoint
-import cli
-import files
 from SAM2UNeXT import SAM2UNeXT
+from unext import checkpoint, cli, files
 
 
 def main(args: argparse.Namespace) -> None:

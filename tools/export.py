@@ -31,15 +31,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import checkpoint
-import cli
-import files
 import test
-import weights
 from dataset import MEAN, STD
 from evaluation import metrics
-from output import Settings, Task
 from SAM2UNeXT import SAM2UNeXT
+from unext import checkpoint, cli, files, weights
+from unext.output import Settings, Task
 
 OLDEST = (2, 10)  # version of torch whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

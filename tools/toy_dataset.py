@@ -17,8 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cli
-import files
+from unext import cli, files
 
 SIDES = (224, 320)  # minimum and maximum, pixels
 CONTRAST = 26.0  # standard deviation of the texture's brightness, of 255

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-import files
+from unext import files
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB

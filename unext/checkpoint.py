@@ -20,15 +20,14 @@ import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-import files
-import weights
-from files import shown
+from unext import files, weights
+from unext.files import shown
 
 FORMAT = 3  # of the files `save_network` writes; format 2 recorded encoders by source alone, format 1 was always whole
 NETWORK = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # the arguments of SAM2UNeXT in a header
 RECORDS = ({"name", "path", "fingerprint"}, {"source", "fingerprint"})  # of an encoder, in formats 3 and 2
 LARGEST_SIDE = 2**14  # pixels that a header may ask for
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "weights"  # where train.sh keeps the encoders' files
 CONFIG, MODEL = "config.json", "model.safetensors"  # in the folder of a checkpoint on the hub
 CARD = (ROOT / "docs/model_card.jinja").read_text("utf-8")  # the README.md of such a folder

@@ -30,15 +30,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import to_tensor
 
-import checkpoint
-import cli
-import files
-import weights
 from dataset import image_tensor
 from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
+from unext import checkpoint, cli, files, weights
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 LAST, PREVIOUS = "last.pth", "last.previous.pth"
 PANELS = 3  # images to look at after each epoch
 

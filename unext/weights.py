@@ -25,7 +25,7 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from torch import Tensor, nn
 
-from files import shown
+from unext.files import shown
 
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # by (width, blocks)
