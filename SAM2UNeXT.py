@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
 from unext import checkpoint, files, weights
+from unext.hub import Hub
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
@@ -73,7 +74,15 @@ class Up(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
-class SAM2UNeXT(nn.Module, checkpoint.Hub):
+def glue(sam: Tensor, aux: Tensor | None, align: nn.Module | None, reduce: nn.Module) -> Tensor:
+    """The dense glue layer at one scale: reduce(cat[sam, resize(align(aux))]), or reduce(sam) without an `aux`."""
+    if aux is not None:
+        aux = F.interpolate(align(aux), size=sam.shape[-2:], mode="bilinear", align_corners=False)
+        sam = torch.cat([sam, aux], dim=1)
+    return reduce(sam)
+
+
+class SAM2UNeXT(nn.Module, Hub):
     """Maps normalised images (B, 3, H, W), sides multiples of 32, to logits (B, 1, H, W) of the foreground.
 
     The encoders are frozen and stay in eval mode; adapters, glue and decoder are trained. The keys of the state dict
@@ -96,7 +105,7 @@ class SAM2UNeXT(nn.Module, checkpoint.Hub):
         super().__init__()
         if size < 32 or size % 32:
             raise ValueError(f"the size {size} is not a multiple of 32")
-        self.network = {"sam2": sam2, "aux": aux, "aux_size": aux_size, "size": size}  # what a checkpoint records
+        self.config = {"sam2": sam2, "aux": aux, "aux_size": aux_size, "size": size}  # what a checkpoint records
         self.size = size
         self.aux_size = aux_size
 
@@ -115,6 +124,7 @@ class SAM2UNeXT(nn.Module, checkpoint.Hub):
 
         self.sam.blocks = nn.ModuleList(Adapter(block) for block in self.sam.blocks)
         channels = self.sam.channel_list[::-1]  # at 1/4, 1/8, 1/16, 1/32
+        self.align1 = self.align2 = self.align3 = self.align4 = None
         if self.dino is not None:
             aux_channels = self.dino.feature_info.channels()[-1]
             self.align1, self.align2, self.align3, self.align4 = (nn.Conv2d(aux_channels, c, 1) for c in channels)
@@ -171,10 +181,10 @@ class SAM2UNeXT(nn.Module, checkpoint.Hub):
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
             aux = self.encode_aux(x)  # (B, C, A/P, A/P) or None
             x1, x2, x3, x4 = self.sam(x)  # (B, C, H/4, W/4) to (B, C, H/32, W/32)
-            x1 = self.glue(x1, aux, "1")  # (B, 128, H/4, W/4)
-            x2 = self.glue(x2, aux, "2")
-            x3 = self.glue(x3, aux, "3")
-            x4 = self.glue(x4, aux, "4")  # (B, 128, H/32, W/32)
+            x1 = glue(x1, aux, self.align1, self.reduce1)  # (B, 128, H/4, W/4)
+            x2 = glue(x2, aux, self.align2, self.reduce2)
+            x3 = glue(x3, aux, self.align3, self.reduce3)
+            x4 = glue(x4, aux, self.align4, self.reduce4)  # (B, 128, H/32, W/32)
 
             x = self.up4(x4)  # (B, 128, H/16, W/16)
             x = self.up3(x, x3)
@@ -192,25 +202,17 @@ class SAM2UNeXT(nn.Module, checkpoint.Hub):
         x = F.interpolate(x, size=(self.aux_size, self.aux_size), mode="bilinear", align_corners=False)
         return self.dino(x)[-1]
 
-    def glue(self, sam: Tensor, aux: Tensor | None, level: str) -> Tensor:
-        """The dense glue layer at one level: reduce(cat[sam, resize(align(aux))])."""
-        if aux is not None:
-            aux = getattr(self, "align" + level)(aux)
-            aux = F.interpolate(aux, size=sam.shape[-2:], mode="bilinear", align_corners=False)
-            sam = torch.cat([sam, aux], dim=1)
-        return getattr(self, "reduce" + level)(sam)
-
     @torch.no_grad()
-    def predict(self, picture: Image.Image | np.ndarray) -> np.ndarray:
+    def predict(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1].
 
-        `picture` is a PIL image, or uint8 RGB (H, W, 3), of any size; the network sees it resized to `self.size`
-        squared. Call `eval()` first.
+        `image` is a PIL image, or uint8 RGB (H, W, 3), of any size; the network sees it resized to `self.size` squared.
+        Call `eval()` first.
         """
-        if not isinstance(picture, Image.Image):
-            picture = Image.fromarray(picture)
-        image = image_tensor(files.eight_bits(picture, "RGB"), self.size).to(self.head.weight.device)
-        return probability_map(self(image[None])[0], (picture.height, picture.width)).cpu().numpy()
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
+        x = image_tensor(files.eight_bits(image, "RGB"), self.size).to(self.head.weight.device)
+        return probability_map(self(x[None])[0], (image.height, image.width)).cpu().numpy()
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:

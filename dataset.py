@@ -1,11 +1,9 @@
 """The torch data set: images and masks as the network takes them. B: batch, S: side of the square."""
 
-import ctypes
 import math
 import os
 import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,33 +20,36 @@ from unext import files
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 MASKS_CHECKED = 64  # at the start of training, about
 
 
-def image_tensor(image: Image.Image, size: int, flips: tuple[bool, bool] = (False, False)) -> Tensor:
-    """An RGB image resized to a square (bilinear, antialiased), flipped and normalised: (3, S, S)."""
-    image = flip(TF.resize(image, [size, size], InterpolationMode.BILINEAR), flips)
-    return TF.normalize(TF.to_tensor(image), MEAN, STD)
+def image_tensor(image: Image.Image, size: int) -> Tensor:
+    """An RGB image resized to a square (bilinear, antialiased) and normalised: (3, S, S)."""
+    return TF.normalize(TF.to_tensor(TF.resize(image, [size, size], InterpolationMode.BILINEAR)), MEAN, STD)
 
 
-def mask_tensor(mask: Image.Image, size: int, flips: tuple[bool, bool] = (False, False)) -> Tensor:
-    """A greyscale mask resized to a square (bicubic, antialiased) and flipped, not binarised: (1, S, S) in [0, 1]."""
-    return TF.to_tensor(flip(TF.resize(mask, [size, size], InterpolationMode.BICUBIC), flips))
+def mask_tensor(mask: Image.Image, size: int) -> Tensor:
+    """A greyscale mask resized to a square (bicubic, antialiased), not binarised: (1, S, S) in [0, 1]."""
+    return TF.to_tensor(TF.resize(mask, [size, size], InterpolationMode.BICUBIC))
 
 
-def flip(image: Image.Image, flips: tuple[bool, bool]) -> Image.Image:
-    """Mirrors left to right if the first flag is set, top to bottom if the second is."""
-    horizontal, vertical = flips
-    image = TF.hflip(image) if horizontal else image
-    return TF.vflip(image) if vertical else image
+def augment(image: Image.Image, mask: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """A training pair, both flipped left to right, and both top to bottom, with a probability of 0.5 each.
+
+    They have their own sizes here. The original flips after resizing, which gives the same pixels.
+    """
+    if rng.random() < 0.5:
+        image, mask = TF.hflip(image), TF.hflip(mask)
+    if rng.random() < 0.5:
+        image, mask = TF.vflip(image), TF.vflip(mask)
+    return image, mask
 
 
 class SegmentationDataset(Dataset):
     """Training pairs by (epoch, index): the normalised image (3, S, S), its mask (1, S, S) in [0, 1], its path.
 
-    Each pair is flipped horizontally and vertically with probability 0.5 each, drawn from (seed, epoch, index) alone: a
-    run can be repeated, and resumed in the middle of an epoch, without saving random states.
+    What `augment` draws depends on (seed, epoch, index) alone: a run can be repeated, and resumed in the middle of an
+    epoch, without saving random states.
     """
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], size: int, seed: int = 0):
@@ -59,58 +60,54 @@ class SegmentationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def flips(self, epoch: int, index: int) -> tuple[bool, bool]:
-        """Whether pair `index` is flipped (horizontally, vertically) in the epoch."""
-        horizontal, vertical = np.random.default_rng([self.seed, epoch, index]).random(2) < 0.5
-        return bool(horizontal), bool(vertical)
-
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
         epoch, index = key
         image_path, mask_path = self.pairs[index]
-        flips = self.flips(epoch, index)
-        image = image_tensor(files.read_image(image_path), self.size, flips)
-        return image, mask_tensor(files.read_mask(mask_path), self.size, flips), str(image_path)
+        rng = np.random.default_rng([self.seed, epoch, index])
+        image, mask = augment(files.read_image(image_path), files.read_mask(mask_path), rng)
+        return image_tensor(image, self.size), mask_tensor(mask, self.size), str(image_path)
 
 
 def epoch_batches(
-    count: int, batch_size: int, seed: int, epoch: int, rank: int = 0, processes: int = 1
-) -> list[list[tuple[int, int]]]:
-    """The batches of process `rank` in one epoch of `count` pairs: lists of (epoch, index) for `SegmentationDataset`.
+    count: int, batch_size: int, seed: int, epochs: Iterable[int], skip: int = 0, rank: int = 0, processes: int = 1
+) -> Iterator[list[tuple[int, int]]]:
+    """The batches of process `rank` in these epochs of `count` pairs: lists of keys (epoch, index) of the data set.
 
-    The order depends on (seed, epoch) alone. The i-th batches of all processes together are the i-th batch of a single
-    process with `processes` times the batch size, except that up to `processes` - 1 pairs are repeated to give all
-    processes the same number.
+    The first `skip` of the first epoch are left out. The order depends on (seed, epoch) alone. The i-th batches of all
+    processes together are the i-th batch of a single process with `processes` times the batch size, except that up to
+    `processes` - 1 pairs are repeated to give all processes the same number.
     """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-    order += [order[i % count] for i in range(-count % processes)]
-    own = [(epoch, index) for index in order[rank::processes]]
-    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    for epoch in epochs:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        order += [order[i % count] for i in range(-count % processes)]
+        own = [(epoch, index) for index in order[rank::processes]]
+        yield from (own[start : start + batch_size] for start in range(skip * batch_size, len(own), batch_size))
+        skip = 0
 
 
 def load(
-    dataset: SegmentationDataset, batches: list[list[tuple[int, int]]], workers: int, batches_per_step: int
+    dataset: SegmentationDataset,
+    batches: Iterable[list[tuple[int, int]]],
+    workers: int,
+    batches_per_step: int,
+    pin: bool,
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths."""
+    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths.
+
+    With `pin` they are in pinned memory, for GPUs.
+    """
     options = {}
     if workers:  # they read ahead, far enough for the next step while this one is computed
         ahead = max(2, math.ceil(2 * batches_per_step / workers))
         options = {"prefetch_factor": ahead, "worker_init_fn": obey_parent_alone}
-    pin = torch.cuda.is_available()
     return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, **options))
 
 
 def obey_parent_alone(worker: int) -> None:
-    """In a worker, which gets signals to the process group but must finish the step: ends with or by its parent."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """In a worker: a signal to the process group is the parent's, which finishes its step and needs its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_says, daemon=True).start()
-
-
-def _end_when_parent_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:

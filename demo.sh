@@ -7,7 +7,7 @@
 # on two CPU cores; a GPU is used where there is one. SEED=1 makes other images and other random weights. All files go
 # to demo/.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 source tools/setup.sh
 setup requirements.txt
 seed=${SEED:-0} data=demo/data
@@ -24,7 +24,7 @@ echo "== 3/4 bash test.sh"
 bash test.sh "$data/test/Image" --test_gt_path "$data/test/Mask" --overwrite
 echo "== 4/4 bash eval.sh"
 bash eval.sh "$data/test/Mask" --dataset_name toy --image_path "$data/test/Image"
-echo "For comparison blobs in the middle, the best that can be had without looking:"
+echo "For comparison, the best blob in the middle of each image:"
 "$PYTHON" eval.py --dataset_name centred_blob --pred_path "$data/test/Blob" --gt_path "$data/test/Mask" \
     --save_path "$RUN/results_blob"
 echo

@@ -5,7 +5,7 @@
 
 Maps and masks are paired by name. A benchmark's maps are in one folder per test set; its figures are shown beside the
 published ones. All cores work on it, without a GPU and without torch. The folder --save_path gets results.json, .csv,
-.md and .tex, per_image.csv, curves.png and report.html, a page to look at.
+.md and .tex, per_image.csv, curves.png and report.html.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation import benchmarks, metrics, report
-from unext import cli, files
+from unext import cli, files, output
+from unext.workers import in_processes
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
 
@@ -33,21 +34,21 @@ class Dataset(NamedTuple):
 
     name: str
     maps: dict[str, Path]  # by stem
-    truths: dict[str, Path]
+    masks: dict[str, Path]
     images: dict[str, Path]  # for the page; some may be missing
 
     def pairs(self) -> list[tuple[Path, Path]]:
         """(prediction map, ground truth) for the stems that have both."""
-        return [(path, self.truths[stem]) for stem, path in self.maps.items() if stem in self.truths]
+        return [(path, self.masks[stem]) for stem, path in self.maps.items() if stem in self.masks]
 
 
 def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
     """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    prediction, truth = (files.read_mask(path) for path in pair)
-    if resize and prediction.size != truth.size:
-        prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
-    return ENGINES[engine](np.array(prediction), np.array(truth)), files.is_dark(truth)
+    prediction, mask = (files.read_mask(path) for path in pair)
+    if resize and prediction.size != mask.size:
+        prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
+    return ENGINES[engine](np.array(prediction), np.array(mask)), files.is_dark(mask)
 
 
 def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
@@ -57,16 +58,16 @@ def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[
     if not args.benchmark:
         if args.sets or not args.gt_path:
             raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
-        nameless = benchmarks.Benchmark("", metrics.METRICS, (), {}, {}, from_paper=False)
+        nameless = benchmarks.Benchmark("", tuple(metrics.METRICS), (), {}, {}, from_paper=False)
         return nameless, find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path), []
     name, root = args.benchmark
     benchmark = benchmarks.load(name)
     if len(args.pred_path) > 1:
         raise ValueError("--pred_path: with --benchmark, give one folder that contains those of the test sets")
     found = benchmarks.find_test(benchmark, root, args.sets)
-    places = [place for places in found.values() for place in places]
-    print(*places, sep="\n")
-    notes = [f"{one.split}: {len(one.pairs):,} pairs instead of {one.count:,}" for one in places if one.is_incomplete()]
+    splits = [split for splits in found.values() for split in splits]
+    print(*splits, sep="\n")
+    notes = [f"{one.split}: {len(one.pairs):,} pairs instead of {one.count:,}" for one in splits if one.is_incomplete()]
     return benchmark, find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing), notes
 
 
@@ -84,27 +85,27 @@ def find_own_datasets(
         raise ValueError("--dataset_name: each name may occur only once")
     images = [files.find(path) for path in image_paths] or [{}] * len(names)
     return [
-        Dataset(name, files.find(pred), files.find(truth), own)
-        for name, pred, truth, own in zip(names, pred_paths, gt_paths, images, strict=True)
+        Dataset(name, files.find(pred), files.find(masks), own)
+        for name, pred, masks, own in zip(names, pred_paths, gt_paths, images, strict=True)
     ]
 
 
 def find_benchmark_datasets(
-    found: dict[str, list[benchmarks.Found]], pred_path: Path, allow_missing: bool
+    found: dict[str, list[benchmarks.SplitFolder]], pred_path: Path, allow_missing: bool
 ) -> list[Dataset]:
     """A benchmark's test sets with their maps below `pred_path`. Raises ValueError or OSError that names the remedy."""
     datasets = []
-    for name, places in found.items():
+    for name, splits in found.items():
         folder = find_maps(pred_path, name, alone=len(found) == 1)
         if folder is None and not allow_missing:
             raise ValueError(
-                f"{name}: there is no folder of that name with maps below {files.shown(pred_path)}; write them with "
+                f"{name}: there is no folder of that name with maps below {pred_path}; write them with "
                 "test.py, choose with --sets, or score what is there with --allow_missing"
             )
-        pairs = [pair for place in places for pair in place.pairs]
-        images, truths = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
+        pairs = [pair for split in splits for pair in split.pairs]
+        images, masks = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
         maps = files.find(folder) if folder and files.images_in(folder) else {}
-        datasets.append(Dataset(name, maps, truths, images))
+        datasets.append(Dataset(name, maps, masks, images))
     return datasets
 
 
@@ -128,19 +129,17 @@ def plain(text: str) -> str:
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
     """What is left out or resized, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
     problems, notes, remedies = [], [], set()
-    for dataset, maps, truths, _ in datasets:
-        missing = [path.name for stem, path in truths.items() if stem not in maps]
-        extra = [path.name for stem, path in maps.items() if stem not in truths]
+    for dataset, maps, masks, _ in datasets:
+        missing = [path.name for stem, path in masks.items() if stem not in maps]
+        extra = [path.name for stem, path in maps.items() if stem not in masks]
         for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
             if listed and allow_missing:
-                total = len(truths) if listed is missing else len(maps)
+                total = len(masks) if listed is missing else len(maps)
                 notes.append(f"{dataset}: {len(listed):,} of {total:,} {what}, left out")
             elif listed:
                 problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
                 remedies.add("--allow_missing scores the rest")
-        both = [
-            (maps[stem], files.read_size(maps[stem]), files.read_size(truths[stem])) for stem in maps.keys() & truths
-        ]
+        both = [(maps[stem], files.read_size(maps[stem]), files.read_size(masks[stem])) for stem in maps.keys() & masks]
         wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
         if wrong and resize:
             notes.append(f"{dataset}: {files.count(len(wrong), 'map')} resized to the ground truth")
@@ -158,70 +157,78 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
 
 def evaluate(
     datasets: Sequence[Dataset], engine: str, resize: bool, workers: int
-) -> tuple[dict[str, metrics.PairScores], list[report.Scored], list[str]]:
+) -> tuple[dict[str, metrics.PairScores], list[report.ImageScores], list[str]]:
     """The mean scores of each data set, the figures of each image, and warnings; with one progress bar."""
     every = [pair for dataset in datasets for pair in dataset.pairs()]
-    means, scored, warnings = {}, [], []
+    means, images, warnings = {}, [], []
     function = partial(score_files, engine=engine, resize=resize)
     with (
-        closing(cli.in_processes(function, every, workers)) as results,
+        closing(in_processes(function, every, workers)) as results,
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
     ):
-        for name, maps, truths, images in datasets:
+        for dataset in datasets:
             scores, dark = [], []
-            for stem, (one, is_dark) in zip([stem for stem in maps if stem in truths], results, strict=False):
+            for (path, mask), (one, is_dark) in zip(dataset.pairs(), results, strict=False):
                 bar.update()
                 scores.append(one)
-                scored.append(report.Scored(name, images.get(stem), truths[stem], maps[stem], one.figures()))
-                dark += [truths[stem].name] if is_dark else []
+                image = dataset.images.get(mask.stem)
+                images.append(report.ImageScores(dataset.name, image, mask, path, one.figures()))
+                dark += [mask.name] if is_dark else []
             if scores:
-                means[name] = metrics.mean(scores)
+                means[dataset.name] = metrics.mean(scores)
             if dark:
-                warnings.append(f"warning: {name}: {files.dark_masks(dark, len(scores))}")
-    return means, scored, warnings
+                warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(scores))}")
+    return means, images, warnings
 
 
-def write_results(
-    args: argparse.Namespace, benchmark: benchmarks.Benchmark, datasets: Sequence[Dataset], notes: list[str]
-) -> None:
-    """Scores the data sets, prints the table and writes all files. Raises ValueError or OSError."""
-    means, scored, warnings = evaluate(datasets, args.engine, args.resize, args.workers)
-    counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
-    for name, sets in benchmark.together.items():
-        if all(one in means for one in sets):
-            means[name] = metrics.mean([means[one] for one in sets], [counts[one] for one in sets])
-            counts[name] = sum(counts[one] for one in sets)
-    results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
-    lines = report.rows(results, {name: benchmarks.published(benchmark, name) for name in results})
-    print(report.text(lines, benchmark.columns), *notes, *warnings, sep="\n")
-    notes = [*notes, *warnings, f"Maps: {', '.join(map(files.shown, args.pred_path))}"]
-    title = benchmark.name or ", ".join(results)
-    report.write(args.save_path, title, benchmark.columns, lines, results, means, scored, notes)
-    if args.json:
-        with files.replacing(args.json) as file:
-            file.write(report.to_json(results))
+def made_by(datasets: Sequence[Dataset]) -> list[str]:
+    """What settings.json beside the maps of each data set says, in words."""
+    notes = []
+    for dataset in datasets:
+        folder = next(iter(dataset.maps.values())).parent if dataset.maps else None
+        if settings := folder and output.read_settings(folder):
+            words = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "versions")
+            notes.append(f"{dataset.name}: maps of {words}")
+    return notes
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.one_line_errors() as command:
         benchmark, datasets, notes = find_datasets(args)
         notes += check(datasets, args.allow_missing, args.resize)
         if args.json and args.json.is_dir():
-            raise IsADirectoryError(f"--json {files.shown(args.json)}: is a folder; name a file")
+            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
         for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
             files.output_folder(folder)
-    with cli.exit_on_error(cli.NOT_COMPLETED):
-        write_results(args, benchmark, datasets, notes)
-    folder = files.shown(args.save_path)
-    print(f"{folder} has the tables, the curves and {folder}/report.html, a page to look at")
+
+        command.started()
+        means, images, warnings = evaluate(datasets, args.engine, args.resize, args.workers)
+        counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
+        for name, sets in benchmark.together.items():
+            if all(one in means for one in sets):
+                means[name] = metrics.mean([means[one] for one in sets], [counts[one] for one in sets])
+                counts[name] = sum(counts[one] for one in sets)
+        results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
+        lines = report.rows(results, {name: benchmarks.published(benchmark, name) for name in results})
+        print(report.text(lines, benchmark.columns), *notes, *warnings, sep="\n")
+        notes = [*notes, *warnings, f"Maps: {', '.join(args.pred_path)}", *made_by(datasets)]
+        title = benchmark.name or ", ".join(results)
+        notes = [files.printable(note) for note in notes]
+        report.write(args.save_path, title, benchmark.columns, lines, results, means, images, notes)
+        if args.json:
+            with files.replacing(args.json) as file:
+                file.write(report.to_json(results))
+        print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
+    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
-    data.add_argument("--dataset_name", nargs="+", default=[], type=files.shown, metavar="NAME", help="for the table")
+    data.add_argument(
+        "--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="for the table"
+    )
     data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")

@@ -5,17 +5,20 @@
 #     bash eval.sh MASKS [options]            a folder of masks
 #
 # The run is $RUN (runs/NAME; runs/sam2unext for a folder); its maps are in $RUN/predictions, the results go to
-# $RUN/results: report.html is a page to look at. $PYTHON names the interpreter.
+# $RUN/results; open report.html there. $PYTHON names the interpreter.
 set -euo pipefail
-source "$(dirname "$0")/tools/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/tools/setup.sh"
 read_words 1 "$@"
-if [ -z "$benchmark" ]; then
+if [ -n "$benchmark" ]; then
+    data=(--benchmark "$1" "$2")
+    shift 2
+else
     data=(--dataset_name "$(basename "$run")" --gt_path "$1")
-    words=("${@:2}")
+    shift
 fi
 
 exec "$python" "$here/eval.py" \
     "${data[@]}" \
     --pred_path "$run/predictions" \
     --save_path "$run/results" \
-    "${words[@]}"
+    "$@"

@@ -8,12 +8,11 @@
 A map is a greyscale PNG with the image's name: 255 where the network is most certain of the object, 0 where least. It
 has the image's size or, with `--test_gt_path data/masks` or a benchmark, that of the ground truth of the same name.
 `--save` adds, in folders of these names beside the maps: mask (0 and 255, the map cut at --threshold), overlay (the
-image with the object tinted) and cutout (the image with the map as its alpha channel). An interrupted run continues
-where it was.
+image with the object tinted) and cutout (the image with the map as its alpha channel). settings.json records how they
+were made. An interrupted run continues where it was.
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from collections import deque
@@ -22,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +32,10 @@ from tqdm import tqdm
 from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import cli, files, output
-from unext.output import Settings, Task
+from unext import checkpoint, cli, device, files, output
+from unext.log import versions
+from unext.output import Task
+from unext.workers import in_order
 
 LESS_MEMORY = "--precision bf16, or a smaller --batch_size or --size, need less"
 
@@ -45,32 +46,29 @@ class Sample(NamedTuple):
     task: Task
     tensor: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
-    notes: dict[str, str]  # for the files to write, by kind
-    image: Image.Image | None  # if a kind shows it
+    image: Image.Image
 
 
-def read(task: Task, settings: Settings) -> Sample | OSError:
-    """The sample, or the error that names the file that cannot be read."""
+def read(task: Task, size: int) -> Sample | OSError:
+    """The sample for a network whose input has the side `size`, or the error that names an unreadable file."""
     try:
         # Benchmarks take pixels as they are stored; a user's own image is shown upright.
         image = files.read_image(task.image, upright=task.ground_truth is None)
         map_size = files.read_size(task.ground_truth) if task.ground_truth else (image.height, image.width)
-        texts = output.notes(task, settings)
     except OSError as error:
         return error
-    shown = image if {"overlay", "cutout"} & {*settings.kinds} else None
-    return Sample(task, image_tensor(image, settings.size), map_size, texts, shown)
+    return Sample(task, image_tensor(image, size), map_size, image)
 
 
 @torch.inference_mode()
-def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, least: int = 1) -> Tensor:
+def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_images: int = 1) -> Tensor:
     """The logits (B, views, 1, S, S) of the images: as they are and, with `flip`, mirrored and mirrored back.
 
-    The network gets at least `least` images: a compiled one would be compiled again for a smaller batch.
+    The network gets at least `min_images`: a compiled one would be compiled again for a smaller batch.
     """
     device = next(model.parameters()).device
     images = [sample.tensor for sample in batch]
-    images = torch.stack(images + images[:1] * (least - len(images)))  # (B, 3, S, S)
+    images = torch.stack(images + images[:1] * (min_images - len(images)))  # (B, 3, S, S)
     if device.type == "cuda":
         images = images.pin_memory()  # otherwise the copy would wait for the network
     images = images.to(device, non_blocking=True)
@@ -81,48 +79,44 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, least: 
 
 
 @torch.inference_mode()
-def grey_map(logits: Tensor, sample: Sample, settings: Settings) -> np.ndarray:
+def grey_map(logits: Tensor, size: tuple[int, int], stretched: bool = True) -> np.ndarray:
     """The map of one image in grey levels, uint8 (H, W), from its logits (views, 1, S, S)."""
-    probability = torch.stack([probability_map(view, sample.size) for view in logits]).mean(0)
-    grey = stretch(probability) if settings.stretch else (probability * 255).to(torch.uint8)
-    return grey.cpu().numpy()
+    probability = torch.stack([probability_map(view, size) for view in logits]).mean(0)
+    return (stretch(probability) if stretched else (probability * 255).to(torch.uint8)).cpu().numpy()
 
 
-def write(grey: np.ndarray, sample: Sample, settings: Settings) -> None:
+def write(grey: np.ndarray, sample: Sample, args: argparse.Namespace) -> None:
     """Writes the files of one image. Raises OSError that names the file."""
-    for kind, text in sample.notes.items():
+    for kind in args.save:
         with files.replacing(sample.task.output(kind)) as file:
-            file.write(output.with_note(output.render(kind, grey, sample.image, settings.threshold), text))
+            file.write(output.encode(kind, output.render(kind, grey, sample.image, args.threshold)))
 
 
-def finish(logits: Tensor, sample: Sample, settings: Settings) -> None:
-    write(grey_map(logits, sample, settings), sample, settings)
-
-
-def predict(
-    model: SAM2UNeXT, tasks: Iterable[Task], settings: Settings, batch_size: int, workers: int, bar: tqdm, least: int,
-) -> list[OSError]:  # fmt: skip
+def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, bar: tqdm) -> list[OSError]:
     """Reads, predicts and writes: threads decode the next images and encode the last maps while the network runs.
 
     Whatever the number of images, about 4 batches and 2 maps per worker are in memory. Returns the errors of the images
     that cannot be read. Raises OSError that names the file that cannot be written.
     """
-    ahead = max(workers, 2 * batch_size)
+
+    def finish(logits: Tensor, sample: Sample) -> None:
+        write(grey_map(logits, sample.size, not args.no_stretch), sample, args)
+
     written: deque[Future[None]] = deque()
     failed: list[OSError] = []
-    with ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
-        samples = cli.in_order(readers, lambda task: read(task, settings), tasks, ahead)
-        while group := list(islice(samples, batch_size)):
+    with ThreadPoolExecutor(args.workers) as readers, ThreadPoolExecutor(args.workers) as writers:
+        samples = in_order(readers, lambda task: read(task, model.size), tasks, max(args.workers, 2 * args.batch_size))
+        while group := list(islice(samples, args.batch_size)):
             failed += [sample for sample in group if isinstance(sample, OSError)]
             batch = [sample for sample in group if isinstance(sample, Sample)]
-            logits = predict_batch(model, batch, settings.flip, least) if batch else []
+            logits = predict_batch(model, batch, args.flip, args.batch_size if args.compile else 1) if batch else []
             for sample, views in zip(batch, logits, strict=True):
                 if views.is_cuda:  # the writers wait for the GPU, which gets its next batch meanwhile
-                    work = writers.submit(finish, views, sample, settings)
+                    written.append(writers.submit(finish, views, sample))
                 else:  # computing in several threads would slow the network down
-                    work = writers.submit(write, grey_map(views, sample, settings), sample, settings)
-                written.append(work)
-                if len(written) > 2 * workers:
+                    grey = grey_map(views, sample.size, not args.no_stretch)
+                    written.append(writers.submit(write, grey, sample, args))
+                if len(written) > 2 * args.workers:
                     written.popleft().result()
             bar.update(len(group))
         while written:
@@ -142,93 +136,74 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
         return find_own_tasks(args.test_image_path, args.test_gt_path, args.save_path)
     name, root = args.benchmark
     tasks = []
-    for test_set, places in benchmarks.find_test(benchmarks.load(name), root, args.sets).items():
-        for place in places:
-            print(place)
-            tasks += [Task(image, truth, args.save_path / test_set) for image, truth in place.pairs]
+    for test_set, splits in benchmarks.find_test(benchmarks.load(name), root, args.sets).items():
+        for split in splits:
+            print(split)
+            tasks += [Task(image, mask, args.save_path / test_set) for image, mask in split.pairs]
     return tasks
 
 
 def find_own_tasks(image_paths: Sequence[str], gt_path: str | None, save_path: Path) -> list[Task]:
     """One task per image, with its ground truth if `gt_path` has one. Raises ValueError if it has none at all."""
-    images = files.gather(image_paths)
-    truths = files.find(gt_path) if gt_path else {}
-    tasks = [Task(path, truths.get(stem), save_path) for stem, path in images.items()]
+    masks = files.find(gt_path) if gt_path else {}
+    tasks = [Task(path, masks.get(stem), save_path) for stem, path in files.gather(image_paths).items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
-        raise ValueError(
-            f"no ground truth in {files.shown(gt_path)} has the name of an image in {files.listing(image_paths)}"
-        )
+        raise ValueError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}")
     if gt_path and without:
         number = files.count(len(without), "image")
         print(f"{number} without ground truth, whose maps get the image's size: {files.listing(without)}")
     return tasks
 
 
-def fingerprint(model: SAM2UNeXT) -> str:
-    """Identifies a trained network: a hash of all that was trained."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            digest.update(parameter.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def set_up(args: argparse.Namespace, held: ExitStack) -> tuple[SAM2UNeXT, Settings, list[Task], list[Task]]:
-    """Checks the input and locks the folder until `held` is closed. Raises ValueError or OSError.
-
-    Returns the network, what to write, the tasks of this process and those of them that remain.
-    """
-    rank, _, processes = cli.ranks()
-    device = cli.device(args.device)
-    cli.keep_freed_memory(device)
-    precision = cli.precision(args.precision, device)
-    tasks = find_tasks(args)
-    output.check_outputs(tasks, args.save)
-    total = len(tasks)
-    # Of several processes, each takes every n-th batch and handles the files of these only.
-    tasks = [task for i, task in enumerate(tasks) if i // args.batch_size % processes == rank]
-    lock, existed = files.locked(args.save_path), args.save_path.exists()
-    if rank == 0 and existed:  # refused while the other processes still load
-        held.enter_context(lock)
-    paths = args.checkpoint, args.hiera_path, args.dinov2_path
-    model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(device)
-    if rank == 0 and not existed:  # nothing is made for a checkpoint that cannot be used
-        held.enter_context(lock)
-    made = fingerprint(model), str(precision).removeprefix("torch."), args.size or model.size
-    settings = Settings(args.save, *made, not args.no_stretch, args.flip, args.threshold)
-    remaining = output.remaining(tasks, settings, args.overwrite, args.batch_size)
-    if args.compile:
-        model.compile()
-    share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
-    before = f"; {len(tasks) - len(remaining):,} of {len(tasks):,} are done already" if remaining != tasks else ""
-    where = f"{files.shown(args.checkpoint)} on {device} in {settings.precision}"
-    print(f"{where}; {files.count(total, 'image')}{share}{before}")
-    return model, settings, tasks, remaining
-
-
-def run(
-    args: argparse.Namespace, model: SAM2UNeXT, settings: Settings, tasks: list[Task], remaining: list[Task]
-) -> None:
-    """Predicts what remains. Raises OSError."""
-    done = len(tasks) - len(remaining)
-    with tqdm(total=len(tasks), initial=done, unit="img", disable=cli.ranks()[0] > 0) as bar:
-        least = args.batch_size if args.compile else 1
-        failed = predict(model, remaining, settings, args.batch_size, args.workers, bar, least)
-    if failed:
-        print(*failed, sep="\n", file=sys.stderr)
-        raise OSError(f"{len(failed)} of {len(tasks)} images could not be read; all others are done")
-    kinds = ", ".join(f"{kind}s" for kind in settings.kinds)
-    print(f"{files.count(len(tasks), 'image')}: {kinds} in {files.shown(args.save_path)}")
+def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
+    """What decides the files of an image, for settings.json."""
+    settings = {
+        "checkpoint": checkpoint.trained_fingerprint(model),
+        "path": str(args.checkpoint),
+        "precision": str(model.precision).removeprefix("torch."),
+        "size": model.size,
+        "stretch": not args.no_stretch,
+        "flip": args.flip,
+        "ground_truth": bool(args.benchmark or args.test_gt_path),  # whose size the maps have
+        "versions": versions(),
+    }
+    return settings | ({"threshold": args.threshold} if {"mask", "overlay"} & {*args.save} else {})
 
 
 def main(args: argparse.Namespace) -> None:
-    cli.silence_other_ranks()
-    with ExitStack() as held:
-        with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
-            setup = set_up(args, held)
-        with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
-            run(args, *setup)
+    with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
+        precision = device.start(args)
+        rank, _, processes = device.ranks()
+        every = find_tasks(args)
+        output.check_outputs(every, args.save)
+        # Of several processes, each takes every n-th batch and handles the files of these only.
+        tasks = [task for i, task in enumerate(every) if i // args.batch_size % processes == rank]
+        if rank == 0:
+            stack.enter_context(files.locked(args.save_path))
+        paths = args.checkpoint, args.hiera_path, args.dinov2_path
+        model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
+        model.size = args.size or model.size
+        settings = settings_of(args, model)
+        output.check_settings(tasks, args.save, settings, args.overwrite)
+        if args.compile:
+            model.compile()
+
+        command.started()
+        output.make_folders(tasks, args.save)
+        if rank == 0:
+            output.write_settings(every, settings, args.overwrite)
+        todo = tasks if args.overwrite else output.remaining(tasks, args.save, args.batch_size)
+        share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
+        before = f"; {len(tasks) - len(todo):,} of {len(tasks):,} are done already" if len(todo) < len(tasks) else ""
+        where = f"{args.checkpoint} on {args.device} in {settings['precision']}"
+        print(f"{where}; {files.count(len(every), 'image')}{share}{before}")
+        with tqdm(total=len(tasks), initial=len(tasks) - len(todo), unit="img", disable=rank > 0) as bar:
+            failed = predict(model, todo, args, bar)
+        if failed:
+            print(*map(files.printable, failed), sep="\n", file=sys.stderr)
+            raise OSError(f"{len(failed)} of {len(tasks)} images could not be read; all others are done")
+        print(f"{files.count(len(tasks), 'image')}: {', '.join(f'{kind}s' for kind in args.save)} in {args.save_path}")
 
 
 def kinds(text: str) -> tuple[str, ...]:
@@ -247,7 +222,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("images")
     data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of images, or single images")
     data.add_argument("--test_gt_path", metavar="DIR", help="their ground truth, only for the size of the maps")
-    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=cli.BENCHMARK_HELP)
+    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
 
     writing = parser.add_argument_group("output")
@@ -258,13 +233,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
     group = parser.add_argument_group("run")
-    group.add_argument("--precision", default="auto", choices=cli.PRECISIONS, help="auto: bf16 if native, else fp32")
     group.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
     group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
-    side = cli.number(multiple=32, least=32)
+    side = cli.number(multiple=32, minimum=32)
     group.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     group.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
-    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+    cli.add_device(group)
     cores = min(8, os.cpu_count() or 1)
     group.add_argument("--workers", type=cli.number(), default=cores, help="threads that read, and as many that write")
     return parser

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Writes the maps of the newest checkpoint of a run; whatever follows goes to test.py.
 #
-#     bash test.sh NAME ROOT [options]        a benchmark's test sets: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199, or YAML
+#     bash test.sh NAME ROOT [options]        the test sets of a benchmark of the paper or of a YAML file
 #     bash test.sh IMAGES... [options]        folders of images, or single images
 #
 # The run is $RUN (runs/NAME; runs/sam2unext for images); its maps go to $RUN/predictions, those of a benchmark to one
 # folder per test set in it. GPUS=4 uses four GPUs; $PYTHON names the interpreter.
 set -euo pipefail
-source "$(dirname "$0")/tools/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/tools/setup.sh"
 read_words 1 "$@"
-set -- "${words[@]}"
-if [ -z "$benchmark" ]; then
+if [ -n "$benchmark" ]; then
+    data=(--benchmark "$1" "$2")
+    shift 2
+else
     data=(--test_image_path)
     while [ $# -gt 0 ] && [[ $1 != -* ]]; do
         if [ ! -e "$1" ]; then

@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
 # Trains with the recipe of the paper; whatever follows the first two words goes to train.py.
 #
-#     bash train.sh NAME ROOT [options]       a benchmark: DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML file
+#     bash train.sh NAME ROOT [options]       a benchmark of the paper, such as COD, or a YAML file
 #     bash train.sh IMAGES MASKS [options]    a folder of images and one of masks
 #
 # Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). The encoders' weights are those in weights/, which are
 # downloaded if they are missing. GPUS=4 uses four GPUs; $PYTHON names the interpreter (.venv/bin/python, else python3).
 set -euo pipefail
-source "$(dirname "$0")/tools/setup.sh"
+source "$(dirname "$(readlink -f "$0")")/tools/setup.sh"
 read_words 2 "$@"
-if [ -z "$benchmark" ]; then
+if [ -n "$benchmark" ]; then
+    data=(--benchmark "$1" "$2")
+else
     data=(--train_image_path "$1" --train_mask_path "$2")
 fi
 shift 2
-sam2=large aux=vit_large_patch14_dinov2
-for ((i = 1; i <= $#; i++)); do
-    next=$((i + 1))
-    case "${!i}" in
-        --sam2) sam2=${!next:-} ;;
-        --sam2=*) sam2=${!i#*=} ;;
-        --aux) aux=${!next:-} ;;
-        --aux=*) aux=${!i#*=} ;;
+sam2=large aux=vit_large_patch14_dinov2 option=""
+for word in "$@"; do
+    case "$option $word" in
+        "--sam2 "*) sam2=$word ;;
+        "--aux "*) aux=$word ;;
+        *" --sam2="*) sam2=${word#*=} ;;
+        *" --aux="*) aux=${word#*=} ;;
     esac
+    option=$word
 done
 
 exec "${launch[@]}" "$here/train.py" \

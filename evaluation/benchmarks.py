@@ -22,12 +22,12 @@ import yaml
 from evaluation.metrics import METRICS
 from unext import files
 
-USUAL = {
+ALIASES = {
     "{images}": ("im", "ims", "img", "imgs", "image", "images"),
     "{masks}": ("gt", "gts", "gt_object", "mask", "masks", "label", "labels"),
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
-DESCRIPTIONS = (".yaml", ".yml")  # suffixes of files that describe a benchmark
+SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
 OURS = "SAM2-UNeXT"  # this network's rows in published.json
 
 
@@ -71,8 +71,8 @@ class Benchmark:
     from_paper: bool  # whether the paper has figures for it
 
 
-class Found(NamedTuple):
-    """One place of a split, on disk."""
+class SplitFolder(NamedTuple):
+    """One place of a split, on the disk."""
 
     split: str
     images: Path
@@ -85,7 +85,7 @@ class Found(NamedTuple):
         """A line for the user: what was found, compared with the published archive."""
         expected = "" if self.count is None else f" of {self.count:,}"
         warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
-        found = f"{len(self.pairs):,}{expected} pairs in {files.shown(self.images)}"
+        found = f"{len(self.pairs):,}{expected} pairs in {self.images}"
         return f"{self.split}: {found}{self.left_out}{warning}"
 
     def is_incomplete(self) -> bool:
@@ -97,13 +97,17 @@ def is_benchmark(text: str) -> bool:
 
     A folder that has a benchmark's name must be written as a path: `./COD` or `COD/`.
     """
-    return bool(built_in(text)) or Path(text).suffix.lower() in DESCRIPTIONS or not Path(text).is_dir()
+    return bool(built_in(text)) or Path(text).suffix.lower() in SUFFIXES or not Path(text).is_dir()
 
 
 @cache
 def of_the_paper() -> dict[str, dict[str, Any]]:
     """The content of benchmarks.yaml."""
     return yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"))
+
+
+NAMES = f"{', '.join(of_the_paper())} or a YAML file"
+HELP = f"{NAMES}, and the folder of its archive"  # of the option --benchmark
 
 
 def built_in(name: str) -> str | None:
@@ -115,17 +119,16 @@ def load(name: str) -> Benchmark:
     """The benchmark called `name` or described by that YAML file. Raises ValueError or OSError."""
     if own := built_in(name):
         return parse(own, of_the_paper()[own], from_paper=True)
-    path, shown = Path(name), files.shown(name)
-    if path.suffix.lower() not in DESCRIPTIONS:
-        known = ", ".join(of_the_paper())
-        raise ValueError(f"there is no benchmark and no folder called {shown}: give {known} or a YAML file")
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"there is no benchmark and no folder called {name}: give {NAMES}")
     try:
-        return parse(files.shown(path.stem), yaml.safe_load(path.read_text("utf-8")))
+        return parse(files.printable(path.stem), yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
-        raise OSError(f"{shown}: cannot be read: {error.strerror}") from error
+        raise OSError(f"{name}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
-        reason = files.shown(" ".join(str(error).split()))
-        raise ValueError(f"{shown}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
@@ -135,11 +138,11 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     columns = content.get("columns", METRICS)
     if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
         raise ValueError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
-    test = {files.shown(key): layouts(split) for key, split in content.get("test", {}).items()}
+    test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
         raise ValueError(f"test: {wrong[0]} cannot be the name of a folder")
     together = content.get("together", {})
-    together = {files.shown(key): tuple(files.shown(one) for one in sets) for key, sets in together.items()}
+    together = {files.printable(key): tuple(files.printable(one) for one in sets) for key, sets in together.items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
             raise ValueError(f"together: {key} needs a name of its own and a list of test sets")
@@ -163,21 +166,21 @@ def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
     return json.loads(Path(__file__).with_name("published.json").read_text())["results"][row]
 
 
-def find_train(benchmark: Benchmark, root: str | Path) -> list[Found]:
+def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
     """The places to train on. Raises OSError or ValueError that says what was looked for and what is there."""
     if not benchmark.train:
         raise ValueError(f"{benchmark.name}: has no training split")
     return find(f"{benchmark.name} training", benchmark.train, root)
 
 
-def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[Found]]:
+def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
     """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
     if not benchmark.test:
         raise ValueError(f"{benchmark.name}: has no test set")
     wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
     if unknown := wanted - {name.casefold() for name in benchmark.test}:
         known = ", ".join(benchmark.test)
-        raise ValueError(f"{benchmark.name} has no test set {files.shown(min(unknown))}; it has {known}")
+        raise ValueError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
     found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
     for name, places in found.items():
         counts = Counter(image.stem for place in places for image, _ in place.pairs)
@@ -186,7 +189,7 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
     return found
 
 
-def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[Found]:
+def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
     """The places of the layout that exists, with their pairs. Raises as `locate` and `read` do."""
     return [read(split, *place) for place in locate(split, alternatives, root)]
 
@@ -208,8 +211,13 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
             candidates.append((max(depth for depth, _ in nearest), layout, [folders for _, folders in nearest]))
     if not candidates:
         raise missing(split, alternatives, root)
-    least = min(depth for depth, _, _ in candidates)
-    hits = {tuple(chosen): layout for depth, layout, each in candidates if depth == least for chosen in product(*each)}
+    nearest_depth = min(depth for depth, _, _ in candidates)
+    hits = {
+        tuple(chosen): layout
+        for depth, layout, each in candidates
+        if depth == nearest_depth
+        for chosen in product(*each)
+    }
     if len(hits) > 1:
         places = dict.fromkeys(f"{images} with {masks}" for chosen in hits for images, masks in chosen)
         raise ValueError(
@@ -248,7 +256,7 @@ def glob(base: Path, pattern: str) -> list[Path]:
 
 def spelled(pattern: str) -> list[str]:
     """The pattern with {images} or {masks} replaced by each of the usual names."""
-    for word, names in USUAL.items():
+    for word, names in ALIASES.items():
         if word in pattern:
             return [pattern.replace(word, name) for name in names]
     return [pattern]
@@ -278,16 +286,16 @@ def missing(split: str, alternatives: Sequence[Layout], root: Path) -> ValueErro
     looked = "; ".join(dict.fromkeys(" and ".join(place.example() for place in layout) for layout in alternatives))
     there = files.listing(folder.relative_to(root) for folder in tree(root))
     return ValueError(
-        f"{split}: not found in {files.shown(root)} or up to {DEPTH} folders further down. Looked for {looked} (in any "
-        f"case; Image may be {', '.join(USUAL['{images}'])}, and Mask {', '.join(USUAL['{masks}'])}). "
+        f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any "
+        f"case; Image may be {', '.join(ALIASES['{images}'])}, and Mask {', '.join(ALIASES['{masks}'])}). "
         f"There: {there or 'no folder'}"
     )
 
 
-def read(split: str, place: Place, images: Path, masks: Path) -> Found:
+def read(split: str, place: Place, images: Path, masks: Path) -> SplitFolder:
     """The pairs of a place. Raises OSError or ValueError that lists unpaired files."""
     left, right, left_out = belonging(place, files.find(images), files.find(masks))
-    return Found(split, images, masks, files.match(left, right, f"{images} and {masks}"), place.count, left_out)
+    return SplitFolder(split, images, masks, files.match(left, right, f"{images} and {masks}"), place.count, left_out)
 
 
 def belonging(

@@ -5,16 +5,16 @@ the pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from itertools import repeat
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from evaluation.weighted import EPS, strips, weighted_f_measure
 
-METRICS = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
 
 
@@ -38,10 +38,29 @@ class PairScores:
     Dice: np.ndarray  # Dice coefficient
 
     def figures(self) -> dict[str, float]:
-        """The nine metrics by name, in the order of METRICS."""
-        curves = {"mDice": self.Dice.mean(), "mIoU": self.IoU.mean(), "meanFm": self.Fm.mean()}
-        curves |= {"maxFm": self.Fm.max(), "meanEm": self.Em.mean()}
-        return {name: float(curves[name] if name in curves else getattr(self, name)) for name in METRICS}
+        """The metrics by name, in the order of METRICS."""
+        return {name: float(metric.figure(self)) for name, metric in METRICS.items()}
+
+
+class Metric(NamedTuple):
+    """A column of the tables."""
+
+    latex: str
+    figure: Callable[[PairScores], float]  # of a pair, or of the mean over many
+    lower_is_better: bool = False
+
+
+METRICS = {
+    "mDice": Metric("mDice", lambda scores: scores.Dice.mean()),
+    "mIoU": Metric("mIoU", lambda scores: scores.IoU.mean()),
+    "Smeasure": Metric("$S_\\alpha$", lambda scores: scores.Smeasure),
+    "wFmeasure": Metric("$F_\\beta^w$", lambda scores: scores.wFmeasure),
+    "adpFm": Metric("$F_\\beta^{adp}$", lambda scores: scores.adpFm),
+    "meanFm": Metric("$F_\\beta^{mean}$", lambda scores: scores.Fm.mean()),
+    "maxFm": Metric("$F_\\beta^{max}$", lambda scores: scores.Fm.max()),
+    "meanEm": Metric("$E_\\phi$", lambda scores: scores.Em.mean()),
+    "MAE": Metric("MAE", lambda scores: scores.MAE, lower_is_better=True),
+}
 
 
 def mean(scores: Iterable[PairScores], weights: Iterable[int] = repeat(1)) -> PairScores:
@@ -109,28 +128,28 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
     """
     check(prediction, ground_truth)
     cv2.ipp.setUseIPP(False)  # IPP's last bits depend on the address of an array
-    truth = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]  # 0 or 1
-    rows, columns = split_at_centroid(truth)
+    mask = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]  # 0 or 1
+    rows, columns = split_at_centroid(mask)
     # Pixels by quadrant, (background, foreground) and grey level: all that most metrics need.
     counts = np.array(
-        [joint_histogram(prediction[part], truth[part]) for part in quadrants(rows, columns)], dtype=np.int64
+        [joint_histogram(prediction[part], mask[part]) for part in quadrants(rows, columns)], dtype=np.int64
     )
     levels = stretched_levels(counts.sum(axis=(0, 1)))
     background, foreground = counts.sum(axis=0)
     return PairScores(
         Smeasure=s_measure(counts, levels, prediction, (rows, columns)),
-        wFmeasure=weighted_f_measure(prediction, truth, background, foreground, levels),
+        wFmeasure=weighted_f_measure(prediction, mask, background, foreground, levels),
         adpFm=adaptive_f_measure(background, foreground, levels, prediction),
         MAE=(foreground @ (1 - levels) + background @ levels) / prediction.size,
         **threshold_curves(background, foreground, levels),
     )
 
 
-def split_at_centroid(truth: np.ndarray) -> tuple[int, int]:
+def split_at_centroid(mask: np.ndarray) -> tuple[int, int]:
     """The (row, column) after the foreground's centroid, where the S-measure splits a map into quadrants."""
-    height, width = truth.shape
-    in_row = cv2.reduce(truth, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
-    in_column = cv2.reduce(truth, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+    height, width = mask.shape
+    in_row = cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
+    in_column = cv2.reduce(mask, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
     total = in_row.sum(dtype=np.int64)
     if total == 0:
         return round(height / 2) + 1, round(width / 2) + 1
@@ -143,13 +162,13 @@ def quadrants(row: int, column: int) -> list[tuple[slice, slice]]:
     return [(y, x) for y in (slice(None, row), slice(row, None)) for x in (slice(None, column), slice(column, None))]
 
 
-def joint_histogram(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts of each grey level in the background and in the foreground: float64 (256,) each."""
     total, foreground = np.zeros(256), np.zeros(256)
     for rows in strips(prediction.shape) if prediction.size else ():
         part = prediction[rows]
         total += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel()
-        foreground += cv2.calcHist([part], [0], truth[rows], [256], [0, 256]).ravel()
+        foreground += cv2.calcHist([part], [0], mask[rows], [256], [0, 256]).ravel()
     return total - foreground, foreground
 
 
@@ -195,13 +214,13 @@ def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) ->
     if negatives == 0:
         return predicted / (pixels - 1 + EPS)
     total = np.zeros(len(tp))
-    for map_value, truth_value, count in (
+    for map_value, mask_value, count in (
         (1, 1, tp),
         (1, 0, fp),
         (0, 1, positives - tp),
         (0, 0, negatives - fp),
     ):
-        a, b = map_value - predicted / pixels, truth_value - positives / pixels
+        a, b = map_value - predicted / pixels, mask_value - positives / pixels
         alignment = 2 * a * b / (a**2 + b**2 + EPS)
         total += (alignment + 1) ** 2 / 4 * count
     return total / (pixels - 1 + EPS)
@@ -253,9 +272,9 @@ def ssim(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, place: 
     background, foreground = counts
     both = background + foreground
     pixels, positives = both.sum(), foreground.sum()
-    x, y = both @ levels / pixels, positives / pixels  # means of map and truth
+    x, y = both @ levels / pixels, positives / pixels  # means of map and mask
     if np.count_nonzero(both) == 1 and 0 < x < 1 and y in (0, 1):
-        # Map and truth are both constant: the rounding of the library's mean decides between 1 and 0.
+        # Map and mask are both constant: the rounding of the library's mean decides between 1 and 0.
         constant = levels[both > 0][0]
         x = np.full(prediction.shape, constant)[place].mean()
         return float(x == constant)

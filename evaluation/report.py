@@ -19,23 +19,11 @@ from evaluation.metrics import METRICS, PairScores
 from unext import files
 
 THIS_RUN, DIFFERENCE = "this run", "difference"
-LATEX = {
-    "mDice": "mDice",
-    "mIoU": "mIoU",
-    "Smeasure": "$S_\\alpha$",
-    "wFmeasure": "$F_\\beta^w$",
-    "adpFm": "$F_\\beta^{adp}$",
-    "meanFm": "$F_\\beta^{mean}$",
-    "maxFm": "$F_\\beta^{max}$",
-    "meanEm": "$E_\\phi$",
-    "MAE": "MAE",
-}
 LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 )
-LOWER_IS_BETTER = ("MAE",)
-MOST, LEAST = 18, 6  # images on the page; half of the images in between
+MIN_IMAGES, MAX_IMAGES = 6, 18  # on the page; half of the images in between
 THUMBNAIL = (320, 320)  # at most, pixels
 
 
@@ -54,12 +42,12 @@ class Row(NamedTuple):
         return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.3f}"
 
 
-class Scored(NamedTuple):
+class ImageScores(NamedTuple):
     """One image and its figures, see `metrics.PairScores.figures`."""
 
     dataset: str
     image: Path | None
-    truth: Path
+    ground_truth: Path
     map: Path
     figures: dict[str, float]
 
@@ -121,7 +109,7 @@ def to_latex(rows: Sequence[Row], columns: Sequence[str], notes: Sequence[str] =
     """A tabular to \\input in a document that uses booktabs, with rules between the data sets."""
     table = cells(rows, columns)
     words = len(table[0]) - len(columns) - 1
-    arrows = [f"{LATEX[column]} $\\{'down' if column in LOWER_IS_BETTER else 'up'}arrow$" for column in columns]
+    arrows = [f"{METRICS[name].latex} $\\{'down' if METRICS[name].lower_is_better else 'up'}arrow$" for name in columns]
     heading = [*table[0][: words + 1], *arrows]
     body = []
     for row in table[1:]:
@@ -167,11 +155,11 @@ def curves(means: Mapping[str, PairScores]) -> bytes:
     return buffer.getvalue()
 
 
-def error_image(prediction: Image.Image, truth: Image.Image) -> Image.Image:
+def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Image:
     """The errors of a map, both greyscale of one size: the object is light grey on white, false positives are red,
     false negatives blue, the deeper the larger the error."""
     error = np.asarray(prediction, np.float32)[..., None] / 255
-    is_object = np.asarray(truth)[..., None] > files.OBJECT
+    is_object = np.asarray(ground_truth)[..., None] > files.OBJECT
     deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
     ground = np.where(is_object, np.float32(205), np.float32(255))
     error = np.where(is_object, 1 - error, error)
@@ -192,30 +180,32 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def card(scored: Scored) -> dict[str, object]:
+def card(scored: ImageScores) -> dict[str, object]:
     """What the page shows of one image; without the image itself if it cannot be read."""
-    truth = thumbnail(scored.truth, "L")
+    ground_truth = thumbnail(scored.ground_truth, "L")
     prediction = ImageOps.autocontrast(thumbnail(scored.map, "L"))  # stretched, as it is scored
-    if prediction.size != truth.size:
-        prediction = prediction.resize(truth.size, Image.Resampling.BILINEAR)
-    panels = [("ground truth", truth), ("map", prediction), ("error", error_image(prediction, truth))]
+    if prediction.size != ground_truth.size:
+        prediction = prediction.resize(ground_truth.size, Image.Resampling.BILINEAR)
+    panels = [("ground truth", ground_truth), ("map", prediction), ("error", error_image(prediction, ground_truth))]
     if scored.image:
         with suppress(OSError):
             panels.insert(0, ("image", thumbnail(scored.image, "RGB")))
     return {
-        "name": files.shown(scored.truth.stem),
+        "name": files.printable(scored.ground_truth.stem),
         "dataset": scored.dataset,
         "figures": {name: f"{scored.figures[name]:.3f}" for name in ("Smeasure", "wFmeasure", "MAE")},
         "panels": [{"title": title, "url": data_url(image)} for title, image in panels],
     }
 
 
-def page(title: str, table: list[list[str]], plotted: bytes, scored: Sequence[Scored], notes: Sequence[str]) -> bytes:
+def page(
+    title: str, table: list[list[str]], plotted: bytes, scored: Sequence[ImageScores], notes: Sequence[str]
+) -> bytes:
     """A self-contained HTML page: the table, the PNG of `curves`, the worst and the best images by S-measure."""
     import jinja2  # not at the top, like matplotlib
 
-    order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.truth.name))
-    number = min(MOST, max(LEAST, len(order) // 2), len(order))
+    order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.ground_truth.name))
+    number = min(MAX_IMAGES, max(MIN_IMAGES, len(order) // 2), len(order))
     best = order[::-1][: number // 3]
     worst = order[: number - len(best)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
@@ -230,7 +220,7 @@ def page(title: str, table: list[list[str]], plotted: bytes, scored: Sequence[Sc
             body=table[1:],
             words=table[0].index("images"),
             difference=DIFFERENCE,
-            lower_is_better=LOWER_IS_BETTER,
+            lower_is_better=[name for name, metric in METRICS.items() if metric.lower_is_better],
             notes=notes,
             curves=base64.b64encode(plotted).decode(),
             groups=groups,
@@ -248,13 +238,14 @@ def write(
     lines: Sequence[Row],
     results: Mapping[str, Mapping[str, float]],
     means: Mapping[str, PairScores],
-    scored: Sequence[Scored],
+    scored: Sequence[ImageScores],
     notes: Sequence[str],
 ) -> None:
     """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
     all_figures = ([*row[:3], *(row.figures.get(metric, "") for metric in METRICS)] for row in lines)
     per_image = (
-        [one.dataset, files.shown(one.truth.stem), *(one.figures[metric] for metric in METRICS)] for one in scored
+        [one.dataset, files.printable(one.ground_truth.stem), *(one.figures[metric] for metric in METRICS)]
+        for one in scored
     )
     plotted = curves(means)
     for name, content in {

@@ -31,9 +31,9 @@ def strips(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 def weighted_f_measure(
-    prediction: np.ndarray, truth: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray
+    prediction: np.ndarray, mask: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray
 ) -> float:
-    """The weighted F-measure (beta 1) of a map and its binary truth, uint8 (H, W).
+    """The weighted F-measure (beta 1) of a map and its binary mask, uint8 (H, W).
 
     `background` and `foreground` (256,) count the pixels of each grey level. An error inside the foreground is reduced
     if those around it are smaller; an error outside weighs more the further it is from the foreground.
@@ -41,9 +41,9 @@ def weighted_f_measure(
     positives = foreground.sum()
     if positives == 0:
         return 0.0
-    missed = reduced_error(prediction, truth, levels)
+    missed = reduced_error(prediction, mask, levels)
     # Outside, an error weighs 2 - nearness; on the foreground itself nearness is 1.
-    near = nearness_sum(prediction, truth, levels) - foreground @ levels
+    near = nearness_sum(prediction, mask, levels) - foreground @ levels
     false_positives = 2 * (background @ levels) - near
     true_positives = positives - missed
     recall = 1 - missed / positives
@@ -51,10 +51,10 @@ def weighted_f_measure(
     return 2 * recall * precision / (recall + precision + EPS)
 
 
-def nearness_sum(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
+def nearness_sum(prediction: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> float:
     """The sum over all pixels of the map times 0.5 ** (distance to the foreground / 5)."""
-    place = around_foreground(truth, FAR)
-    prediction, background = prediction[place], cv2.threshold(truth[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
+    place = around_foreground(mask, FAR)
+    prediction, background = prediction[place], cv2.threshold(mask[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
     distance = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
     total = 0.0
     for rows in strips(distance.shape):
@@ -66,47 +66,47 @@ def nearness_sum(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) 
     return total
 
 
-def reduced_error(prediction: np.ndarray, truth: np.ndarray, levels: np.ndarray) -> float:
+def reduced_error(prediction: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> float:
     """The sum over the foreground of the smaller of a pixel's error and the Gaussian mean of the errors around it.
 
     The Gaussian is 7 x 7 with sigma 5. In it, a background pixel has the error of the nearest foreground pixel, so only
     those within 3 pixels of the foreground matter; pixels outside the image are 0.
     """
-    place = around_foreground(truth, RADIUS)
-    prediction, truth = prediction[place], truth[place]
+    place = around_foreground(mask, RADIUS)
+    prediction, mask = prediction[place], mask[place]
     errors_of_levels = (1 - levels).astype(np.float32)
     total = 0.0
-    for rows in strips(truth.shape):
+    for rows in strips(mask.shape):
         above = min(rows.start, RADIUS + REACH)  # rows above the strip that its pixels depend on
         around = slice(rows.start - above, rows.stop + RADIUS + REACH)
         error = cv2.LUT(prediction[around], errors_of_levels)
-        reduced = np.minimum(error, smoothed_error(error, truth[around]))
+        reduced = np.minimum(error, smoothed_error(error, mask[around]))
         own = slice(above, above + rows.stop - rows.start)
-        inside = truth[rows]
+        inside = mask[rows]
         total += cv2.mean(reduced[own], mask=inside)[0] * cv2.countNonZero(inside)
     return total
 
 
-def smoothed_error(error: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def smoothed_error(error: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The Gaussian mean of errors, float32 (H, W), with the nearest inside error for pixels outside the foreground."""
-    truth = cv2.copyMakeBorder(truth, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+    mask = cv2.copyMakeBorder(mask, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
     inner = (slice(REACH, -REACH), slice(REACH, -REACH))
-    padded = np.zeros(truth.shape, np.float32)
+    padded = np.zeros(mask.shape, np.float32)
     padded[inner] = error
-    band = np.zeros_like(truth)
-    cv2.subtract(cv2.dilate(truth, np.ones((7, 7), np.uint8))[inner], truth[inner], dst=band[inner])
+    band = np.zeros_like(mask)
+    cv2.subtract(cv2.dilate(mask, np.ones((7, 7), np.uint8))[inner], mask[inner], dst=band[inner])
 
-    inside, errors = truth.ravel().view(bool), padded.ravel()
+    inside, errors = mask.ravel().view(bool), padded.ravel()
     pending = np.flatnonzero(band.view(bool))
     for dy, dx in NEAREST_FIRST:
-        nearest = pending + (dy * truth.shape[1] + dx)
+        nearest = pending + (dy * mask.shape[1] + dx)
         found = inside[nearest]
         errors[pending[found]] = errors[nearest[found]]
         pending = pending[~found]
     return cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[inner]
 
 
-def around_foreground(truth: np.ndarray, margin: int) -> tuple[slice, slice]:
+def around_foreground(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
     """The bounding box of the foreground, extended by `margin` pixels within the image."""
-    x, y, width, height = cv2.boundingRect(truth)
+    x, y, width, height = cv2.boundingRect(mask)
     return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)

@@ -117,7 +117,7 @@ def benchmark_files(files: int, repeats: int) -> Figures:
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.one_line_errors():
         results = benchmark_scores(args.repeats) | (benchmark_files(args.files, args.repeats) if args.files else {})
     for name, figures in results.items():
         print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--files", type=cli.number(least=0), default=0, help="for eval.py; 0 leaves it out")
+    parser.add_argument("--files", type=cli.number(minimum=0), default=0, help="for eval.py; 0 leaves it out")
     parser.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
     return parser
 

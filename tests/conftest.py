@@ -1,7 +1,5 @@
 """What the tests share: golden files, small networks and data sets, and how to call the commands."""
 
-import base64
-import io
 import json
 import os
 import re
@@ -31,7 +29,7 @@ import train
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
 from tools import toy_dataset
-from unext import checkpoint, cli, output, weights
+from unext import checkpoint, device, output, weights
 
 SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}  # with published encoders
 MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks
@@ -50,9 +48,9 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    cli.keep_freed_memory("cpu")
+    device.keep_freed_memory("cpu")
     if PRETENDED_CPU in os.environ:
-        cli.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
+        device.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -231,11 +229,6 @@ def predict_arguments(checkpoint, images, save_path, *more):
 def program(script: str, *words: object) -> list[str]:
     """The command that runs a script of this project, see program.py."""
     return [sys.executable, str(ROOT / "tests/program.py"), str(ROOT / script), *map(str, words)]
-
-
-def decoded(source: str) -> np.ndarray:
-    """The pixels in a data URL."""
-    return np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
 def read_maps(folder: Path) -> dict[str, np.ndarray]:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from unext import cli
+from unext import device
 
 if "PRETENDED_CPU_FLAGS" in os.environ:
-    cli.cpu_flags = lambda: set(os.environ["PRETENDED_CPU_FLAGS"].split())
+    device.cpu_flags = lambda: set(os.environ["PRETENDED_CPU_FLAGS"].split())
 if os.environ.get("KILLED_IN_STEP") and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
     import torch
 

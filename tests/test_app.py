@@ -1,149 +1,138 @@
-"""tools/app.py: the page answers as test.py does, explains what it cannot read, and shows no answer too late."""
+"""tools/app.py: the page answers as test.py does, and explains what it cannot read."""
 
+import importlib.util
+import io
+import os
 import re
 import shutil
-import sys
-import threading
+import signal
+import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+import urllib.request
 
-import cv2
 import numpy as np
 import pytest
-from conftest import decoded
+from conftest import program
+from PIL import Image
+from processes import free_port
 
-from SAM2UNeXT import SAM2UNeXT
 from tools import app
 from unext import output
 
+PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
+PROGRAMS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+needs_gradio = pytest.mark.skipif("gradio" in PACKAGES, reason="requirements-app.txt is not installed")
+needs_a_browser = pytest.mark.skipif(bool(PACKAGES + PROGRAMS), reason=f"needs {', '.join(PACKAGES + PROGRAMS)}")
 
-def shown(page: str) -> dict[str, np.ndarray]:
-    """The images in HTML by kind."""
-    return {kind: decoded(source) for source, kind in re.findall(r'<img src="([^"]+)" alt="(\w+)">', page)}
+
+def test_an_answer_has_the_pixels_of_test_py(micro_model, toy, expected_files):
+    image, grey = answer = app.find_object(micro_model, str(toy / "test/Image/toy_0001.jpg"))
+    overlay, mask = app.cut(answer, 0.5)
+    assert np.array_equal(grey, expected_files["map"]) and np.array_equal(mask, expected_files["mask"])
+    assert np.array_equal(output.render("cutout", grey, image), expected_files["cutout"])
+    assert np.abs(overlay.astype(int) - expected_files["overlay"]).mean() < 8  # which is a JPEG
+    assert np.array_equal(app.cut(answer, 0.9)[1], np.where(grey >= 0.9 * 255, 255, 0))
+    assert app.cut(None, 0.5) == app.cut(answer, None) == [None, None]
+
+
+def test_what_is_no_image_is_named_without_its_folder(micro_model, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(OSError, match=r"^text\.jpg: cannot be read as an image: its format is not known to Pillow"):
+        app.find_object(micro_model, str(tmp_path / "text.jpg"))
+
+
+@pytest.fixture(scope="module")
+def server(micro_checkpoint, toy, tmp_path_factory):
+    """The page's address and the folder of its temporary files; SIGTERM must end it and empty the folder."""
+    folder, port = tmp_path_factory.mktemp("temporary"), free_port()
+    words = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--precision", "fp32", "--port", port)
+    environment = os.environ | {"TMPDIR": str(folder), "GRADIO_SHARE": "True"}  # the latter without effect
+    words += ["--examples", str(toy / "test/Image")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    with process:
+        try:
+            assert process.stdout.readline() == (
+                f"http://127.0.0.1:{port}/ shows SAM2-UNeXT-1.pth on cpu; Ctrl-C ends it\n"
+            )
+            yield f"http://127.0.0.1:{port}/", folder
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 143
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+@needs_gradio
+def test_a_port_in_use_is_one_line_and_status_2(server, micro_checkpoint):
+    port = server[0].rpartition(":")[2].strip("/")
+    words = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--port", port)
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"app.py: --host 127.0.0.1 --port {port}: no page can be served there; give others\n"
 
 
 @pytest.fixture
-def handlers(micro_model, monkeypatch):
-    """The page's handlers without gradio, of which they only need the sign that nothing changes: None here."""
-    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(skip=lambda: None))
-    return app.Handlers(micro_model, [])
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(word)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
 
 
-def test_an_answer_has_the_files_of_test_py(handlers, toy, expected_files):
-    visit = app.Visit()
-    assert handlers.upload(toy / "test/Image/toy_0001.jpg", visit) == (visit, "", "", "")
-    line, whole = handlers.process(visit)
-    height, width = expected_files["map"].shape
-    assert re.fullmatch(rf"{width} × {height} pixels in \d+\.\d\d seconds", line)
-    cut = handlers.cut(visit, 0.5)
-    images = shown(cut) | shown(whole)
-    assert images.keys() == output.KINDS.keys()
-    for kind, pixels in images.items():
-        assert np.array_equal(pixels, expected_files[kind]), kind
-    assert re.findall(r'download="([^"]+)"', cut + whole) == [
-        "toy_0001-overlay.jpg", "toy_0001-mask.png", "toy_0001.png", "toy_0001-cutout.png"
-    ]  # fmt: skip
-    mask = shown(handlers.cut(visit, 0.9))["mask"]
-    assert np.array_equal(mask, np.where(expected_files["map"] >= 0.9 * 255, 255, 0))
-    assert not np.array_equal(mask, expected_files["mask"])
+def wait_for(condition):
+    """The condition's value as soon as it is true; at most a minute."""
+    deadline = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "nothing happened for a minute"
+        time.sleep(0.1)
+    return value
 
 
-def test_what_is_no_image_gets_a_sentence(handlers, toy, tmp_path):
+def images(browser) -> dict[str, np.ndarray]:
+    """What the page shows, by kind."""
+    found = browser.execute_script(
+        "return ['map', 'mask', 'overlay', 'cutout'].map(kind => [kind, document.querySelector(`#${kind} img`)?.src])"
+    )
+    urls = {kind: url for kind, url in found if url}
+    return {kind: np.array(Image.open(io.BytesIO(urllib.request.urlopen(url).read()))) for kind, url in urls.items()}
+
+
+def same(found, expected_files):
+    exact = ("map", "mask", "cutout")
+    return len(found) == 4 and all(np.array_equal(found[kind], expected_files[kind]) for kind in exact)
+
+
+@pytest.mark.slow
+@pytest.mark.posix
+@needs_a_browser
+def test_a_visitor_gets_maps_moves_the_threshold_and_is_told_what_is_no_image(
+    server, browser, toy, expected_files, tmp_path
+):
+    address, _ = server
+    browser.get(address)
+    upload = wait_for(lambda: browser.find_elements("css selector", "#upload input[type=file]"))[0]
+    upload.send_keys(str(shutil.copy(toy / "test/Image/toy_0001.jpg", tmp_path / "visitor.jpg")))
+    wait_for(lambda: same(images(browser), expected_files))
+
+    number = browser.find_elements("css selector", "#threshold input[type=number]")[0]
+    number.clear()
+    number.send_keys("0.9\n")
+    mask = np.where(expected_files["map"] >= 0.9 * 255, 255, 0)
+    wait_for(lambda: np.array_equal(images(browser).get("mask"), mask))
+
+    wait_for(lambda: browser.find_elements("css selector", "#upload button[aria-label='Remove Image']"))[0].click()
+    wait_for(lambda: not images(browser))
+    browser.execute_script("document.querySelectorAll('.gallery-item, .gallery button')[1].click()")
+    wait_for(lambda: len(images(browser)) == 4)
+
     (tmp_path / "text.jpg").write_text("no image")
-    visit = app.Visit()
-    handlers.upload(toy / "test/Image/toy_0001.jpg", visit)
-    handlers.process(visit)
-    line = "text.jpg: cannot be read as an image: its format is not known to Pillow"
-    assert handlers.upload(tmp_path / "text.jpg", visit) == (visit, line, "", "")
-    assert handlers.process(visit) is None and handlers.cut(visit, 0.5) == ""
-
-
-@pytest.mark.parametrize("error", [MemoryError("not enough memory"), cv2.error("(-4:Insufficient memory) Failed")])
-def test_running_out_of_memory_gets_a_sentence(error, handlers, toy, monkeypatch):
-    def fail(*words):
-        raise error
-
-    visit = app.Visit()
-    handlers.upload(toy / "test/Image/toy_0001.jpg", visit)
-    with monkeypatch.context() as patch:
-        patch.setattr(app.output, "render", fail)
-        assert handlers.process(visit)[1] == "out of memory: try a smaller image"
-        assert handlers.cut(visit, 0.5) == "out of memory: try a smaller image"
-    visit.answer = None
-    if isinstance(error, MemoryError):
-        monkeypatch.setattr(SAM2UNeXT, "predict", fail)
-        assert handlers.process(visit) == ("out of memory: try a smaller image", "")
-
-
-def test_odd_names_are_escaped(handlers, toy, tmp_path):
-    path = tmp_path / '"><script>.jpg'
-    shutil.copy(toy / "test/Image/toy_0001.jpg", path)
-    visit = app.Visit()
-    handlers.upload(path, visit)
-    _, whole = handlers.process(visit)
-    assert "<script>" not in whole + handlers.cut(visit, 0.5)
-
-
-@pytest.mark.parametrize("other", ["toy_0002.jpg", None])
-def test_an_answer_that_comes_too_late_is_not_shown(other, handlers, toy, monkeypatch):
-    visit, predict = app.Visit(), SAM2UNeXT.predict
-
-    def change_the_mind(model, image):
-        if other:
-            handlers.upload(toy / "test/Image" / other, visit)
-        else:
-            handlers.clear(visit)
-        return predict(model, image)
-
-    handlers.upload(toy / "test/Image/toy_0001.jpg", visit)
-    with monkeypatch.context() as patch:
-        patch.setattr(SAM2UNeXT, "predict", change_the_mind)
-        assert handlers.process(visit) is None and visit.answer is None
-    assert bool(handlers.process(visit)) == bool(other)  # its own turn
-    assert handlers.process(visit) is None  # answered
-
-
-@pytest.mark.parametrize("field", ["emptied", "filled again"])
-def test_an_image_that_is_read_too_late_is_forgotten(field, handlers, toy, monkeypatch):
-    visit, read = app.Visit(), app.read
-
-    def change_the_mind(path):
-        picture = read(path)
-        monkeypatch.setattr(app, "read", read)
-        if field == "emptied":
-            handlers.clear(visit)
-        else:
-            handlers.upload(toy / "test/Image/toy_0002.jpg", visit)
-        return picture
-
-    monkeypatch.setattr(app, "read", change_the_mind)
-    handlers.upload(toy / "test/Image/toy_0001.jpg", visit)
-    assert (visit.picture and visit.picture.name) == (None if field == "emptied" else "toy_0002")
-    assert handlers.upload(None, visit) == (visit, "", "", "") and visit.picture is None  # a field emptied meanwhile
-
-
-def test_cards_of_another_image_are_not_shown(handlers, toy, monkeypatch):
-    visit, render = app.Visit(), app.output.render
-    handlers.upload(toy / "test/Image/toy_0001.jpg", visit)
-    handlers.process(visit)
-    assert handlers.cut(visit, 0.5)
-    monkeypatch.setattr(app.output, "render", lambda *words: handlers.clear(visit) and render(*words))
-    assert handlers.cut(visit, 0.5) == ""
-
-
-def test_images_are_processed_one_at_a_time(handlers, toy, monkeypatch):
-    running, predict = threading.Semaphore(1), SAM2UNeXT.predict
-
-    def watched(model, image):
-        assert running.acquire(blocking=False)
-        time.sleep(0.05)
-        running.release()
-        return predict(model, image)
-
-    monkeypatch.setattr(SAM2UNeXT, "predict", watched)
-    visits = [app.Visit(), app.Visit(), app.Visit()]
-    for visit in visits:
-        handlers.upload(toy / "test/Image/toy_0001.jpg", visit)
-    with ThreadPoolExecutor(3) as pool:
-        assert all(pool.map(handlers.process, visits))
+    browser.get(address)
+    upload = wait_for(lambda: browser.find_elements("css selector", "#upload input[type=file]"))[0]
+    upload.send_keys(str(tmp_path / "text.jpg"))
+    wait_for(lambda: re.search("cannot (be read|identify)", browser.page_source))

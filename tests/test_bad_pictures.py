@@ -214,7 +214,7 @@ def test_training_names_all_unreadable_files_before_it_starts(pairs, from_files,
     mask = folder / "Mask" / "toy_0002.png"
     write(mask, mask.read_bytes()[:-200])  # found out as masks are looked at
     status, line = failure(train.main, args(from_files), capsys)
-    assert status == 2 and not list((tmp_path / "run").iterdir())
+    assert status == 2 and not (tmp_path / "run").exists()
     assert "toy_0001.jpg: cannot be read as an image: it is empty" in line
     assert "toy_0004.jpg: cannot be read as an image: its format is not known" in line
     assert "toy_0002.png: cannot be read as an image: " in line

@@ -282,9 +282,8 @@ def test_the_published_figures_are_those_of_the_paper():
 def test_the_recipes_know_the_same_names(tmp_path):
     (tmp_path / "a" / "folder").mkdir(parents=True)
     words = [*benchmarks.of_the_paper(), "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
-    script = (
-        f"source {ROOT}/tools/setup.sh; for w in {' '.join(words)}; do name_run $w .; echo $w,$benchmark,$run; done"
-    )
+    script = f"source {ROOT}/tools/setup.sh; here={ROOT}; "
+    script += f"for w in {' '.join(words)}; do name_run $w .; echo $w,$benchmark,$run; done"
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = [f"{name},{name},runs/{name}" for name in benchmarks.of_the_paper()]
     expected += ["orsi4199,orsi4199,runs/ORSI-4199", "dis5k,dis5k,runs/DIS5K", "own/x.yaml,own/x.yaml,runs/x"]

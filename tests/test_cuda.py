@@ -13,14 +13,14 @@ import torch.distributed as dist
 from conftest import NETWORK, SMALL, failure, golden, predict_arguments, program, read_log, read_maps, relative_error
 from conftest import train_arguments as arguments
 from processes import free_port
-from test_resume import equal, killed
+from test_run import equal, killed
 from torch._dynamo.utils import counters
 from torch.amp import GradScaler
 
 import test as script
 import train
 from SAM2UNeXT import SAM2UNeXT
-from unext import cli
+from unext import device
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 DEVICE = "cuda"
@@ -108,8 +108,8 @@ def test_training_steps_are_those_of_the_original(full_model):
     for epoch in range(2):
         images = recipe.image(f"train{epoch}-0", (2, 3, 128, 128), 3).double()
         masks = recipe.mask(f"train{epoch}-0", (2, 1, 128, 128), 3).double()
-        [figures] = train.train_one_epoch(model, [(images, masks, ["a", "b"])], optimizer, scaler)
-        assert figures["bce"] + figures["wiou"] == pytest.approx(expected["loss"][epoch], abs=1e-8)
+        [step] = train.train_one_epoch(model, [(images, masks, ["a", "b"])], optimizer, scaler)
+        assert sum(step.terms.values()) == pytest.approx(expected["loss"][epoch], abs=1e-8)
         scheduler.step()
     state = model.state_dict()
     for key, figures in expected["final"].items():
@@ -152,13 +152,13 @@ def test_half_precision_computes_about_the_same_float32_gradients(dtype, toleran
 
 
 def test_auto_chooses_the_gpu():
-    assert cli.device("auto") == DEVICE
+    assert device.find("auto") == DEVICE
 
 
 @pytest.mark.parametrize("more", [(), ("--batch_size", 4, "--flip")])
 def test_maps_agree_with_the_cpu(more, micro_checkpoint, toy, tmp_path):
-    for device in ("cpu", DEVICE):
-        args = predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path / device, "--device", device, *more)
+    for place in ("cpu", DEVICE):
+        args = predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path / place, "--device", place, *more)
         script.main(args)
     ours, theirs = read_maps(tmp_path / DEVICE), read_maps(tmp_path / "cpu")
     assert ours.keys() == theirs.keys() and len(ours) == 6
@@ -274,7 +274,7 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
     expected, gradients = loss_and_gradients(model.train())
     statistics = model.up1.conv.double_conv[1].running_mean.cpu()
     model = network()
-    distributed = cli.distribute(model, f"{DEVICE}:0", sync_bn)
+    distributed = device.distribute(model, f"{DEVICE}:0", sync_bn)
     assert dist.get_backend() == "nccl"
     synchronised = [module for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
     assert len(synchronised) == (8 if sync_bn else 0)
@@ -282,8 +282,8 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
     assert loss == pytest.approx(expected, rel=1e-5)
     assert_close({name.removeprefix("module."): gradient for name, gradient in found.items()}, gradients, 1e-4)
     assert torch.allclose(model.up1.conv.double_conv[1].running_mean.cpu(), statistics, atol=1e-6)
-    assert cli.reduce_all(torch.tensor([2.0], device=DEVICE)).item() == 2
-    assert cli.gather_all(["a", "b"]) == ["a", "b"]
+    assert device.reduce_all(torch.tensor([2.0], device=DEVICE)).item() == 2
+    assert device.gather_all(["a", "b"]) == ["a", "b"]
 
 
 def test_torchrun_with_one_process_trains_validates_and_ends(toy, tmp_path):

@@ -8,17 +8,17 @@ import torch
 from conftest import golden, save_image
 from PIL import Image
 
-from dataset import STD, SegmentationDataset, epoch_batches, image_tensor, mask_tensor
+import dataset
+from dataset import STD, SegmentationDataset, augment, image_tensor, mask_tensor
 
 
 @pytest.mark.parametrize("name, height, width", [("a", 300, 451), ("b", 700, 512)])
-def test_preprocessing_equals_the_original_bit_for_bit(name, height, width, tmp_path):
+def test_preprocessing_equals_the_original_bit_for_bit(name, height, width, tmp_path, monkeypatch):
     expected = golden("preprocessing.npz")
     image_path = save_image(tmp_path / "image.png", recipe.photo(name, height, width, 0))
     mask_path = save_image(tmp_path / "mask.png", recipe.ground_truth(name, height, width, 0))
-    dataset = SegmentationDataset([(image_path, mask_path)], 352)
-    dataset.flips = lambda epoch, index: (False, False)
-    image, mask, _ = dataset[1, 0]
+    monkeypatch.setattr(dataset, "augment", lambda image, mask, rng: (image, mask))
+    image, mask, _ = SegmentationDataset([(image_path, mask_path)], 352)[1, 0]
     # The figures are Pillow 13's. Older versions resize tall images in another order and round a little differently.
     exact = int(PIL.__version__.split(".")[0]) >= 13
     image_tolerance, mask_tolerance = (0, 0) if exact else (1.001 / 255 / min(STD), 10 / 255)
@@ -33,36 +33,50 @@ def test_masks_are_not_binarised():
     assert ((mask > 0) & (mask < 1)).any()
 
 
-@pytest.mark.parametrize("flips, axes", [((True, False), [2]), ((False, True), [1]), ((True, True), [1, 2])])
-def test_images_and_masks_are_flipped_alike(flips, axes):
-    picture = Image.fromarray(recipe.photo("flip", 40, 60))
-    mask = Image.fromarray(recipe.ground_truth("flip", 40, 60))
-    assert torch.equal(image_tensor(picture, 32, flips), image_tensor(picture, 32).flip(axes))
-    assert torch.equal(mask_tensor(mask, 32, flips), mask_tensor(mask, 32).flip(axes))
+class Draws:
+    """A random generator whose draws are given."""
+
+    def __init__(self, *draws):
+        self.random = iter(draws).__next__
 
 
-def test_flips_depend_only_on_seed_epoch_and_index():
+@pytest.mark.parametrize("draws, axes", [((0.1, 0.9), [2]), ((0.9, 0.1), [1]), ((0.1, 0.1), [1, 2]), ((0.9, 0.9), [])])
+@pytest.mark.parametrize("height, width", [(40, 61), (201, 97)])
+def test_images_and_masks_are_flipped_alike_and_as_if_after_resizing(draws, axes, height, width):
+    image = Image.fromarray(recipe.photo("flip", height, width))
+    mask = Image.fromarray(recipe.ground_truth("flip", height, width))
+    flipped_image, flipped_mask = augment(image, mask, Draws(*draws))
+    assert torch.equal(image_tensor(flipped_image, 64), image_tensor(image, 64).flip(axes))
+    assert torch.equal(mask_tensor(flipped_mask, 64), mask_tensor(mask, 64).flip(axes))
+
+
+def test_augmentation_depends_only_on_seed_epoch_and_index(toy):
+    pair = (toy / "train/Image/toy_0000.jpg", toy / "train/Mask/toy_0000.png")
+
     def drawn(seed, epoch):
-        dataset = SegmentationDataset([], 32, seed)
-        return [dataset.flips(epoch, i) for i in range(400)]
+        """How each of 40 copies of one pair is flipped: a number from 0 to 3."""
+        data, kinds = SegmentationDataset([pair] * 40, 32, seed), []
+        plain = [image_tensor(Image.open(pair[0]), 32), mask_tensor(Image.open(pair[1]), 32)]
+        for i in range(40):
+            image, mask, name = data[epoch, i]
+            [kind] = [k for k, axes in enumerate(([], [1], [2], [1, 2])) if torch.equal(image, plain[0].flip(axes))]
+            assert torch.equal(mask, plain[1].flip(([], [1], [2], [1, 2])[kind])) and name == str(pair[0])
+            kinds.append(kind)
+        return kinds
 
-    assert drawn(0, 1) == drawn(0, 1)
+    assert drawn(0, 1) == drawn(0, 1) and set(drawn(0, 1)) == {0, 1, 2, 3}
     assert len({tuple(drawn(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
-    for share in np.mean(drawn(3, 7), axis=0):
-        assert 0.4 < share < 0.6
-    assert len(set(drawn(0, 1))) == 4
 
 
-def test_items_are_flipped_as_drawn(toy):
-    image, mask = toy / "train/Image/toy_0000.jpg", toy / "train/Mask/toy_0000.png"
-    dataset = SegmentationDataset([(image, mask)] * 8, 64, seed=1)
-    assert len(dataset) == 8
-    for i in range(8):
-        flips = dataset.flips(2, i)
-        drawn_image, drawn_mask, name = dataset[2, i]
-        assert torch.equal(drawn_image, image_tensor(Image.open(image), 64, flips))
-        assert torch.equal(drawn_mask, mask_tensor(Image.open(mask), 64, flips))
-        assert name == str(image)
+def epoch_batches(count, batch_size, seed, epoch, *more):
+    return list(dataset.epoch_batches(count, batch_size, seed, [epoch], *more))
+
+
+def test_epochs_follow_each_other_and_a_resumed_one_skips_what_it_has_done():
+    whole = list(dataset.epoch_batches(10, 4, 0, range(1, 4)))
+    assert whole == [batch for epoch in (1, 2, 3) for batch in epoch_batches(10, 4, 0, epoch)]
+    assert list(dataset.epoch_batches(10, 4, 0, range(2, 4), 2)) == whole[5:]
+    assert list(dataset.epoch_batches(10, 4, 0, range(2, 4), 9)) == whole[6:]
 
 
 def test_each_epoch_has_its_own_order_decided_by_the_seed():
@@ -79,7 +93,7 @@ def test_each_epoch_has_its_own_order_decided_by_the_seed():
 @pytest.mark.parametrize("count, processes", [(12, 2), (11, 2), (13, 4), (2, 5)])
 def test_processes_share_the_batches_of_one(count, processes):
     whole = epoch_batches(count, 2 * processes, seed=3, epoch=5)
-    parts = [epoch_batches(count, 2, 3, 5, rank, processes) for rank in range(processes)]
+    parts = [epoch_batches(count, 2, 3, 5, 0, rank, processes) for rank in range(processes)]
     assert len({tuple(len(batch) for batch in part) for part in parts}) == 1  # all take as many steps of equal size
     for i, batch in enumerate(whole):
         together = [place for part in parts for place in part[i]]

@@ -24,9 +24,9 @@ def archive(tmp_path_factory):
     root = tmp_path_factory.mktemp("dis")
     cases = {name: case for name, case in recipe.metric_cases(0).items() if name.startswith("case")}
     for i, name in enumerate(SETS):
-        for stem, (prediction, truth) in list(cases.items())[: i + 1]:
+        for stem, (prediction, mask) in list(cases.items())[: i + 1]:
             save_image(root / "DIS5K" / name / "im" / f"{stem}.jpg", np.dstack([prediction] * 3))
-            save_image(root / "DIS5K" / name / "gt" / f"{stem}.png", truth)
+            save_image(root / "DIS5K" / name / "gt" / f"{stem}.png", mask)
             save_image(root / "download" / "maps" / name.lower().replace("-", "_") / f"{stem}.png", prediction)
     return root
 
@@ -166,8 +166,8 @@ def test_maps_are_found_by_the_exact_name_first_and_only_where_there_are_any(tmp
 def test_an_unreadable_image_is_left_out_of_the_page_and_nothing_is_lost(archive, tmp_path):
     shutil.copytree(archive / "DIS5K/DIS-TE4/im", tmp_path / "im")
     (tmp_path / "im" / "case0.jpg").write_bytes(b"\xff\xd8 no more")
-    maps, truths = archive / "download/maps/dis_te4", archive / "DIS5K/DIS-TE4/gt"
-    words = f"--dataset_name mine --pred_path {maps} --gt_path {truths} --image_path {tmp_path}/im"
+    maps, masks = archive / "download/maps/dis_te4", archive / "DIS5K/DIS-TE4/gt"
+    words = f"--dataset_name mine --pred_path {maps} --gt_path {masks} --image_path {tmp_path}/im"
     script.main(script.get_args_parser().parse_args(f"{words} --save_path {tmp_path}/out".split()))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
     assert (tmp_path / "out/report.html").read_text().count("<figcaption>") == 4 * 5 - 1

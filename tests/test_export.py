@@ -23,11 +23,12 @@ from torch.torch_version import TorchVersion
 import test as script
 from dataset import MEAN, STD
 from tools import benchmark, export
-from unext import cli
+from unext.checkpoint import trained_fingerprint
 
 NEEDED = [name for name in export.PACKAGES if not importlib.util.find_spec(name)]
 pytestmark = pytest.mark.skipif(
-    bool(NEEDED) or torch.__version__ < export.OLDEST, reason="bash tools/setup.sh requirements-export.txt was not run"
+    bool(NEEDED) or torch.__version__ < export.MIN_TORCH,
+    reason="requirements-export.txt is not installed",
 )
 
 
@@ -78,7 +79,7 @@ def test_a_graph_computes_logits_and_probability_of_any_batch(graph, micro_model
 def test_the_metadata_says_how_to_prepare_images_and_what_was_exported(graph, micro_model):
     metadata = session(graph).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["mean"]) == list(MEAN) and json.loads(metadata["std"]) == list(STD)
-    assert metadata["size"] == "64" and metadata["checkpoint"] == script.fingerprint(micro_model)
+    assert metadata["size"] == "64" and metadata["checkpoint"] == trained_fingerprint(micro_model)
 
 
 @pytest.mark.slow
@@ -175,7 +176,7 @@ def test_an_export_that_fails_is_one_line(cause, message, micro_checkpoint, tmp_
 
 @pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "image.png", "mask.png", "hiera", "link"])
 def test_no_input_is_replaced(name, small, encoders, toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "run", lambda *words: pytest.fail("exported"))
+    monkeypatch.setattr(export, "export", lambda *words: pytest.fail("exported"))
     checkpoint = Path(shutil.copy(small, tmp_path))
     image, mask = (shutil.copytree(toy / "test" / kind, tmp_path / kind) for kind in ("Image", "Mask"))
     (tmp_path / "link").symlink_to(checkpoint)
@@ -195,10 +196,11 @@ def test_weights_that_would_replace_an_input_or_a_folder_are_named_too(small, tm
     assert status == 2 and "y.onnx.data: is not a file" in line
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(number, micro_checkpoint, tmp_path, monkeypatch):
     before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    monkeypatch.setattr(export, "run", lambda *words: os.kill(os.getpid(), number))
+    monkeypatch.setattr(export, "export", lambda *words: os.kill(os.getpid(), number))
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         with pytest.raises(SystemExit) as stop:
@@ -248,11 +250,6 @@ def test_an_old_torch_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cu128"))
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
     assert status == 2 and "torch 2.9.1+cu128 is too old: bash tools/setup.sh requirements-export.txt" in line
-
-
-def test_missing_packages_are_named_with_the_command_that_installs_them():
-    with pytest.raises(ValueError, match=r"^needs nonesuch: bash tools/setup.sh requirements-export.txt installs"):
-        cli.require(["json", "nonesuch"], "requirements-export.txt")
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_missing_encoders_are_named_and_nothing_is_created(small, tmp_path, monk
 def test_commands_that_miss_an_encoder_make_nothing(module, words, small, toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     monkeypatch.setattr(cli, "require", lambda *words: None)  # of the packages that export and page need
-    monkeypatch.setattr(export, "OLDEST", (0,))
+    monkeypatch.setattr(export, "MIN_TORCH", (0,))
     places = {"checkpoint": moved(small, tmp_path / "mine"), "output": tmp_path / "out"}
     before = tree(tmp_path)
     words = words.format(**places, image=toy / "test/Image/toy_0001.jpg").split()
@@ -90,17 +90,16 @@ def test_encoders_are_found_in_weights_and_beside_the_checkpoint(place, small, m
     assert same_network(SAM2UNeXT.from_checkpoint(path), model)
 
 
-def test_the_fingerprint_decides_between_files_of_one_name(small, model, encoders, tmp_path, monkeypatch):
+def test_the_first_file_that_exists_must_have_the_fingerprint(small, model, encoders, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     other = other_weights(encoders, tmp_path / "weights" / "sam2_hiera_micro.pt")
     path = moved(small, tmp_path / "mine")
-    shutil.copy(encoders["dinov2_path"], tmp_path / "mine")
-    with pytest.raises(
-        ValueError, match=f"was not trained with {other}; give sam2_hiera_micro.pt with the fingerprint"
-    ):
+    for file in encoders.values():
+        shutil.copy(file, tmp_path / "mine")
+    with pytest.raises(ValueError, match=f"not trained with {other}; give sam2_hiera_micro.pt with the fingerprint"):
         SAM2UNeXT.from_checkpoint(path)
-    shutil.copy(encoders["hiera_path"], tmp_path / "mine")
+    other.unlink()
     assert same_network(SAM2UNeXT.from_checkpoint(path), model)
 
 
@@ -131,28 +130,13 @@ def requests():
         server.shutdown()
 
 
-def with_path(place, key):
-    """Changes a record to one with `place` as its path, in the third format ("path") or the second ("source")."""
-    return lambda old: {"fingerprint": old["fingerprint"], key: place} | ({"name": "x"} if key == "path" else {})
-
-
-@pytest.mark.parametrize("key", ["path", "source"])
-def test_a_header_never_makes_the_program_ask_a_server(key, small, requests, tmp_path):
-    found, url = requests
-    path = changed(small, tmp_path / "x.pth", with_path(f"{url}/sam2_hiera_micro.pt", key))
-    for download in (False, True):
-        with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt"):
-            SAM2UNeXT.from_checkpoint(path, download=download)
-    assert found == []
-
-
-@pytest.mark.parametrize("key", ["path", "source"])
-def test_a_header_creates_no_folder(key, small, requests, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["{url}/sam2_hiera_micro.pt", "elsewhere/weights/sam2_hiera_micro.pt"])
+def test_a_header_asks_no_server_and_creates_no_folder(place, small, requests, tmp_path, monkeypatch):
     found, url = requests
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_micro.pt", f"{url}/sam2_hiera_micro.pt")
-    path = changed(small, tmp_path / "x.pth", with_path("elsewhere/weights/sam2_hiera_micro.pt", key))
-    with pytest.raises(OSError, match="needs its encoder"):
+    path = changed(small, tmp_path / "x.pth", lambda record: record | {"path": place.format(url=url)})
+    with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt"):
         SAM2UNeXT.from_checkpoint(path)
     assert tree(tmp_path) == [str(path)] and found == []
 

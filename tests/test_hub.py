@@ -29,7 +29,7 @@ def test_a_folder_holds_what_was_trained_and_restores_the_network(model, encoder
     ]
     assert load_file(tmp_path / "hub/model.safetensors").keys() == checkpoint.trained_state(model).keys()
     header = json.loads((tmp_path / "hub/config.json").read_text())
-    assert header["network"] == MICRO and str(encoders["hiera_path"].parent) not in json.dumps(header)
+    assert header["config"] == MICRO and str(encoders["hiera_path"].parent) not in json.dumps(header)
     assert same_network(SAM2UNeXT.from_pretrained(tmp_path / "hub", **encoders), model)
     for option, path in encoders.items():  # found beside the files
         (tmp_path / "hub" / checkpoint.encoder_files(MICRO)[option]).symlink_to(path)
@@ -76,8 +76,8 @@ def test_a_checkpoint_is_converted_into_a_folder_with_a_model_card_and_back(mode
         ({"config.json": "{"}, r"config\.json: is not JSON"),
         ({"config.json": "[]"}, r"config\.json: is not the header of"),
         ({"config.json": '{"a": 1}'}, r"config\.json: is not the header of"),
-        ({"config.json": '{"format": 3}'}, r"model\.safetensors: there is no such file"),
-        ({"config.json": '{"format": 3}', "model.safetensors": "x"}, r"model\.safetensors: is truncated, damaged"),
+        ({"config.json": '{"format": 1}'}, r"model\.safetensors: there is no such file"),
+        ({"config.json": '{"format": 1}', "model.safetensors": "x"}, r"model\.safetensors: is truncated, damaged"),
     ],
 )
 def test_folders_without_a_checkpoint_are_named(files, message, tmp_path):

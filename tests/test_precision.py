@@ -10,7 +10,7 @@ from conftest import MICRO, SMALL, predict_arguments, train_arguments
 import test
 import train
 from SAM2UNeXT import SAM2UNeXT
-from unext import cli, output
+from unext import device, output
 
 IMAGES = recipe.image("precision", (2, 3, 64, 64))
 MASKS = recipe.mask("precision", (2, 1, 64, 64))
@@ -92,20 +92,20 @@ def test_no_activations_are_kept_for_the_auxiliary_encoder():
 @pytest.mark.parametrize("flags, dtype", [("fpu amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16),
                                           ("fpu avx512f", torch.float32), ("", torch.float32)])  # fmt: skip
 def test_auto_on_a_cpu_is_bf16_where_native(flags, dtype, monkeypatch):
-    monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
-    assert cli.precision("auto", "cpu") == dtype
+    monkeypatch.setattr(device, "cpu_flags", lambda: set(flags.split()))
+    assert device.precision("auto", "cpu") == dtype
 
 
 @pytest.mark.parametrize("flags, dtype", [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
 def test_the_commands_use_the_precision_that_the_cpu_supports(
     flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cli, "cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(device, "cpu_flags", lambda: set(flags.split()))
     train.main(train_arguments("--epoch 1 --batch_size 6 --precision auto", toy, tmp_path / "run"))
     assert json.loads((tmp_path / "run/args.json").read_text())["precision"] == f"torch.{dtype}"
     test.main(predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--precision", "auto"))
     assert f"{micro_checkpoint} on cpu in {dtype}; 4 images" in capsys.readouterr().out
-    assert f"precision {dtype}; " in output.read_note(tmp_path / "maps/toy_0000.png")
+    assert output.read_settings(tmp_path / "maps")["precision"] == dtype
 
 
 @pytest.mark.parametrize(
@@ -113,40 +113,25 @@ def test_the_commands_use_the_precision_that_the_cpu_supports(
 )
 def test_auto_on_a_gpu_is_bf16_since_ampere(capability, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert cli.precision("auto", "cuda:0") == dtype
+    assert device.precision("auto", "cuda:0") == dtype
 
 
 def test_a_precision_that_torch_cannot_compute_in_is_refused(monkeypatch):
-    assert cli.precision("bf16", "cpu") == torch.bfloat16 and cli.precision("fp32", "cpu") == torch.float32
+    assert device.precision("bf16", "cpu") == torch.bfloat16 and device.precision("fp32", "cpu") == torch.float32
 
     def conv2d(*args):
         raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     with pytest.raises(ValueError, match="--precision fp16: torch cannot compute in it on cpu; give auto or fp32"):
-        cli.precision("fp16", "cpu")
+        device.precision("fp16", "cpu")
 
 
 def test_ranks_come_from_torchrun(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert cli.ranks() == (0, 0, 1)
+    assert device.ranks() == (0, 0, 1)
     for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
-    assert cli.ranks() == (5, 1, 8)
-    assert cli.device("cpu") == "cpu"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-        RuntimeError("not enough memory: you tried to allocate 2 bytes"),
-        MemoryError(),
-    ],
-)
-def test_running_out_of_memory_is_one_line(error, capsys):
-    with pytest.raises(SystemExit) as stop, cli.exit_on_error(cli.NOT_COMPLETED, "buy more"):
-        raise error
-    assert stop.value.code == 1 and capsys.readouterr().err.endswith("out of memory: buy more\n")
+    assert device.ranks() == (5, 1, 8)
+    assert device.find("cpu") == "cpu"

@@ -1,5 +1,7 @@
 """test.py: kinds of output, settings, and continuing an interrupted run."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,9 @@ FOUR = ("--save", "map,mask,overlay,cutout")
 
 
 def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The files in a folder, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_every_kind_is_written_to_its_folder(micro_checkpoint, toy, tmp_path):
@@ -147,58 +151,70 @@ def other_checkpoint(tmp_path_factory):
     return path
 
 
-def test_files_from_other_settings_are_neither_mixed_nor_lost(
+def test_files_of_other_settings_are_refused_with_the_names_that_differ(
     micro_checkpoint, other_checkpoint, toy, tmp_path, capsys
 ):
-    first, second = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg"
-    for name, pixels in (("same.jpg", (30, 40, 3)), ("truth/toy_0000.png", (33, 55))):
-        save_image(tmp_path / name, np.zeros(pixels, np.uint8))
-    shutil.copy(tmp_path / "same.jpg", tmp_path / "toy_0000.jpg")
-    maps = tmp_path / "maps"
+    first, second, maps = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg", tmp_path / "maps"
     script.main(arguments(micro_checkpoint, first, maps, "--save", "map,mask"))
     before = content(maps)
-    for args, difference in (
-        (arguments(other_checkpoint, first, maps), "another checkpoint: toy_0000.png"),
-        (arguments(micro_checkpoint, first, maps, "--flip"), "another flip"),
-        (arguments(micro_checkpoint, first, maps, "--size", 96, "--no_stretch"), "another size and stretch"),
-        (arguments(micro_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), "another threshold"),
-        (arguments(micro_checkpoint, tmp_path / "toy_0000.jpg", maps), "another picture"),
-        (
-            arguments(micro_checkpoint, first, maps, "--test_gt_path", tmp_path / "truth"),
-            "another ground truth: toy_0000.png",
-        ),
+    for args, names in (
+        (arguments(other_checkpoint, second, maps), "checkpoint"),
+        (arguments(micro_checkpoint, first, maps, "--flip"), "flip"),
+        (arguments(micro_checkpoint, first, maps, "--size", 96, "--no_stretch"), "size and stretch"),
+        (arguments(micro_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), "threshold"),
+        (arguments(micro_checkpoint, first, maps, "--test_gt_path", toy / "test/Mask"), "ground_truth"),
     ):
         status, line = failure(script.main, args, capsys)
-        assert status == 2 and difference in line and "--overwrite" in line
-    assert content(maps) == before
+        assert status == 2 and f"{maps}: was made with another {names}, see settings.json" in line
+        assert "--overwrite" in line
     script.main(arguments(micro_checkpoint, first, maps, "--threshold", 0.4))  # no map depends on it
     assert content(maps) == before
 
-    script.main(arguments(other_checkpoint, second, maps))  # another picture's map is no reason to refuse
-    status, line = failure(
-        script.main, arguments(other_checkpoint, first, maps, "--test_image_path", first, second), capsys
-    )
-    assert status == 2 and "another checkpoint: toy_0000.png" in line
-    script.main(arguments(other_checkpoint, first, maps, "--overwrite"))
-    script.main(arguments(other_checkpoint, first, tmp_path / "fresh"))
-    assert content(maps)["toy_0000.png"] == content(tmp_path / "fresh")["toy_0000.png"] != before["toy_0000.png"]
-    status, line = failure(script.main, arguments(other_checkpoint, first, maps, "--save", "map,mask"), capsys)
-    assert status == 2 and "another checkpoint: toy_0000.png" in line  # the mask of the first
+
+def test_overwritten_files_are_never_mixed_with_those_of_other_settings(
+    micro_checkpoint, other_checkpoint, toy, tmp_path, capsys
+):
+    first, both = toy / "test/Image/toy_0000.jpg", ("--test_image_path", *sorted((toy / "test/Image").iterdir())[:2])
+    script.main(arguments(micro_checkpoint, first, tmp_path / "maps", *both))
+    script.main(arguments(other_checkpoint, first, tmp_path / "maps", "--overwrite"))  # the second map is the old one
+    script.main(arguments(other_checkpoint, first, tmp_path / "maps", *both))
+    assert "1 of 2 are done already" in capsys.readouterr().out
+    script.main(arguments(other_checkpoint, first, tmp_path / "fresh", *both))
+    ours, theirs = read_maps(tmp_path / "maps"), read_maps(tmp_path / "fresh")
+    assert len(theirs) == 2 and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_file_of_another_program_is_replaced_only_on_request(micro_checkpoint, toy, tmp_path, capsys):
+@pytest.mark.parametrize("newer", ["in/toy_0001.jpg", "gt/toy_0001.png"])
+def test_an_image_newer_than_its_map_is_predicted_again(newer, micro_checkpoint, toy, tmp_path, capsys):
+    shutil.copytree(toy / "test/Image", tmp_path / "in")
+    shutil.copytree(toy / "test/Mask", tmp_path / "gt")
+    args = arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--test_gt_path", tmp_path / "gt")
+    script.main(args)
+    stamp = time.time() + 9
+    os.utime(tmp_path / newer, (stamp, stamp))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.png")}
+    script.main(args)
+    assert "3 of 4 are done already" in capsys.readouterr().out
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.png")}
+    assert [name for name in after if after[name] != before[name]] == ["toy_0001.png"]
+
+
+def test_files_of_another_program_are_replaced_only_on_request(micro_checkpoint, toy, tmp_path, capsys):
     save_image(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
     status, line = failure(script.main, arguments(micro_checkpoint, toy / "test/Image", tmp_path), capsys)
-    assert status == 2 and "with another program: toy_0001.png" in line
+    assert status == 2 and "has files of another program (toy_0001.png); replace them with --overwrite" in line
 
 
-def test_every_file_records_its_origin(micro_checkpoint, toy, tmp_path):
+def test_settings_json_records_how_the_files_were_made(micro_model, micro_checkpoint, toy, tmp_path):
+    script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path))
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings.pop("versions")["torch"] == torch.__version__
+    assert settings == {
+        "checkpoint": checkpoint.trained_fingerprint(micro_model), "path": str(micro_checkpoint), "size": 64,
+        "precision": "float32", "stretch": True, "flip": False, "ground_truth": False,
+    }  # fmt: skip
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
-    for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png"):
-        text = output.read_note(tmp_path / name)
-        assert "precision float32; size 64; stretch True; flip False" in text and ("threshold" in text) == (
-            name[0] in "mo"
-        )
+    assert json.loads((tmp_path / "settings.json").read_text())["threshold"] == 0.5
 
 
 def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_path, capsys):
@@ -212,7 +228,8 @@ def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_pat
     assert status == 2 and "CHAMELEON: not found" in line and "TestDataset/NC4K/Imgs" in line
     script.main(parse([*map(str, words), "--sets", "NC4K", "CAMO"]))
     found = content(tmp_path / "maps")
-    assert sorted(found) == [f"{name}/toy_{i:04}.png" for name in ("CAMO", "NC4K") for i in range(4)]
+    names = ("settings.json", *(f"toy_{i:04}.png" for i in range(4)))
+    assert sorted(found) == [f"{folder}/{name}" for folder in ("CAMO", "NC4K") for name in names]
     assert "CAMO: 4 of 250 pairs" in capsys.readouterr().out
 
 

@@ -40,7 +40,7 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
     assert statuses == [[0], [0, 0], [0, 0]], errors
     assert output.count("4 images per step") == 3  # only the first process prints
     states = {name: torch.load(tmp_path / name / "SAM2-UNeXT-1.pth")["state_dict"] for name in runs}
-    model = train.build_model(arguments("", toy, tmp_path, from_files))
+    model = train.build_model(arguments("--device cpu", toy, tmp_path, from_files))
     moved = max((value - model.state_dict()[key]).abs().max() for key, value in states["one"].items())
     assert moved > 1e-2
     for name in ("two", "accumulating"):

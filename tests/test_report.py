@@ -62,9 +62,9 @@ def test_latex_escapes_names_and_has_the_columns_it_declares():
 
 
 def test_the_error_image_is_red_for_false_positives_and_blue_for_misses():
-    truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
+    ground_truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
     prediction = Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8))
-    found, missed, too_much, ground = np.array(report.error_image(prediction, truth))[0].tolist()
+    found, missed, too_much, ground = np.array(report.error_image(prediction, ground_truth))[0].tolist()
     assert found == [205, 205, 205] and ground == [255, 255, 255]
     assert missed[2] > 200 > missed[0] and too_much[0] > 200 > too_much[2]
 
@@ -73,13 +73,13 @@ def page_of(count):
     scored = []
     for i in range(count):
         figures = dict.fromkeys(metrics.METRICS, 0.5) | {"Smeasure": i / count}
-        scored.append(report.Scored("set", None, Path(f"{i:02}.png"), Path(f"{i:02}.png"), figures))
+        scored.append(report.ImageScores("set", None, Path(f"{i:02}.png"), Path(f"{i:02}.png"), figures))
     return scored
 
 
 def test_the_twelve_worst_and_six_best_images_are_shown(monkeypatch):
     monkeypatch.setattr(
-        report, "card", lambda one: {"name": one.truth.stem, "dataset": "", "figures": {}, "panels": []}
+        report, "card", lambda one: {"name": one.ground_truth.stem, "dataset": "", "figures": {}, "panels": []}
     )
     for count, worst, best in ((40, 12, 6), (20, 7, 3), (12, 4, 2), (5, 4, 1), (1, 1, 0)):
         page = report.page("title", [["dataset", "images", "MAE"]], b"", page_of(count), []).decode()

@@ -1,173 +1,196 @@
-"""run.py: what a training run logs, validates and keeps, and where it starts from."""
+"""unext/run.py: a run that was killed, stopped or damaged and resumed ends with the weights of an undisturbed one."""
 
 import json
-import math
+import os
+import signal
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 import torch
-from conftest import MICRO, NETWORK, failure, read_log
+from conftest import NETWORK, ROOT, failure, program, read_log
 from conftest import train_arguments as arguments
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from dataset import image_tensor
-from evaluation import metrics
-from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, files, run
+from unext import run
 
-FIGURES = ("loss", "bce", "wiou", "lr", "grad_norm", "pictures_per_second", "memory_mb", "seconds_left")
+RECIPE = "--epoch 2 --batch_size 2 --lr 1e-3 --save_every 1 --log_every 1 --precision fp32 --resume"
+
+
+def tensors(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def equal(one, other) -> bool:
+    one, other = tensors(one), tensors(other)
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def places(folder) -> list[tuple]:
+    return [(line["epoch"], line.get("step")) for line in read_log(folder)]
 
 
 @pytest.fixture(scope="module")
-def told(toy, from_files, tmp_path_factory):
-    """The folder of a run of 3 epochs with validation."""
-    folder = tmp_path_factory.mktemp("told")
-    validation = f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask"
-    train.main(arguments(f"--epoch 3 --batch_size 2 --log_every 2 --lr 1e-3 {validation}", toy, folder, from_files))
-    return folder
+def undisturbed(toy, from_files, tmp_path_factory):
+    """The folders of runs that nothing happened to, by what is added to the recipe."""
+    folders = {}
+
+    def run_once(more=""):
+        if more not in folders:
+            folders[more] = tmp_path_factory.mktemp("undisturbed")
+            train.main(arguments(f"{RECIPE} {more}", toy, folders[more], from_files))
+        return folders[more]
+
+    return run_once
 
 
-def test_the_log_has_a_line_every_few_steps_and_every_epoch(told):
-    lines = read_log(told)
-    assert [(line["epoch"], line.get("step")) for line in lines] == [(e, s) for e in (1, 2, 3) for s in (2, None)]
-    steps = [line for line in lines if "step" in line]
-    for line in steps:
-        assert line.keys() == {"epoch", "step", *FIGURES}
-        assert line["loss"] == pytest.approx(line["bce"] + line["wiou"])
-        assert min(line["grad_norm"], line["pictures_per_second"], line["seconds_left"]) > 0
-        assert 50 < line["memory_mb"] < 100_000
-    assert [line["lr"] for line in steps] == sorted((line["lr"] for line in steps), reverse=True)
-    for line in (line for line in lines if "step" not in line):
-        assert line.keys() == {"epoch", "loss", "bce", "wiou", "Smeasure", "wFmeasure", "MAE"}
+def killed(moments, toy, folder, network, more=""):
+    """Runs the recipe, killed at each of the moments and resumed after each; how each run ended."""
+    words = f"{network} {RECIPE} {more} --train_image_path {toy}/train/Image --train_mask_path {toy}/train/Mask"
+    words = [*words.split(), "--save_path", str(folder), *([] if "--workers" in more else ["--workers", "0"])]
+    command = [sys.executable, str(ROOT / "tests/killed.py"), json.dumps(words), *moments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert not result.stderr.count("Error"), result.stderr
+    return [int(line) for line in result.stdout.splitlines() if line.lstrip("-").isdigit()]
 
 
-def test_tensorboard_shows_the_same_with_panels(told):
-    board = EventAccumulator(str(told / "tensorboard"), size_guidance={"images": 0})
-    board.Reload()
-    steps = [line for line in read_log(told) if "step" in line]
-    for name in FIGURES:
-        shown = [event.value for event in board.Scalars(f"step/{name}")]
-        assert shown == pytest.approx([line[name] for line in steps])
-    assert [event.step for event in board.Scalars("step/loss")] == [2, 5, 8]  # of all steps
-    assert len(board.Scalars("epoch/Smeasure")) == 3
-    panels = board.Tags()["images"]
-    assert panels == ["toy_0000", "toy_0001", "toy_0002"]
-    assert [(event.width, event.height) for event in board.Images(panels[0])] == [(768, 256)] * 3
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moments, more, steps",
+    [
+        (["backward 1", "write 1", "fsync 3", "rename 5", "rename 4"], "", 3),  # also between last.pth's two renames
+        (["backward 4", "fsync 4", "write 3", "optimizer 1", "rename 6"], "", 3),  # and at the end of the last epoch
+        # The third file is written at the end of the first epoch; what is resumed has all of its steps behind it.
+        (["write 3", "optimizer 2"], "--accumulate 2 --workers 1", 2),
+    ],
+)
+def test_a_run_killed_at_any_moment_resumes_to_equal_weights(
+    moments, more, steps, undisturbed, toy, from_files, tmp_path
+):
+    assert killed(moments, toy, tmp_path, from_files, more) == [-signal.SIGKILL] * len(moments) + [0]
+    for name in ("SAM2-UNeXT-2.pth", "last.pth"):
+        assert equal(tmp_path / name, undisturbed(more) / name)
+    assert places(tmp_path) == [(epoch, step) for epoch in (1, 2) for step in (*range(1, steps + 1), None)]
 
 
-def test_panels_show_image_mask_and_prediction(toy):
-    model = SAM2UNeXT(**MICRO)
-    torch.nn.init.constant_(model.head.bias, 50)
-    pair = (toy / "test/Image/toy_0000.jpg", toy / "test/Mask/toy_0000.png")
-    [(name, panel)] = run.panels(model, [pair])
-    assert name == "toy_0000" and panel.shape == (3, 256, 768)
-    picture, mask, prediction = panel.split(256, dim=2)
-    expected = np.array(files.read_image(pair[0]).resize((256, 256), Image.Resampling.BOX)) / 255
-    assert np.abs(picture.permute(1, 2, 0).numpy() - expected).mean() < 0.1
-    assert abs(mask.mean().item() - np.array(files.read_mask(pair[1])).mean() / 255) < 0.01
-    assert prediction.min() > 0.9
+@pytest.mark.slow
+def test_random_encoders_are_restored_too(toy, tmp_path):
+    train.main(arguments(RECIPE, toy, tmp_path / "plain"))
+    assert killed(["optimizer 4", "write 2"], toy, tmp_path / "killed", NETWORK)[-1] == 0
+    assert equal(tmp_path / "killed/SAM2-UNeXT-2.pth", tmp_path / "plain/SAM2-UNeXT-2.pth")
 
 
-def test_a_resumed_log_has_no_duplicate_step_and_no_truncated_line(tmp_path):
-    places = [(1, 1), (1, 2), (1, None), (2, 1), (2, 2), (2, None)]
-    lines = [json.dumps({"epoch": epoch} | ({"step": step} if step else {})) for epoch, step in places]
-    (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"epoch": 3, "st')
-    for progress, kept in (
-        (run.Progress(3, 0), 6),
-        (run.Progress(2, 1), 4),
-        (run.Progress(2, 0), 3),
-        (run.Progress(), 0),
-    ):
-        run.Log(tmp_path, progress, 1, 2, 3).close()
-        assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_run_to_equal_weights(toy, from_files, tmp_path):
+    for folder, environment in (("whole", {}), ("killed", {"KILLED_IN_STEP": "2"})):
+        words = f"{from_files} {RECIPE} --batch_size 1 --workers 0 --save_path {tmp_path}/{folder}".split()
+        words += ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command += ["--max_restarts", "3", *program("train.py", *words)[1:]]
+        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+        assert result.returncode == 0, result.stderr
+    assert "continuing after epoch 1, step" in result.stdout
+    assert equal(tmp_path / "whole/SAM2-UNeXT-2.pth", tmp_path / "killed/SAM2-UNeXT-2.pth")
 
 
-def test_args_json_records_arguments_versions_and_revision(told, toy):
-    content = json.loads((told / "args.json").read_text())
-    assert content["arguments"]["lr"] == 1e-3 and content["arguments"]["train_image_path"] == [f"{toy}/train/Image"]
-    assert content["versions"]["torch"] == torch.__version__ and "python" in content["versions"]
-    assert content["effective_batch"] == 2 and content["git"] == run.git_revision()
+@pytest.mark.parametrize("number, at", [(signal.SIGTERM, 2), (signal.SIGINT, 3)])
+def test_a_signal_completes_the_step_and_saves(number, at, undisturbed, toy, from_files, tmp_path, monkeypatch, capsys):
+    steps = []
+    step = torch.optim.AdamW.step
+
+    def step_and_signal(self, *args, **options):
+        steps.append(1)
+        if len(steps) == at:
+            signal.raise_signal(number)
+        return step(self, *args, **options)
+
+    args = arguments(f"{RECIPE} --save_every 0", toy, tmp_path, from_files)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step_and_signal)
+        status, line = failure(train.main, args, capsys)
+    assert status == 128 + number and len(steps) == at
+    assert f"{number.name} after epoch 1, step {at}; --resume continues in {tmp_path}" in line
+    assert run.read_last(tmp_path)[1]["progress"]["step"] == at
+    train.main(args)
+    assert f"last.pth: continuing after epoch 1, step {at}" in capsys.readouterr().out
+    assert equal(tmp_path / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
 
 
-def test_scores_are_those_of_the_maps_that_the_commands_write(told, toy):
-    model = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
-    scores = []
-    for image, mask in files.pair([toy / "test/Image"], [toy / "test/Mask"]):
-        truth = np.array(files.read_mask(mask))
-        with torch.no_grad():
-            logits = model(image_tensor(files.read_image(image), 64)[None])[0]
-        scores.append(metrics.score(stretch(probability_map(logits, truth.shape)).numpy(), truth))
-    expected = metrics.mean(scores).figures()
-    for name in ("Smeasure", "wFmeasure", "MAE"):
-        assert read_log(told)[-1][name] == pytest.approx(expected[name], abs=1e-6)
+@pytest.fixture
+def half_way(undisturbed, toy, from_files, tmp_path, monkeypatch):
+    """The folder of a run that stopped after step 2, with last.previous.pth after step 1."""
+    save, saved = run.Run.save, []
 
-
-def test_best_pth_is_the_epoch_of_the_best_s_measure(toy, from_files, tmp_path, monkeypatch):
-    scores = iter([0.5, 0.7, 0.6, 0.65])
-    monkeypatch.setattr(run, "validate", lambda *args: {"Smeasure": next(scores)})
-    options = f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask --epoch 4 --batch_size 6 --resume"
-    args = arguments(options, toy, tmp_path, from_files)
-    save_last = run.save_last
-
-    def stop_after_epoch_2(state):
-        save_last(state)
-        if state.progress.epoch == 3:
+    def save_two(self):
+        save(self)
+        saved.append(1)
+        if len(saved) == 2:
             raise SystemExit(9)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(run, "save_last", stop_after_epoch_2)
-        train.main(args)
-    train.main(args)  # 0.6 is better than nothing, and not than what there was
-    assert torch.load(tmp_path / "best.pth")["epoch"] == 2
-    assert [line["Smeasure"] for line in read_log(tmp_path)] == [0.5, 0.7, 0.6, 0.65]
+        patch.setattr(run.Run, "save", save_two)
+        train.main(arguments(RECIPE, toy, tmp_path, from_files))
+    return tmp_path
 
 
-def test_validation_stops_when_the_run_is_asked_to(toy):
-    pairs = files.pair([toy / "test/Image"], [toy / "test/Mask"])
-    model = SAM2UNeXT(**MICRO)
-    assert run.validate(model, pairs, 1, [15]) is None
-    assert run.validate(model, pairs[:1], 1, []).keys() == {"Smeasure", "wFmeasure", "MAE"}
+def test_a_damaged_last_pth_is_replaced_by_the_previous_one(half_way, undisturbed, toy, from_files, capsys):
+    last = half_way / "last.pth"
+    last.write_bytes(last.read_bytes()[:-5000])
+    train.main(arguments(RECIPE, toy, half_way, from_files))
+    output = capsys.readouterr().out
+    assert f"{last} is damaged: continuing from {half_way}/last.previous.pth" in output
+    assert "continuing after epoch 1, step 1" in output
+    assert equal(half_way / "SAM2-UNeXT-2.pth", undisturbed() / "SAM2-UNeXT-2.pth")
 
 
-def test_mismatched_validation_folders_are_one_line(toy, tmp_path, capsys):
-    args = arguments(f"--val_image_path {toy}/test/Image", toy, tmp_path)
+def test_without_an_intact_last_pth_it_does_not_silently_start_over(half_way, toy, from_files, capsys):
+    for name in ("last.pth", "last.previous.pth"):
+        (half_way / name).write_bytes(b"PK no more")
+    status, line = failure(train.main, arguments(RECIPE, toy, half_way, from_files), capsys)
+    assert status == 2 and "last.pth and " in line and "name another --save_path" in line
+
+
+def test_an_unfinished_run_is_not_overwritten(half_way, toy, from_files, capsys):
+    before = (half_way / "last.pth").read_bytes()
+    args = arguments(RECIPE.replace("--resume", ""), toy, half_way, from_files)
     status, line = failure(train.main, args, capsys)
-    assert status == 2 and "1 folder(s) of images but 0 of masks" in line
+    assert status == 2 and "holds an unfinished run (epoch 1 of 2): continue it with --resume" in line
+    assert (half_way / "last.pth").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["small", "whole"])
-def test_init_starts_from_trained_weights(kind, told, toy, from_files, tmp_path):
-    source = told / "SAM2-UNeXT-3.pth"
-    trained = SAM2UNeXT.from_checkpoint(source)
-    if kind == "whole":
-        source = tmp_path / "whole.pth"
-        checkpoint.save(source, checkpoint.network_content(trained, whole=True))
-    train.main(arguments(f"--epoch 1 --lr 0 --batch_size 6 --init {source}", toy, tmp_path / "run", from_files))
-    state = SAM2UNeXT.from_checkpoint(tmp_path / "run/SAM2-UNeXT-1.pth").state_dict()
-    same = {key for key, value in trained.state_dict().items() if torch.equal(value, state[key])}
-    assert all("running_" in key or "tracked" in key for key in state.keys() - same)
-
-
-def test_init_from_a_whole_file_restores_its_random_encoders(told, toy, tmp_path):
-    trained = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
-    checkpoint.save(tmp_path / "whole.pth", checkpoint.network_content(trained, whole=True))
-    train.main(
-        arguments(f"--epoch 1 --lr 0 --batch_size 6 --init {tmp_path}/whole.pth", toy, tmp_path / "run", NETWORK)
-    )
-    again = SAM2UNeXT.from_checkpoint(tmp_path / "run/SAM2-UNeXT-1.pth")
-    for option in ("hiera_path", "dinov2_path"):
-        ours, theirs = (checkpoint.encoder_state(one, one.state_dict(), option) for one in (again, trained))
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-
-
-def test_init_with_other_encoders_is_refused(told, toy, tmp_path, capsys):
-    args = arguments(f"--init {told}/SAM2-UNeXT-3.pth", toy, tmp_path, NETWORK)
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--batch_size 3", "--batch_size was 2, now it is 3"),
+        ("--seed 5 --epoch 3", "--epoch was 2, now it is 3; --seed was 0, now it is 5"),
+        ("--precision bf16", "the precision was torch.float32, now it is torch.bfloat16"),
+        (
+            "--train_image_path {toy}/test/Image --train_mask_path {toy}/test/Mask",
+            "the number of pairs was 6, now it is 4",
+        ),
+    ],
+)
+def test_a_resumed_run_needs_the_same_recipe(change, message, half_way, toy, from_files, capsys):
+    args = arguments(f"{RECIPE} {change.format(toy=toy)}", toy, half_way, from_files)
     status, line = failure(train.main, args, capsys)
-    assert status == 2 and "was not trained with a random encoder; give sam2_hiera_micro.pt" in line
+    assert status == 2 and message in line and f"--init {half_way}/last.pth and a new --save_path" in line
 
 
-def test_last_pth_can_be_used_to_predict(told):
-    assert SAM2UNeXT.from_checkpoint(told / "last.pth").network == MICRO
-    assert math.isfinite(torch.load(told / "last.pth")["progress"]["best"])
+def test_another_number_of_processes_is_an_error_that_says_what_to_do(half_way, toy, from_files, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, line = failure(train.main, arguments(RECIPE, toy, half_way, from_files), capsys)
+    assert status == 2 and "the number of processes was 1, now it is 2: give what it began with" in line
+
+
+def test_resume_starts_a_new_run_and_leaves_a_finished_one(toy, from_files, tmp_path, capsys):
+    args = arguments("--epoch 1 --batch_size 6 --resume", toy, tmp_path, from_files)
+    train.main(args)
+    assert f"{tmp_path}: nothing to resume, starting a new run" in capsys.readouterr().out
+    written = os.stat(tmp_path / "last.pth").st_mtime_ns
+    train.main(args)
+    assert "last.pth: the run is finished" in capsys.readouterr().out
+    assert os.stat(tmp_path / "last.pth").st_mtime_ns == written
+    args.resume = False
+    train.main(args)
+    assert f"{tmp_path}: replacing the finished run there" in capsys.readouterr().out
+    assert places(tmp_path) == [(1, 1), (1, None)]

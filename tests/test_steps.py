@@ -5,7 +5,7 @@ import math
 import pytest
 import recipe
 import torch
-from conftest import MICRO, failure
+from conftest import MICRO, failure, read_log
 from conftest import train_arguments as arguments
 from torch.amp import GradScaler
 
@@ -62,20 +62,31 @@ def test_accumulation_averages_the_gradient_over_images_even_in_the_last_step(mo
     for ours, theirs in zip(parts.seen, whole.seen, strict=True):
         assert (ours - theirs).norm() < 1e-9 * theirs.norm()
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-9)
+        assert ours.terms == pytest.approx(theirs.terms, rel=1e-9)
+        assert (ours.images, ours.grad_norm) == (theirs.images, pytest.approx(theirs.grad_norm, rel=1e-9))
     uneven = Gradients(model)
     [last] = steps(model, uneven, [3, 1], accumulate=3)  # a group cut short, its last batch smaller
-    assert (uneven.seen[0] - whole.seen[0]).norm() < 1e-9 * whole.seen[0].norm() and last["pictures"] == 4
+    assert (uneven.seen[0] - whole.seen[0]).norm() < 1e-9 * whole.seen[0].norm() and last.images == 4
 
 
 def test_a_step_reports_both_loss_terms_norm_and_rate(model):
-    [figures] = steps(model, gradients := Gradients(model), [6])
+    [step] = steps(model, gradients := Gradients(model), [6])
     loss = train.structure_loss(model(IMAGES), MASKS)
-    assert figures["bce"] + figures["wiou"] == pytest.approx(loss.item(), rel=1e-9)
+    assert sum(step.terms.values()) == pytest.approx(loss.item(), rel=1e-9)
     bce = torch.nn.functional.binary_cross_entropy_with_logits(model(IMAGES), MASKS)
-    assert figures["bce"] == pytest.approx(bce.item(), rel=1e-9)
-    assert figures["grad_norm"] == pytest.approx(gradients.seen[0].norm().item(), rel=1e-6)
-    assert (figures["pictures"], figures["lr"]) == (6, 0)
+    assert step.terms["bce"] == pytest.approx(bce.item(), rel=1e-9)
+    assert step.grad_norm == pytest.approx(gradients.seen[0].norm().item(), rel=1e-6)
+    assert (step.images, step.lr) == (6, 0)
+
+
+def test_a_new_loss_term_reaches_the_loss_the_log_and_last_pth(toy, from_files, tmp_path, monkeypatch):
+    terms = train.loss_terms
+    monkeypatch.setattr(train, "loss_terms", lambda *args: terms(*args) | {"area": args[0].sigmoid().mean()})
+    train.main(arguments("--epoch 1 --batch_size 6", toy, tmp_path, from_files))
+    for line in read_log(tmp_path):
+        assert line["area"] > 0 and line["loss"] == pytest.approx(line["bce"] + line["wiou"] + line["area"])
+    logits = torch.zeros(1, 1, 64, 64)
+    assert train.structure_loss(logits, logits) == pytest.approx(sum(terms(logits, logits).values()) + 0.5)
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for(model):
@@ -131,8 +142,7 @@ def test_a_run_that_becomes_nan_stops_with_last_pth_intact(toy, from_files, tmp_
 
     def third_is_nan(*args):
         calls.append(1)
-        bce, wiou = terms(*args)
-        return (bce * math.nan if len(calls) == 3 else bce), wiou
+        return terms(*args) | ({"bce": torch.tensor(math.nan)} if len(calls) == 3 else {})
 
     monkeypatch.setattr(train, "loss_terms", third_is_nan)
     status, line = failure(train.main, args, capsys)

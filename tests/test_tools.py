@@ -138,8 +138,8 @@ def test_the_benchmark_of_the_start_compares_two_ways(tmp_path):
 
 def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE", (90, 100))
-    figures = figures_of(tmp_path, "predict", *NETWORK, "micro", "--pictures", "8", "--precision", "fp32")["test.py"]
-    assert figures["share"] > 0 and figures["pictures a second"] > 0
+    figures = figures_of(tmp_path, "predict", *NETWORK, "micro", "--images", "8", "--precision", "fp32")["test.py"]
+    assert figures["share"] > 0 and figures["images a second"] > 0
 
 
 def test_the_median_excludes_the_first_turn():

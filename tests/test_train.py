@@ -13,14 +13,15 @@ import dataset
 import train
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, files, weights
+from unext.log import Step
 
 PLAIN = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def one_step(model, optimizer, images, masks, **options) -> float:
     """A training step on one batch; its loss."""
-    [figures] = train.train_one_epoch(model, [(images, masks, ["a"] * len(images))], optimizer, PLAIN, **options)
-    return figures["bce"] + figures["wiou"]
+    [step] = train.train_one_epoch(model, [(images, masks, ["a"] * len(images))], optimizer, PLAIN, **options)
+    return sum(step.terms.values())
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
@@ -107,12 +108,12 @@ def run(toy, tmp_path_factory):
 def test_checkpoints_every_five_epochs_and_at_the_end(run):
     assert sorted(path.name for path in run.glob("SAM2*")) == ["SAM2-UNeXT-5.pth", "SAM2-UNeXT-6.pth"]
     others = {path.name for path in run.iterdir() if not path.name.startswith("SAM2")}
-    assert others == {"args.json", "last.previous.pth", "last.pth", "log.jsonl", "tensorboard"}
+    assert others == {".lock", "args.json", "last.previous.pth", "last.pth", "log.jsonl", "tensorboard"}
 
 
 def test_a_checkpoint_records_its_network(run):
-    network, state, _ = checkpoint.read_network(run / "SAM2-UNeXT-6.pth")
-    assert network == MICRO
+    config, state, _ = checkpoint.load(run / "SAM2-UNeXT-6.pth")
+    assert config == MICRO
     assert state.keys() == SAM2UNeXT(**MICRO).state_dict().keys()
 
 
@@ -143,7 +144,7 @@ def test_the_start_prints_pairs_parameters_and_device(toy, tmp_path, capsys):
     output = capsys.readouterr()
     trained = sum(p.numel() for p in SAM2UNeXT(**MICRO).parameters() if p.requires_grad)
     assert f"6 pairs; {trained:,} trainable parameters; training on cpu" in output.out
-    assert "loss=" in output.err and "lr=2.00e-04" in output.err and "img/s" in output.err
+    assert "loss=" in output.err and "wiou=" in output.err and "lr=0.0002" in output.err and "img/s" in output.err
 
 
 def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
@@ -154,7 +155,7 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
         group = optimizer.param_groups[0]
         epochs.append((group["lr"], group["weight_decay"], torch.cat([images for images, _, _ in batches])))
         optimizer.step()
-        yield {"pictures": 6, "bce": 0, "wiou": 0, "grad_norm": 0, "lr": group["lr"]}
+        yield Step(6, {"bce": 0}, 0, group["lr"])
 
     monkeypatch.setattr(train, "train_one_epoch", record)
     for seed in (0, 0, 1):
@@ -170,16 +171,19 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
     for epoch, images in ((1, first), (2, second)):
         as_drawn = [dataset[epoch, i][0] for i in range(6)]
         shown.append([i for image in images for i in range(6) if torch.equal(image, as_drawn[i])])
-        assert sorted(shown[-1]) == list(range(6))  # each picture once, flipped as drawn for this epoch
+        assert sorted(shown[-1]) == list(range(6))  # each image once, flipped as drawn for this epoch
     assert shown[0] != shown[1] and shown[0] != list(range(6))
 
 
 def test_sam2_1_needs_the_option(toy, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(weights, "load_sam2", lambda trunk, path, allow_sam2_1: seen.append((path, allow_sam2_1)))
-    for option in ("", "--allow_sam2_1"):
-        train.build_model(arguments(option, toy, tmp_path, NETWORK.replace("hiera_path random", "hiera_path x.pt")))
-    assert seen == [("x.pt", False), ("x.pt", True)]
+    def refuse(trunk, path, allow_sam2_1):
+        raise ValueError(f"{path}, {allow_sam2_1}")
+
+    monkeypatch.setattr(weights, "load_sam2", refuse)
+    for option, allowed in (("", False), ("--allow_sam2_1", True)):
+        args = arguments(option, toy, tmp_path, NETWORK.replace("hiera_path random", "hiera_path x.pt"))
+        with pytest.raises(ValueError, match=f"x.pt, {allowed}"):
+            train.build_model(args)
 
 
 def test_an_unreadable_image_in_a_worker_process_is_one_line(toy, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py largest --memory 24   the largest batch whose training step fits in so many GB of a GPU
     python tools/benchmark.py start                 from files of weights to a network that is ready
-    python tools/benchmark.py predict --pictures 50 test.py on pictures of 2200 x 3000: how long the network waits
+    python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
 
 "plain" is the network in fp32, without TF32, with the system's memory allocator as it comes. Weights are random. On a
 CPU each turn of each way runs in a process of its own, in alternation; peak memory is all that process held. On a GPU
@@ -16,6 +16,7 @@ each way has one process; peak memory is what torch allocated. Prints medians an
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -43,11 +44,11 @@ import train
 from sam2.build_sam import CONFIGS, build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
 from tools import export
-from unext import checkpoint, cli, files, weights
+from unext import checkpoint, cli, device, weights
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
-LARGE = (2200, 3000)  # height, width of the pictures for test.py
+LARGE = (2200, 3000)  # height, width of the images for test.py
 BATCHES = range(1, 49)  # tried by `largest`
 
 
@@ -55,7 +56,7 @@ class Turn(NamedTuple):
     """What one process measured."""
 
     seconds: list[float]
-    peak_mb: float
+    peak_mb: float  # NaN where the system does not tell
     result: Tensor  # logits (B, 1, S, S) or loss (1)
 
 
@@ -85,9 +86,9 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
     if precision == "onnx":
         return prepare_onnx(args)
     if precision != "plain":
-        cli.keep_freed_memory(args.device)
+        device.keep_freed_memory(args.device)
     torch.backends.cudnn.allow_tf32 = False  # off for matrix products by default
-    dtype = cli.precision("fp32" if precision == "plain" else precision, args.device)
+    dtype = device.precision("fp32" if precision == "plain" else precision, args.device)
     torch.manual_seed(0)  # the same adapters and decoder in all ways
     model = SAM2UNeXT(*paths, **options(args), precision=dtype)
     model.to(args.device).sam.grad_checkpointing = "checkpointed" in more
@@ -104,9 +105,9 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
         return logits
 
     def step() -> Tensor:
-        (figures,) = train.train_one_epoch(model, [(images, masks, ["random"])], optimizer, scaler)
+        (one,) = train.train_one_epoch(model, [(images, masks, ["random"])], optimizer, scaler)
         synchronize(args.device)
-        return torch.tensor([figures["bce"] + figures["wiou"]])
+        return torch.tensor([sum(one.terms.values())])
 
     if command == "infer":
         model.eval()
@@ -120,7 +121,7 @@ def prepare_onnx(args: argparse.Namespace) -> Callable[[], Tensor]:
     """A function that runs the exported graph once and returns its logits."""
     graph, side = export.load_graph(args.onnx, args.device)
     if side != args.size:
-        raise ValueError(f"--size {args.size}: {files.shown(args.onnx)} was exported at {side}")
+        raise ValueError(f"--size {args.size}: {args.onnx} was exported at {side}")
     images = np.random.default_rng(0).standard_normal((args.batch_size, 3, args.size, args.size), np.float32)
     return lambda: graph(images)
 
@@ -144,8 +145,9 @@ def measure(command: str, way: str, paths: list[str], args: argparse.Namespace, 
     seconds = [timed(work) for _ in range(repeats)]
     if args.device.startswith("cuda"):
         return Turn(seconds, torch.cuda.max_memory_allocated(args.device) / 2**20, result)
-    status = Path("/proc/self/status").read_text()  # getrusage's maximum starts with the parent's
-    return Turn(seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024, result)
+    status = Path("/proc/self/status")  # of Linux; getrusage's maximum starts with the parent's
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else math.nan
+    return Turn(seconds, peak, result)
 
 
 def in_process(function: Callable[..., Any], *words: object) -> Any:
@@ -204,7 +206,7 @@ def largest_batch(way: str, paths: list[str], batches: Sequence[int], args: argp
         except torch.OutOfMemoryError:
             return True
         peak = torch.cuda.max_memory_allocated(args.device) / 2**20
-        found.update({"batch": batch, "s": seconds, "pictures a second": batch / seconds, "peak MB": peak})
+        found.update({"batch": batch, "s": seconds, "images a second": batch / seconds, "peak MB": peak})
         return False
 
     bisect_left(batches, True, key=is_too_large)
@@ -246,12 +248,12 @@ def benchmark_start(args: argparse.Namespace) -> Figures:
 
 
 def benchmark_predict(args: argparse.Namespace) -> Figures:
-    """test.py on large JPEG files: pictures a second, and the share of the time for which the network is needed.
+    """test.py on large JPEG files: images a second, and the share of the time for which the network is needed.
 
     The rest of the time it waits. What it needs is measured by itself, after the run, with the last batch.
     """
-    if args.pictures <= args.batch_size:
-        raise ValueError(f"--pictures {args.pictures}: give more than one batch, the first does not count")
+    if args.images <= args.batch_size:
+        raise ValueError(f"--images {args.images}: give more than one batch, the first does not count")
     ended: list[float] = []  # when each call did
     last: deque[tuple] = deque(maxlen=1)  # its arguments
     predict_batch = test.predict_batch
@@ -272,7 +274,7 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
         (images := Path(folder, "images")).mkdir()
         small = np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
         cv2.imwrite(str(images / "0.jpg"), cv2.resize(small, LARGE[::-1]))
-        for i in range(1, args.pictures):
+        for i in range(1, args.images):
             os.link(images / "0.jpg", images / f"{i}.jpg")
         checkpoint.save_network(Path(folder, "random.pth"), SAM2UNeXT(**options(args)), epoch=1)
         words = ["--checkpoint", f"{folder}/random.pth", "--test_image_path", images, "--save_path", f"{folder}/maps"]
@@ -282,18 +284,18 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
             test.main(test.get_args_parser().parse_args([str(word) for word in words]))
         seconds = time.perf_counter() - ended[0]
         needed = (len(ended) - 1) * statistics.median([timed(call) for _ in range(args.repeats + 1)][1:])
-    return {"test.py": {"pictures a second": (args.pictures - args.batch_size) / seconds, "share": needed / seconds}}
+    return {"test.py": {"images a second": (args.images - args.batch_size) / seconds, "share": needed / seconds}}
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED, "a smaller --batch_size or --size needs less"):
-        args.device = cli.device(args.device)
+    with cli.one_line_errors("a smaller --batch_size or --size needs less"):
+        args.device = device.find(args.device)
         others = {"start": benchmark_start, "predict": benchmark_predict, "largest": benchmark_largest}
         results = others.get(args.command, benchmark_network)(args)
-    for name, figures in results.items():
-        print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        for name, figures in results.items():
+            print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -306,16 +308,16 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
-        command.add_argument("--size", type=cli.number(multiple=32, least=32), default=1024, help="of the input, px")
+        command.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="of the input, px")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         if name == "infer":
             command.add_argument("--onnx", type=Path, metavar="FILE", help="a file of tools/export.py, run as well")
         if name == "predict":
-            command.add_argument("--pictures", type=cli.number(), default=200, help="how many")
+            command.add_argument("--images", type=cli.number(), default=200, help="how many")
         if name == "largest":
             command.add_argument("--memory", type=cli.number(float), default=24, help="GB (1e9 bytes) of the GPU")
         elif name != "start":
-            command.add_argument("--batch_size", type=cli.number(), default=1, help="pictures at a time")
+            command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
         if name != "start":
             command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
             command.add_argument("--compile", action="store_true", help="compiled by torch as well")

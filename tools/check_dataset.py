@@ -28,6 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
 from unext import cli, files
+from unext.workers import in_processes
 
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
@@ -57,10 +58,12 @@ class Finding(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        return files.shown(f"{self.path.parent.name}/{self.path.name}" + (f" ({self.detail})" if self.detail else ""))
+        return files.printable(
+            f"{self.path.parent.name}/{self.path.name}" + (f" ({self.detail})" if self.detail else "")
+        )
 
 
-class Inspected(NamedTuple):
+class Inspection(NamedTuple):
     """The content of a file, if it can be read."""
 
     size: tuple[int, int] | None = None  # (width, height)
@@ -71,7 +74,7 @@ class Inspected(NamedTuple):
 class Survey(NamedTuple):
     """What there is to check, and what the file names alone reveal."""
 
-    found: list[benchmarks.Found]
+    splits: list[benchmarks.SplitFolder]
     jobs: list[Job]
     findings: list[Finding]
 
@@ -88,9 +91,9 @@ def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
                 survey(everything, split, place, images, masks)
         except (ValueError, PermissionError) as error:
             everything.findings.append(Finding(split, NOT_FOUND, Path(root), str(error).removeprefix(f"{split}: ")))
-    if not everything.found:
+    if not everything.splits:
         reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings] or ["it has none"]
-        raise ValueError(f"{files.shown(name)}: none of its splits exists; {reasons[0]}")
+        raise ValueError(f"{name}: none of its splits exists; {reasons[0]}")
     return everything, training
 
 
@@ -110,7 +113,7 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
                 add("not an image by its extension", path, "" if path.exists() else "a broken link")
     left, right, left_out = benchmarks.belonging(place, *sides)
     pairs = files.match(left, right, str(images), skip_unpaired=True)
-    everything.found.append(benchmarks.Found(split, images, masks, pairs, place.count, left_out))
+    everything.splits.append(benchmarks.SplitFolder(split, images, masks, pairs, place.count, left_out))
     everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
     for kind, paths, here, there in (
         ("image without mask", listed[0], left, right),
@@ -135,8 +138,8 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
 
 def examine(job: Job) -> tuple[list[Finding], bytes | None]:
     """Decodes the files of a job: what is wrong with them, and a digest of the image's pixels."""
-    image = inspect(job.image, is_mask=False) if job.image else Inspected()
-    mask = inspect(job.mask, is_mask=True) if job.mask else Inspected()
+    image = inspect(job.image, is_mask=False) if job.image else Inspection()
+    mask = inspect(job.mask, is_mask=True) if job.mask else Inspection()
     if image.size and mask.size and image.size != mask.size:
         detail = f"{mask.size[1]} x {mask.size[0]}, image {image.size[1]} x {image.size[0]}"
         if ROTATED in image.kinds and image.size == mask.size[::-1]:
@@ -146,7 +149,7 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
     return [Finding(job.split, kind, path, kinds[kind]) for path, kinds in found for kind in kinds], image.digest
 
 
-def inspect(path: Path, is_mask: bool) -> Inspected:
+def inspect(path: Path, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
     stage = "unreadable"
     try:
@@ -165,11 +168,11 @@ def inspect(path: Path, is_mask: bool) -> Inspected:
             elif image.mode not in PLAIN:
                 kinds["unusual colour mode"] = f"mode {image.mode}"
             if is_mask:
-                return Inspected(image.size, kinds | mask_kinds(image))
+                return Inspection(image.size, kinds | mask_kinds(image))
             files.eight_bits(image, "RGB")
-            return Inspected(image.size, kinds, fingerprint(image))
+            return Inspection(image.size, kinds, fingerprint(image))
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        return Inspected(kinds={stage: files.why(path, error)})
+        return Inspection(kinds={stage: files.why(path, error)})
 
 
 def mask_kinds(mask: Image.Image) -> dict[str, str]:
@@ -237,7 +240,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.one_line_errors() as command:
         if benchmarks.is_benchmark(args.first):
             everything, training = survey_benchmark(args.first, args.second)
         else:
@@ -246,26 +249,27 @@ def main(args: argparse.Namespace) -> None:
         if not everything.jobs:
             raise ValueError(f"{files.listing([args.first, args.second])}: have no images")
         if args.json and args.json.is_dir():
-            raise IsADirectoryError(f"--json {files.shown(args.json)}: is a folder; name a file")
+            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
         if args.json:
             files.output_folder(args.json.parent)
-    with cli.exit_on_error(cli.NOT_COMPLETED):
-        print(*everything.found, sep="\n", flush=True)
+
+        command.started()
+        print(*everything.splits, sep="\n", flush=True)
         findings = list(everything.findings)
         images = []
-        with closing(cli.in_processes(examine, everything.jobs, args.workers)) as results:
+        with closing(in_processes(examine, everything.jobs, args.workers)) as results:
             bar = tqdm(results, total=len(everything.jobs), desc="checking", unit="img")
             for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
                 findings += wrong
                 if digest:
                     images.append((job, digest))
         findings += duplicates(images, training)
-        report(everything.found, findings, args.json)
-    if any(KINDS[finding.kind][0] == "error" for finding in findings):
-        raise SystemExit(ERRORS_FOUND)
+        report(everything.splits, findings, args.json)
+        if any(KINDS[finding.kind][0] == "error" for finding in findings):
+            raise SystemExit(ERRORS_FOUND)
 
 
-def report(places: Sequence[benchmarks.Found], findings: Sequence[Finding], path: Path | None) -> None:
+def report(places: Sequence[benchmarks.SplitFolder], findings: Sequence[Finding], path: Path | None) -> None:
     """Prints the table and the verdict, and writes everything as JSON."""
     totals = {one: sum(KINDS[finding.kind][0] == one for finding in findings) for one in SEVERITIES}
     pairs = sum(len(place.pairs) for place in places)

@@ -1,4 +1,4 @@
-"""Arranges images, their ground truth and their prediction maps in one PNG, to look at.
+"""Arranges images, their ground truth and their prediction maps in one PNG.
 
     python tools/contact_sheet.py --images demo/data/test/Image --masks demo/data/test/Mask \\
         --maps demo/run/predictions --output demo/run/sheet.png
@@ -30,14 +30,14 @@ def contact_sheet(rows: list[list[Image.Image]], columns: int) -> Image.Image:
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.one_line_errors():
         folders = [files.find(folder) for folder in (args.images, args.masks, args.maps)]
         stems = [stem for stem in folders[0] if all(stem in folder for folder in folders)][: args.count]
         if not stems:
             raise ValueError(f"no file name is in all of {files.listing([args.images, args.masks, args.maps])}")
         rows = [[files.read_image(folder[stem]) for folder in folders] for stem in stems]
         files.save_image(contact_sheet(rows, args.columns), args.output)
-    print(f"{files.count(len(rows), 'image')}, ground truth and maps: {files.shown(args.output)}")
+        print(f"{files.count(len(rows), 'image')}, ground truth and maps: {args.output}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:

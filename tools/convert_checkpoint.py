@@ -22,18 +22,18 @@ from unext import checkpoint, cli, files
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.one_line_errors():
         if args.to == "hub" and (args.output / "README.md").exists():
-            raise ValueError(f"{files.shown(args.output)}: has a model card, which would stay; name another folder")
+            raise ValueError(f"{args.output}: has a model card, which would stay; name another folder")
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         files.require_apart(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
-            raise ValueError(f"{files.shown(args.input)}: name its encoders' files with --hiera_path and --dinov2_path")
+            raise ValueError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)
         if args.to == "hub":
             model.save_pretrained(args.output, model_card_kwargs=card(args.results))
-            print(f"{files.shown(args.output)}: a folder for the hub; upload it with hf upload user/model FOLDER")
+            print(f"{args.output}: a folder for the hub; upload it with hf upload user/model FOLDER")
             return
         if args.to == "original":
             content = dict(model.state_dict())
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
             content = checkpoint.network_content(model, whole=args.to == "whole")
             content["epoch"] = checkpoint.read(args.input).get("epoch")
         checkpoint.save(args.output, content)
-    print(f"{files.shown(args.output)}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
+        print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
 
 
 def card(results: Path | None) -> dict[str, str]:
@@ -52,7 +52,7 @@ def card(results: Path | None) -> dict[str, str]:
         names = json.loads((results / "results.json").read_text())
         return {"dataset": ", ".join(names), "results": (results / "results.md").read_text()}
     except (OSError, ValueError) as error:
-        raise ValueError(f"--results {files.shown(results)}: is not a folder of eval.py's results: {error}") from error
+        raise ValueError(f"--results {results}: is not a folder of eval.py's results: {error}") from error
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Exports a trained SAM2-UNeXT to ONNX and proves that onnxruntime computes the same maps as torch.
+"""Exports a trained SAM2-UNeXT to ONNX and checks that onnxruntime computes the maps of torch.
 
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx --check images/ --check_gt masks/
@@ -10,7 +10,7 @@ fingerprint. Weights of more than 1.5 GiB are in a second file, OUT.onnx.data.
 
 The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, in batches of one and
 two images. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
---check_gt prints the nine metrics of both. docs/deploy.md tells how to use the file.
+--check_gt prints the metrics of both. docs/deploy.md tells how to use the file.
 """
 
 import argparse
@@ -36,16 +36,16 @@ from dataset import MEAN, STD
 from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files, weights
-from unext.output import Settings, Task
+from unext.output import Task
 
-OLDEST = (2, 10)  # version of torch whose exporter can do this
+MIN_TORCH = (2, 10)  # the first version whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 LARGE = 1536 * 2**20  # bytes of weights above which torch gives them a file of their own: protobuf cannot hold 2 GiB
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 BATCH = 2  # images at a time when checking, after a first one by itself
 LESS_MEMORY = "a smaller --size needs less"
-MOST_IMAGES = 2**15  # in a batch; torch wants a bound
+MAX_IMAGES = 2**15  # in a batch; torch wants a bound
 SYNTHETIC = ((480, 640), (500, 300), (256, 256))  # height, width
 
 
@@ -75,7 +75,7 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
     Raises ValueError, OSError, and RuntimeError or MemoryError if memory runs out.
     """
     network = copy.deepcopy(model).half() if half else model
-    batch = torch.export.Dim("batch", max=MOST_IMAGES)
+    batch = torch.export.Dim("batch", max=MAX_IMAGES)
     images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own code
@@ -89,14 +89,13 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
             if isinstance(cause, RuntimeError | MemoryError) and is_lack_of_memory(cause):
                 raise cause from error
             raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
-    program.model.metadata_props.update({
-        "mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size), "checkpoint": test.fingerprint(model),
-    })  # fmt: skip
+    metadata = {"mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size)}
+    program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
     program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    return bool(cli.diagnosis(f"{type(error).__name__}: {error}", LESS_MEMORY))
+    return cli.diagnosis(error, LESS_MEMORY).startswith("out of memory")
 
 
 def write_synthetic(folder: Path) -> list[Task]:
@@ -120,7 +119,7 @@ def load_graph(path: Path, device: str = "cpu") -> tuple[Callable[[np.ndarray], 
     import onnxruntime
 
     if not path.is_file():
-        raise FileNotFoundError(f"{files.shown(path)}: there is no such file")
+        raise FileNotFoundError(f"{path}: there is no such file")
 
     def run(images: np.ndarray) -> Tensor:
         with errors_of_onnxruntime():
@@ -158,12 +157,11 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
     `graph` is a function of `load_graph`. Raises OSError for unreadable images, ValueError for logits that are not
     finite, and what `graph` raises.
     """
-    settings = Settings((), "", "float32", model.size, stretch=True, flip=False, threshold=0.5)
     largest: list[int] = []  # difference of each map
     means: list[float] = []
     scores: dict[str, list[metrics.PairScores]] = {"torch": [], "onnxruntime": []}
     for group, images in tqdm(groups(tasks), unit="batch", desc="checking"):
-        batch = [test.read(task, settings) for task in group]
+        batch = [test.read(task, model.size) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
         tensors = [sample.tensor.numpy() for sample in batch]
@@ -171,17 +169,17 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
         ours = test.predict_batch(model, batch, flip=False)
         for name, logits in (("torch", ours), ("onnxruntime", theirs)):
             if not logits.isfinite().all():
-                shown = files.listing(task.image for task in group)
-                raise ValueError(f"{name} computes NaN or infinity for {shown}; a half-precision graph may overflow")
+                names = files.listing(task.image for task in group)
+                raise ValueError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
         for sample, *both in zip(batch, ours, theirs, strict=True):
-            maps = [test.grey_map(logits, sample, settings) for logits in both]
+            maps = [test.grey_map(logits, sample.size) for logits in both]
             difference = np.abs(np.subtract(*maps, dtype=int))
             largest.append(int(difference.max()))
             means.append(difference.mean())
             if sample.task.ground_truth:
-                truth = np.array(files.read_mask(sample.task.ground_truth))
+                mask = np.array(files.read_mask(sample.task.ground_truth))
                 for found, grey in zip(scores.values(), maps, strict=True):
-                    found.append(metrics.score(grey, truth))
+                    found.append(metrics.score(grey, mask))
     kept = {name: metrics.mean(found) for name, found in scores.items() if found}
     return Difference(max(largest), float(np.mean(means)), kept)
 
@@ -233,7 +231,7 @@ def check_output(path: Path, used: Sequence[Path]) -> None:
     """Raises ValueError if the graph or its weights would replace an input or what is not a file."""
     for output in (path, data_file(path)):
         if output.exists() and not output.is_file():
-            raise ValueError(f"{files.shown(output)}: is not a file; name one to write")
+            raise ValueError(f"{output}: is not a file; name one to write")
         files.require_apart(output, used)
 
 
@@ -248,42 +246,39 @@ def replace(path: Path, target: Path) -> None:
         data_file(target).unlink(missing_ok=True)
 
 
-def run(args: argparse.Namespace, folder: Path, model: SAM2UNeXT, tasks: Sequence[Task]) -> None:
-    """Exports into the temporary `folder`, checks, and moves the result. Raises ValueError or OSError."""
-    shown, path = files.shown(args.output), folder / "graph" / args.output.name
-    path.parent.mkdir()
-    print(f"exporting {files.shown(args.checkpoint)} at {model.size} px, which takes minutes for the full network")
-    with files.writing(args.output):
-        export(model, path, args.half)
-    graph, _ = load_graph(path)
-    difference = compare(model, graph, tasks)
-    print(describe(difference))
-    most = HALF_TOLERANCE if args.half else TOLERANCE
-    if difference.largest > most:
-        allowed = files.count(most, "grey level")
-        raise ValueError(f"{shown}: not written, since maps may differ by at most {allowed}")
-    size = sum(file.stat().st_size for file in path.parent.iterdir())
-    with files.writing(args.output):
-        replace(path, args.output)
-    print(f"{shown}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
-
-
 def main(args: argparse.Namespace) -> None:
     cli.end_on_signals()
-    with ExitStack() as held:
-        with cli.exit_on_error(cli.NOTHING_STARTED, LESS_MEMORY):
-            cli.require(PACKAGES, "requirements-export.txt")
-            if torch.__version__ < OLDEST:
-                raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
-            tasks = find_images(args)
-            paths = args.checkpoint, args.hiera_path, args.dinov2_path
-            model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
-            model.size = args.size or model.size
-            check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *inputs(tasks)])
-            parent = files.output_folder(args.output.parent)
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
-        with cli.exit_on_error(cli.NOT_COMPLETED, LESS_MEMORY):
-            run(args, folder, model, tasks or write_synthetic(folder / "synthetic"))
+    with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
+        cli.require(PACKAGES, "requirements-export.txt")
+        if torch.__version__ < MIN_TORCH:
+            raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
+        tasks = find_images(args)
+        paths = args.checkpoint, args.hiera_path, args.dinov2_path
+        model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
+        model.size = args.size or model.size
+        check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *inputs(tasks)])
+        parent = files.output_folder(args.output.parent)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
+
+        command.started()
+        tasks = tasks or write_synthetic(folder / "synthetic")
+        path = folder / "graph" / args.output.name
+        path.parent.mkdir()
+        print(f"exporting {args.checkpoint} at {model.size} px, which takes minutes for the full network")
+        with files.writing(args.output):
+            export(model, path, args.half)
+        graph, _ = load_graph(path)
+        difference = compare(model, graph, tasks)
+        del graph  # Windows moves no file that is in use
+        print(describe(difference))
+        allowed = HALF_TOLERANCE if args.half else TOLERANCE
+        if difference.largest > allowed:
+            levels = files.count(allowed, "grey level")
+            raise ValueError(f"{args.output}: not written, since maps may differ by at most {levels}")
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        with files.writing(args.output):
+            replace(path, args.output)
+        print(f"{args.output}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -291,7 +286,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
     parser.add_argument("output", type=cli.path, metavar="OUT.onnx", help="the file to write")
     parser.add_argument("--half", action="store_true", help="float16: half the size, for GPUs")
-    side = cli.number(multiple=32, least=32)
+    side = cli.number(multiple=32, minimum=32)
     parser.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
     parser.add_argument("--check_gt", metavar="DIR", help="their ground truth, to compare the scores")

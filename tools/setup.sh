@@ -2,7 +2,7 @@
 #
 #     bash tools/setup.sh requirements-export.txt requirements-app.txt
 
-here=$(dirname "$0")  # of the script
+here=$(dirname "$(readlink -f "$0")")  # of the script, also of one that a link leads to
 
 # `setup FILE...`, in the repository's folder: makes .venv, installs the requirements in the files unless that was done
 # before, and sets PYTHON to its interpreter. PYTHON=python3.12 chooses the one that it is made with.
@@ -49,43 +49,50 @@ find_python() {
     fi
 }
 
-# `read_words LEAST WORD...`, in a recipe beside tools/: finds Python and names the run; sets data to the options of
-# a benchmark, if WORD names one, and words to those that are left. Shows how the recipe is used where there are fewer
-# words than LEAST or options come first.
+# `read_words MIN WORD...`, in a recipe beside tools/: finds Python and names the run. Shows how the recipe is used where
+# there are fewer words than MIN or options come first.
 read_words() {
-    local least=$1
+    local min=$1
     shift
-    if [ $# -lt "$least" ] || [[ $1 == -* ]]; then
+    if [ $# -lt "$min" ] || [[ $1 == -* ]]; then
         sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
         return 2
     fi
     find_python "$here"
     name_run "$1" "${2:-}"
-    data=() words=("$@")
-    if [ -n "$benchmark" ]; then
-        data=(--benchmark "$1" "$2") words=("${@:3}")
-    fi
 }
 
-# `name_run WORD [ROOT]`: where WORD is a benchmark's name or a YAML file, sets benchmark to WORD and run to $RUN or
-# runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or runs/sam2unext.
+# `name_run WORD [ROOT]`: where WORD is the name of a benchmark of the paper, in any case, or a YAML file, sets benchmark
+# to WORD and run to $RUN or runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or
+# runs/sam2unext.
 name_run() {
-    benchmark=$1
-    case "${1^^}" in
-        DIS5K | COD | MAS3K | RMAS | EORSSD | ORSI-4199) run=${1^^} ;;
-        ORSI4199) run=ORSI-4199 ;;
-        *.YAML | *.YML) run=$(basename "${1%.*}") ;;
-        *) benchmark="" run=sam2unext ;;
+    local names name
+    names=$(sed -n 's/^\([A-Za-z0-9-]*\):$/\1/p' "$here/evaluation/benchmarks.yaml")
+    benchmark=$1 run=""
+    for name in $names; do
+        if [ "$(plain "$name")" = "$(plain "$1")" ]; then
+            run=$name
+        fi
+    done
+    case $1 in
+        *.yaml | *.yml | *.YAML | *.YML) run=$(basename "${1%.*}") ;;
     esac
-    run=${RUN:-runs/$run}
-    if [ -n "$benchmark" ] && [ ! -d "${2:-}" ]; then
+    if [ -n "$run" ] && [ ! -d "${2:-}" ]; then
         echo "$(basename "$0"): $1 needs the folder of its archive after it; ${2:-nothing} is no folder" >&2
         return 2
-    elif [ -z "$benchmark" ] && [ ! -e "$1" ]; then
-        echo "$(basename "$0"): there is no folder or file $1, and no benchmark of that name (DIS5K, COD, MAS3K, RMAS," \
-            "EORSSD, ORSI-4199 or a YAML file)" >&2
-        return 2
+    elif [ -z "$run" ]; then
+        benchmark="" run=sam2unext
+        if [ ! -e "$1" ]; then
+            echo "$(basename "$0"): there is no folder or file $1, and no benchmark of that name ($(echo $names | sed 's/ /, /g') or" \
+                "a YAML file)" >&2
+            return 2
+        fi
     fi
+    run=${RUN:-runs/$run}
+}
+
+plain() {
+    echo "$1" | tr -d - | tr '[:upper:]' '[:lower:]'
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

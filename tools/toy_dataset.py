@@ -5,7 +5,7 @@
 Each image shows a blob of fine texture, anywhere, on a background of coarser texture. Both have the same mean colour
 and contrast, so that neither colour nor brightness nor position gives the blob away. The same seed makes the same
 files: {train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png are Gaussian blobs in the middle of each
-test image with the width that scores best: the maps of a network that learnt nothing but "in the middle".
+test image with the width that scores best: what a network without eyes would predict.
 """
 
 import argparse
@@ -67,9 +67,9 @@ def centred_blob(height: int, width: int, sigma: float = CENTRED_SIGMA) -> np.nd
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.exit_on_error(cli.NOTHING_STARTED):
+    with cli.one_line_errors() as command:
         files.output_folder(args.folder)
-    with cli.exit_on_error(cli.NOT_COMPLETED):
+        command.started()
         for number, (split, count) in enumerate({"train": args.train, "test": args.test}.items()):
             for i in tqdm(range(count), desc=split, unit="img"):
                 image, mask = sample(np.random.default_rng([args.seed, number, i]))
@@ -89,7 +89,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="for the data set")
     parser.add_argument("--train", type=cli.number(), default=160, help="training images")
     parser.add_argument("--test", type=cli.number(), default=40, help="test images")
-    parser.add_argument("--seed", type=cli.number(least=0), default=0, help="another seed makes other images")
+    parser.add_argument("--seed", type=cli.number(minimum=0), default=0, help="another seed makes other images")
     return parser
 
 

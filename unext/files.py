@@ -1,11 +1,9 @@
 """Finds, pairs and reads images and masks, and writes files atomically. Free of torch, which keeps its users small."""
 
-import fcntl
 import hashlib
 import io
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,15 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 LISTED = 10  # names that a message lists before it only counts
-USUAL = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first, as Pillow does
+COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first, as Pillow does
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
-PATIENCE = 1.0  # seconds that a folder's lock is waited for
-OBJECT = 128  # scores count what is above as the object
+LOCK = ".lock"  # the file in a folder that is locked
+PATIENCE = 6.0  # seconds to wait for it: the data loader's workers outlive a killed process by up to five
+OBJECT = 128  # scores count pixels above as the object
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
 
@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they ar
 def formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read."""
     Image.init()
-    return USUAL + tuple(name for name in Image.OPEN if name not in NOT_READ.union(USUAL))
+    return COMMON + tuple(name for name in Image.OPEN if name not in NOT_READ.union(COMMON))
 
 
 @cache
@@ -45,7 +45,7 @@ def require_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         reason = "is not a folder" if path.exists() else "there is no such folder"
-        raise NotADirectoryError(f"{shown(path)}: {reason}")
+        raise NotADirectoryError(f"{path}: {reason}")
     return path
 
 
@@ -74,10 +74,10 @@ def find(folder: str | Path) -> dict[str, Path]:
         found[path.stem] = path
     if repeated:
         raise ValueError(
-            f"{shown(folder)}: has files that differ only in their extension, keep one of each: {listing(repeated)}"
+            f"{folder}: has files that differ only in their extension, keep one of each: {listing(repeated)}"
         )
     if not found:
-        raise ValueError(f"{shown(folder)}: has no images")
+        raise ValueError(f"{folder}: has no images")
     return dict(sorted(found.items()))
 
 
@@ -87,9 +87,7 @@ def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
     for path in map(Path, paths):
         for stem, image in ({path.stem: path} if path.is_file() else find(path)).items():
             if stem in found:
-                raise ValueError(
-                    f"{shown(found[stem])} and {shown(image)}: have the same name; write them to different folders"
-                )
+                raise ValueError(f"{found[stem]} and {image}: have the same name; write them to different folders")
             found[stem] = image
     return found
 
@@ -115,10 +113,9 @@ def pair(
     for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
         images, masks = find(image_folder), find(mask_folder)
         if not images.keys() & masks.keys():
-            image, mask = (shown(next(iter(side.values())).name) for side in (images, masks))
+            image, mask = (next(iter(side.values())).name for side in (images, masks))
             raise ValueError(
-                f"no image in {shown(image_folder)} has the name of a mask in {shown(mask_folder)} (for example "
-                f"{image} and {mask})"
+                f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {image} and {mask})"
             )
         pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
     return pairs
@@ -137,7 +134,7 @@ def match(
             problems.append(f"without their {wanted}: {listing(alone)}")
     if problems and not skip_unpaired:
         remedy = remedy or "add the missing files"
-        raise ValueError(f"{shown(where)} do not match; {'; '.join(problems)}; {remedy}")
+        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
     return [(path, masks[stem]) for stem, path in images.items() if stem in masks]
 
 
@@ -146,16 +143,16 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def shown(name: object) -> str:
-    """A name, usually of a file, as printable text on one line: anything else is escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+def printable(text: object) -> str:
+    """A name or message as text on one line: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def listing(names: Iterable[object]) -> str:
     """The first names of a list, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(map(shown, names[:LISTED])) + more
+    return ", ".join(map(printable, names[:LISTED])) + more
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
@@ -214,10 +211,10 @@ def eight_bits(image: Image.Image, mode: str) -> Image.Image:
     if not image.mode.startswith(DEEP):
         return image.convert(mode)
     values = np.asarray(image)  # (H, W)
-    least, greatest = values.min(), values.max()
-    if not 0 <= least <= greatest <= 65535:  # nor NaN
-        raise ValueError(f"its values from {least:g} to {greatest:g} are neither 8 nor 16 bits; save it as 8 bits")
-    white = 1 if image.mode == "F" and greatest <= 1 else 255 if greatest <= 255 else 65535
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 65535:  # nor NaN
+        raise ValueError(f"its values from {low:g} to {high:g} are neither 8 nor 16 bits; save it as 8 bits")
+    white = 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert(mode)
 
 
@@ -240,7 +237,7 @@ def dark_masks(names: Sequence[str], total: int) -> str:
 def require_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
     """Raises ValueError if writing to `path` would replace one of the inputs."""
     if Path(path).resolve() in {Path(used).resolve() for used in inputs}:
-        raise ValueError(f"{shown(path)}: is one of the inputs and would be replaced; name another file")
+        raise ValueError(f"{path}: is one of the inputs and would be replaced; name another file")
 
 
 @contextmanager
@@ -249,7 +246,7 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -281,7 +278,7 @@ def save_image(image: Image.Image, path: str | Path, **options: int) -> None:
     """
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if kind not in Image.SAVE:
-        raise ValueError(f"{shown(path)}: has no extension of an image; name a .png or .jpg")
+        raise ValueError(f"{path}: has no extension of an image; name a .png or .jpg")
     buffer = io.BytesIO()  # Pillow does not notice a file that takes only part of what it writes
     image.save(buffer, kind, **options)
     with replacing(path) as file:
@@ -296,42 +293,37 @@ def output_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise OSError(f"{shown(path)}: nothing can be written there: {error.strerror}") from error
+        raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
 
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Locks a folder, made if it is missing, against other processes until the block or this process ends.
 
-    The lock leaves nothing behind, however the process ends; the workers of a killed one may outlive it for a moment,
-    hence the patience. Raises ValueError if another process holds it, OSError if files cannot be written there.
+    A folder that was made here and stayed empty is removed again. Raises ValueError if another process holds the lock,
+    OSError if files cannot be written there.
     """
-    descriptor = os.open(output_folder(path), os.O_RDONLY)
-    deadline = time.monotonic() + PATIENCE
+    path = Path(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    lock = FileLock(output_folder(path) / LOCK)
     try:
-        while not lock(descriptor):
-            if time.monotonic() > deadline:
-                raise ValueError(f"{shown(path)}: another process writes there; wait, or name another folder")
-            time.sleep(0.05)
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise ValueError(f"{path}: another process writes there; wait, or name another folder") from None
+    try:
         yield
     finally:
-        os.close(descriptor)
-
-
-def lock(descriptor: int) -> bool:
-    """Locks what is open if nobody else has; True as well on a file system without locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+        lock.release()
+        with suppress(OSError):  # of a folder that holds something, or that is gone
+            if made and not {file.name for file in path.iterdir()} - {LOCK}:
+                (path / LOCK).unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
 
 
 def unreadable(path: str | Path, error: Exception) -> OSError:
     """Pillow's error with the file's name, which Pillow usually omits."""
-    return OSError(f"{shown(path)}: cannot be read as an image: {why(path, error)}")
+    return OSError(f"{path}: cannot be read as an image: {why(path, error)}")
 
 
 def why(path: str | Path, error: Exception) -> str:
@@ -339,4 +331,4 @@ def why(path: str | Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "its format is not known to Pillow" if os.path.getsize(path) else "it is empty"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return shown((reason.splitlines() or [type(error).__name__])[0])
+    return (reason.splitlines() or [type(error).__name__])[0]

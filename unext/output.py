@@ -1,14 +1,9 @@
-"""What test.py writes for an image: map, mask, overlay, cutout, each with a note of how it was made.
+"""What test.py writes for an image: map, mask, overlay, cutout; and settings.json beside them, which says how."""
 
-The note is a comment inside the file. A rerun keeps files with its own note and never takes others for its own.
-"""
-
-import os
-import struct
-import zlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,18 +13,8 @@ from unext import files
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
-
-
-class Settings(NamedTuple):
-    """What to write, and how."""
-
-    kinds: tuple[str, ...]  # of KINDS
-    checkpoint: str  # its fingerprint
-    precision: str  # of the network
-    size: int  # side of the network's input, pixels
-    stretch: bool
-    flip: bool
-    threshold: float  # of the map in [0, 1]
+SETTINGS = "settings.json"
+RECORDED = ("path", "versions")  # in settings.json, but not compared
 
 
 class Task(NamedTuple):
@@ -44,60 +29,27 @@ class Task(NamedTuple):
         return folder / f"{self.image.stem}{KINDS[kind]}"
 
 
-def notes(task: Task, settings: Settings) -> dict[str, str]:
-    """The note for the file of each kind. Raises OSError that names a file that cannot be read."""
-    made = settings._asdict()
-    kinds, threshold = made.pop("kinds"), made.pop("threshold")
-    try:
-        with open(task.image, "rb") as file:
-            made["picture"] = f"{zlib.crc32(file.read(2**16)):08x}-{os.fstat(file.fileno()).st_size}"
-    except OSError as error:
-        raise files.unreadable(task.image, error) from error
-    truth = files.read_size(task.ground_truth) if task.ground_truth else ()
-    made["ground truth"] = "x".join(map(str, truth)) or "none"
-    text = "; ".join(f"{name} {value}" for name, value in made.items())
-    return {kind: f"{text}; threshold {threshold}" if kind in ("mask", "overlay") else text for kind in kinds}
-
-
-def with_note(content: bytes, text: str) -> bytes:
-    """A PNG or JPEG file with a comment: a tEXt chunk after the header, or a COM segment."""
-    comment = text.encode("ascii")
-    if content.startswith(b"\xff\xd8"):
-        return content[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + content[2:]
-    chunk = b"tEXtComment\0" + comment
-    end = 33  # of signature and header
-    framed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return content[:end] + framed + content[end:]
-
-
-def read_note(path: Path) -> str:
-    """The comment in a file; empty if there is none."""
-    try:
-        with files.opened(path) as image:
-            comment = image.info.get("Comment") or image.info.get("comment") or ""
-    except OSError:
-        return ""
-    return comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
-
-
-def render(kind: str, grey: np.ndarray, image: Image.Image | None, threshold: float) -> bytes:
-    """The content of one file, PNG or (overlay) JPEG, from the map in grey levels, uint8 (H, W)."""
-    if kind in ("overlay", "cutout"):
-        pixels = np.asarray(image)[..., ::-1]  # (H, W, 3), BGR for OpenCV
-        if grey.shape != pixels.shape[:2]:  # it has the ground truth's size
-            grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    mask = (grey >= threshold * 255).astype(np.uint8)
+def render(kind: str, grey: np.ndarray, image: Image.Image, threshold: float = 0.5) -> np.ndarray:
+    """The pixels of one of KINDS, from the map in grey levels, uint8 (H, W): grey (H, W), RGB or (cutout) RGBA."""
     if kind == "map":
-        pixels = grey
-    elif kind == "mask":
-        pixels = mask * 255
-    elif kind == "cutout":
-        pixels = np.dstack([pixels, grey])
-    else:
-        tint = np.array(TINT[::-1], np.float32)
-        pixels = np.where(mask[..., None] > 0, 0.55 * pixels + 0.45 * tint, pixels).astype(np.uint8)
-        outline, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(pixels, outline, -1, TINT[::-1], thickness=max(1, round(max(mask.shape) / 400)))
+        return grey
+    if kind == "mask":
+        return (grey >= threshold * 255) * np.uint8(255)
+    pixels = np.asarray(image)  # (H, W, 3)
+    if grey.shape != pixels.shape[:2]:  # it has the ground truth's size
+        grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    if kind == "cutout":
+        return np.dstack([pixels, grey])
+    mask = (grey >= threshold * 255).astype(np.uint8)
+    pixels = np.where(mask[..., None] > 0, 0.55 * pixels + 0.45 * np.array(TINT, np.float32), pixels).astype(np.uint8)
+    outline, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(pixels, outline, -1, TINT, thickness=max(1, round(max(mask.shape) / 400)))
+
+
+def encode(kind: str, pixels: np.ndarray) -> bytes:
+    """A PNG or (overlay) JPEG file of what `render` returns."""
+    if pixels.ndim == 3:  # OpenCV's files are BGR
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     return cv2.imencode(KINDS[kind], pixels)[1].tobytes()
 
 
@@ -106,40 +58,72 @@ def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     inputs = {path.resolve() for task in tasks for path in (task.image, task.ground_truth) if path}
     for task in tasks:
         if any(task.output(kind).resolve() in inputs for kind in kinds):
+            raise ValueError(f"--save_path {task.folder}: maps would replace images or ground truth; name another one")
+
+
+def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[str, Any], overwrite: bool) -> None:
+    """Raises ValueError, unless `overwrite`, if a folder of the tasks has files that were made with other settings."""
+    for folder in dict.fromkeys(task.folder for task in tasks) if not overwrite else ():
+        before = read_settings(folder)
+        names = [
+            name for name in settings if name not in RECORDED and before.get(name, settings[name]) != settings[name]
+        ]
+        if names:
             raise ValueError(
-                f"--save_path {files.shown(task.folder)}: maps would replace images or ground truth; name another one"
+                f"--save_path {folder}: was made with another {' and '.join(names)}, see {SETTINGS} there; replace its "
+                "files with --overwrite or name another folder"
+            )
+        strange = [task.output(kind).name for task in tasks for kind in kinds
+                   if not before and task.folder == folder and task.output(kind).exists()]  # fmt: skip
+        if strange:
+            raise ValueError(
+                f"--save_path {folder}: has files of another program ({files.listing(strange)}); replace them with "
+                "--overwrite or name another folder"
             )
 
 
-def remaining(tasks: list[Task], settings: Settings, overwrite: bool, batch_size: int) -> list[Task]:
-    """The tasks whose files are not all there yet; makes the folders.
-
-    They come in whole batches, because an image's batch decides the last bits of its map. Raises ValueError if some
-    files were made differently, OSError if nothing can be written.
-    """
-    done = set()
-    other: dict[str, list[str]] = {}  # what differs -> the files
-    for task in [] if overwrite else tasks:
-        there = {kind: path for kind in settings.kinds if (path := task.output(kind)).exists()}
-        expected = notes(task, settings) if there else {}
-        for kind, path in there.items():
-            found, wanted = read_note(path).split("; "), expected[kind].split("; ")
-            if found == wanted:
-                done.add(path)
-                continue
-            fields = {part.rsplit(" ", 1)[0] for part in set(wanted) - set(found)} if len(found) > 1 else {"program"}
-            other.setdefault(" and ".join(sorted(fields)), []).append(path.name)
-    if other:
-        listed = "; ".join(f"with another {fields}: {files.listing(names)}" for fields, names in other.items())
-        raise ValueError(
-            f"--save_path {files.shown(tasks[0].folder)}: has files that were made differently ({listed}); replace "
-            "them with --overwrite or name another folder"
-        )
-    for folder in sorted({task.output(kind).parent for task in tasks for kind in settings.kinds}):
+def make_folders(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
+    """Makes the folders of the tasks' files. Raises OSError if files cannot be written there."""
+    for folder in sorted(
+        {task.output(kind).parent for task in tasks for kind in kinds} | {task.folder for task in tasks}
+    ):
         files.output_folder(folder)
+
+
+def write_settings(tasks: Sequence[Task], settings: dict[str, Any], overwrite: bool) -> None:
+    """Writes settings.json to the tasks' folders where it is missing or lacks a name. Raises OSError.
+
+    Files that are older than it do not count as done: `overwrite` makes it anew.
+    """
+    for folder in dict.fromkeys(task.folder for task in tasks):
+        before = {} if overwrite else read_settings(folder)
+        if not settings.keys() <= before.keys():
+            with files.replacing(folder / SETTINGS) as file:
+                file.write(json.dumps(before | settings, indent=1).encode() + b"\n")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """How the maps in a folder were made; empty if nothing says so."""
+    try:
+        content = json.loads((folder / SETTINGS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def remaining(tasks: Sequence[Task], kinds: Sequence[str], batch_size: int) -> list[Task]:
+    """The tasks whose files are missing, or older than their image, its ground truth or settings.json.
+
+    They come in whole batches, because an image's batch decides the last bits of its map.
+    """
     groups = (tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size))
-    return [
-        task for group in groups
-        if not all(task.output(kind) in done for task in group for kind in settings.kinds)
-        for task in group
-    ]  # fmt: skip
+    return [task for group in groups if not all(is_done(task, kinds) for task in group) for task in group]
+
+
+def is_done(task: Task, kinds: Sequence[str]) -> bool:
+    sources = [path for path in (task.image, task.ground_truth, task.folder / SETTINGS) if path]
+    try:
+        newest = max(path.stat().st_mtime_ns for path in sources)
+        return all(task.output(kind).stat().st_mtime_ns >= newest for kind in kinds)
+    except OSError:  # one is missing
+        return False

@@ -25,8 +25,6 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from torch import Tensor, nn
 
-from unext.files import shown
-
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # by (width, blocks)
 TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
@@ -55,24 +53,24 @@ def fetch(source: str | Path) -> Path:
     """
     path = Path(source)
     if str(source) != str(source).encode("utf-8", "replace").decode():
-        raise ValueError(f"{shown(source)}: torch reads no path that is not UTF-8; rename it")
+        raise ValueError(f"{source}: torch reads no path that is not UTF-8; rename it")
     if is_url(source):  # iopath's own cache ignores the host
         path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
     elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(path)):  # one of several processes downloads
             if not path.exists():
-                print(f"{shown(path)} is missing; downloading {PUBLISHED[path.name]}")
+                print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
                 beside = path.with_name(f".{path.name}.download")
                 try:
                     os.replace(download(PUBLISHED[path.name], beside), path)
                 except OSError as error:
-                    raise OSError(f"{error} and save it as {shown(path)}") from error
+                    raise OSError(f"{error} and save it as {path}") from error
                 finally:
                     shutil.rmtree(beside, ignore_errors=True)
     if not path.is_file():
         missing = "is a broken link" if path.is_symlink() else "there is no such file"
-        raise FileNotFoundError(f"{shown(source)}: {'is not a file' if path.exists() else missing}")
+        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else missing}")
     return path
 
 
@@ -83,7 +81,7 @@ def is_url(source: str | Path) -> bool:
     with suppress(ValueError):
         if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
             return True
-    raise ValueError(f"{shown(source)}: is not a URL that can be downloaded, such as https://host/file")
+    raise ValueError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
 
 
 def download(url: str, folder: Path) -> Path:
@@ -96,7 +94,7 @@ def download(url: str, folder: Path) -> Path:
     try:
         return Path(manager.get_local_path(url, cache_dir=str(folder)))
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{shown(url)}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
+        raise OSError(f"{url}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -114,7 +112,7 @@ def read(source: str | Path) -> dict[str, Any]:
         if not is_url(source):
             raise
         path.unlink(missing_ok=True)  # a server that announces no length can break off unnoticed
-        raise ValueError(f"{shown(source)}: {error}; the next start downloads it again") from error
+        raise ValueError(f"{source}: {error}; the next start downloads it again") from error
 
 
 def parse(path: Path) -> dict[str, Any]:
@@ -122,9 +120,9 @@ def parse(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
-        raise ValueError(f"{shown(path)}: is empty; get it again")
+        raise ValueError(f"{path}: is empty; get it again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{shown(path)}: is a web page, not weights; download the file itself")
+        raise ValueError(f"{path}: is a web page, not weights; download the file itself")
     try:
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -134,20 +132,20 @@ def parse(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{shown(path)}: is not a file of weights, or is a pickle that would run code; none of it was run"
+            f"{path}: is not a file of weights, or is a pickle that would run code; none of it was run"
         ) from error
     except Exception as error:  # the readers fail in many ways on damaged files
         raise ValueError(
-            f"{shown(path)}: is truncated, damaged or not a file of weights ({reason(error)}); get it again"
+            f"{path}: is truncated, damaged or not a file of weights ({reason(error)}); get it again"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{shown(path)}: holds a {type(content).__name__}, not weights")
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
 
 
 def reason(error: Exception) -> str:
     """The first sentence of an error's message, or its type; torch goes on to advise loading without protection."""
-    return shown(re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200]) or type(error).__name__
+    return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__
 
 
 def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
@@ -197,7 +195,7 @@ def describe(state: dict[str, Tensor]) -> str:
         return f"the DINOv2 {name}"
     if not state:
         return "a file without tensors"
-    return f"another network's (keys such as {shown(next(iter(state)))})"
+    return f"another network's (keys such as {next(iter(state))})"
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
@@ -207,7 +205,7 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
     """
     state = tensors(read(source))
     own = trunk.state_dict()
-    wanted, kind = trunk_size(own, ""), f"{shown(source)}: is {describe(state)}"
+    wanted, kind = trunk_size(own, ""), f"{source}: is {describe(state)}"
     file = TRUNK_FILES[wanted]
     if not is_sam2(state):
         raise ValueError(f"{kind}; SAM 2's {file} belongs here")
@@ -234,7 +232,7 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
     """
     state = tensors(read(source))
     architecture = name.split(".")[0]
-    found, kind = dinov2_name(state), f"{shown(source)}: is {describe(state)}"
+    found, kind = dinov2_name(state), f"{source}: is {describe(state)}"
     if is_network(state) or is_sam2(state) or (found and found != architecture):
         remedy = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
         raise ValueError(f"{kind}; {remedy}")
@@ -281,7 +279,7 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
     They must be finite; floating point of any width is accepted, since `fill` converts it.
     """
     problems = [f"lacks {key}" for key in own if key not in state]
-    problems += [f"has an unknown {shown(key)}" for key in state if key not in own]
+    problems += [f"has an unknown {key}" for key in state if key not in own]
     for key in (key for key in own if key in state):
         found, wanted = state[key], own[key]
         if found.layout != torch.strided or found.is_meta:
@@ -292,11 +290,11 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
             problems.append(f"{key} is {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(f"{shown(source)}: does not fit the network: {', '.join(problems[:3])}{more}")
+        raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
     broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
     if broken:
         more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise ValueError(f"{shown(source)}: has NaN or infinity in {broken[0]}{more}; get a sound file")
+        raise ValueError(f"{source}: has NaN or infinity in {broken[0]}{more}; get a sound file")
 
 
 def is_finite(tensor: Tensor) -> bool:

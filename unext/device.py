@@ -1,0 +1,158 @@
+"""Where and how torch computes: device, precision, allocator, deterministic kernels, the processes of torchrun."""
+
+import argparse
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+
+
+def start(args: argparse.Namespace) -> torch.dtype:
+    """What a command does first: makes `args.device` a device that torch can compute on, returns the precision.
+
+    Raises ValueError for a --device or --precision that torch does not have here.
+    """
+    silence_other_ranks()
+    args.device = find(args.device)
+    keep_freed_memory(args.device)
+    return precision(args.precision, args.device)
+
+
+def find(name: str) -> str:
+    """`name`, or for "auto" an accelerator that is available (CUDA, MPS, ...), else the CPU.
+
+    Under torchrun it is the GPU of this process. Raises ValueError if torch cannot compute there.
+    """
+    if name == "auto":
+        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    _, local_rank, processes = ranks()
+    if name == "cuda" and processes > 1:
+        name = f"cuda:{local_rank}"
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: torch cannot compute there ({reason}); give cpu, cuda or auto") from error
+    return name
+
+
+def precision(name: str, device: str) -> torch.dtype:
+    """The dtype called `name`: fp32, bf16 or fp16; for "auto" bfloat16 if `device` supports it natively, else float32.
+
+    Native support: NVIDIA GPUs since Ampere, CPUs with AMX or AVX512-BF16. Raises ValueError if torch cannot compute in
+    the dtype.
+    """
+    if name == "auto":
+        if device.startswith("cuda"):
+            native = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            native = device == "cpu" and not NATIVE_BF16.isdisjoint(cpu_flags())
+        return torch.bfloat16 if native else torch.float32
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    try:
+        image = torch.ones(1, 1, 3, 3, dtype=dtype, device=device, requires_grad=True)
+        F.conv2d(image, image).sum().backward()
+    except RuntimeError as error:
+        raise ValueError(f"--precision {name}: torch cannot compute in it on {device}; give auto or fp32") from error
+    return dtype
+
+
+def cpu_flags() -> set[str]:
+    """The features of the CPU in Linux's words; empty on other systems."""
+    information = Path("/proc/cpuinfo")
+    return set(information.read_text().split()) if information.exists() else set()
+
+
+def keep_freed_memory(device: str) -> None:
+    """On the CPU, makes glibc keep the memory of large freed arrays for the next ones (mallopt(3)).
+
+    By default glibc returns every array above 32 MB to the system, which has to clear the pages of the next one. The
+    variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647 in a process's environment have the same effect.
+    """
+    if device == "cpu" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def make_deterministic(device: str) -> None:
+    """Makes torch use deterministic kernels where it has them, and warn where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.startswith("cuda"):  # with warn_only, the gradients of fused attention still differ between runs
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def ranks() -> tuple[int, int, int]:
+    """This process among those that torchrun started: its rank, its rank on this machine, their number.
+
+    (0, 0, 1) without torchrun.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def silence_other_ranks() -> None:
+    """Leaves standard output to the first of several processes."""
+    if ranks()[0]:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
+    """The model wrapped for training by all processes that torchrun started; the model itself without torchrun."""
+    if "RANK" not in os.environ:
+        return model
+    gpu = device.startswith("cuda")
+    if gpu:
+        torch.cuda.set_device(device)  # where NCCL gathers objects
+    dist.init_process_group("nccl" if gpu else "gloo", **fresh_store())
+    if sync_bn:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
+
+
+def end() -> None:
+    """Takes leave of the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def fresh_store() -> dict[str, Any]:
+    """Arguments of init_process_group where torchrun restarts processes on one machine; else none.
+
+    torchrun's store keeps the addresses of the processes before a restart, and the next ones would wait for them
+    (https://github.com/pytorch/pytorch/issues/135712). Its count of restarts tells them apart on one machine only.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ["GROUP_WORLD_SIZE"] != "1":
+        return {}
+    store, rank, processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    return {"store": store, "rank": rank, "world_size": processes}
+
+
+def reduce_all(figures: Tensor, operation: str = "SUM") -> Tensor:
+    """Reduces the figures over all processes, in place; `operation` is a name in torch.distributed.ReduceOp."""
+    if dist.is_initialized():
+        dist.all_reduce(figures, getattr(dist.ReduceOp, operation))
+    return figures
+
+
+def gather_all(items: list) -> list:
+    """The items of all processes, concatenated."""
+    if not dist.is_initialized():
+        return items
+    parts: list[list] = [[]] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

@@ -1,0 +1,50 @@
+"""SAM2UNeXT on Hugging Face's hub: from_pretrained, save_pretrained, push_to_hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+
+from unext import checkpoint, files
+
+CARD = (Path(__file__).resolve().parent.parent / "docs/model_card.jinja").read_text("utf-8")  # README.md of a folder
+
+
+class Hub(
+    ModelHubMixin, paper_url="https://arxiv.org/abs/2508.03566", license="apache-2.0", model_card_template=CARD,
+    pipeline_tag="image-segmentation", tags=["sam2", "dinov2"],
+):  # fmt: skip
+    """`from_pretrained`, `save_pretrained` and `push_to_hub` of huggingface_hub for SAM2UNeXT.
+
+    `save_pretrained(folder)` writes a folder that is a checkpoint for test.py too. `from_pretrained` takes such a
+    folder or "user/model", and the options of `from_checkpoint`. `model_card_kwargs` may have `dataset` and `results`.
+    """
+
+    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
+        card = {"repo_id": repo_id} | (model_card_kwargs or {})
+        return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        content = checkpoint.network_content(self, whole=not checkpoint.is_small(self))
+        state = {key: tensor.contiguous() for key, tensor in content.pop("state_dict").items()}
+        # The paths on this machine are nobody else's business.
+        encoders = {option: record | {"path": ""} for option, record in content["encoders"].items()}
+        with files.replacing(save_directory / checkpoint.MODEL) as file:
+            file.write(safetensors.torch.save(state))
+        with files.replacing(save_directory / checkpoint.CONFIG) as file:
+            file.write(json.dumps(content | {"encoders": encoders}, indent=1).encode() + b"\n")
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, revision: str | None, cache_dir: str | Path | None, force_download: bool,
+        local_files_only: bool, token: str | bool | None, **options: Any,
+    ) -> "Hub":  # fmt: skip
+        folder = Path(model_id)
+        if not folder.is_dir():
+            fetch = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+            for name in (checkpoint.CONFIG, checkpoint.MODEL):
+                path = hf_hub_download(model_id, name, local_files_only=local_files_only, **fetch)
+            folder = Path(path).parent
+        return cls.from_checkpoint(folder, **options)

@@ -1,0 +1,157 @@
+"""What a training run tells: log.jsonl, TensorBoard, args.json. H, W: height and width."""
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms.functional import to_tensor
+
+from unext import files
+from unext.run import Progress
+
+if TYPE_CHECKING:
+    from SAM2UNeXT import SAM2UNeXT
+
+ROOT = Path(__file__).resolve().parent.parent
+PANELS = 3  # shown after each epoch
+PANEL_SIDE = 256  # the longer side of each of its images, pixels
+
+
+class Step(NamedTuple):
+    """What an optimiser step saw, over all processes."""
+
+    images: int
+    terms: dict[str, float]  # of the loss, means over these images
+    grad_norm: float
+    lr: float
+
+
+class Log:
+    """log.jsonl and the same in TensorBoard: a line every `every` steps of the run and at each epoch's last step, with
+    the means since the line before, and one per epoch.
+
+    Lines beyond `progress`, where a resumed run starts, are removed, so that no step is logged twice.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, every: int, steps_per_epoch: int, epochs: int):
+        self.every, self.steps_per_epoch, self.epochs = every, steps_per_epoch, epochs
+        path = folder / "log.jsonl"
+        lines = path.read_bytes().splitlines(True) if path.exists() else []
+        with files.replacing(path) as file:
+            file.write(b"".join(line for line in lines if is_before(line, progress)))
+        self.file = open(path, "a")  # noqa: SIM115 (closed in `close`)
+        threading.excepthook = quiet  # TensorBoard writes in a thread, and its next call raises what failed there
+        with files.writing(folder / "tensorboard"):
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(progress) + 1)
+        self.restart_clock()
+
+    def total(self, progress: Progress) -> int:
+        """Steps since the start of the run."""
+        return (progress.epoch - 1) * self.steps_per_epoch + progress.step
+
+    def restart_clock(self) -> None:
+        """Excludes what was not training (validation, the first start) from the rates."""
+        self.window: list[Step] = []
+        self.since = time.perf_counter()
+
+    def step(self, progress: Progress, step: Step, device: str) -> None:
+        """Logs a step, the last one that `progress` counted."""
+        self.window.append(step)
+        if self.total(progress) % self.every and progress.step < self.steps_per_epoch:
+            return
+        seconds = time.perf_counter() - self.since
+        terms = {name: float(np.mean([one.terms[name] for one in self.window])) for name in step.terms}
+        line = {"loss": sum(terms.values()), **terms, "lr": step.lr}
+        line["grad_norm"] = float(np.mean([one.grad_norm for one in self.window]))
+        line["images_per_second"] = sum(one.images for one in self.window) / seconds
+        left = self.epochs * self.steps_per_epoch - self.total(progress)
+        line["seconds_left"] = left * seconds / len(self.window)
+        if device.startswith("cuda"):
+            line["memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+        self.write({"epoch": progress.epoch, "step": progress.step}, line, "step", self.total(progress))
+        self.restart_clock()
+
+    def epoch(self, progress: Progress, figures: dict[str, float], panels: Iterable[tuple[str, Tensor]]) -> None:
+        """Logs the end of an epoch; in TensorBoard with named panels (3, H, W) in [0, 1]."""
+        self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
+        for name, panel in panels:
+            with files.writing(self.board.log_dir):
+                self.board.add_image(name, panel, self.total(progress))
+        self.restart_clock()
+
+    def write(self, place: dict[str, int], figures: dict[str, float], group: str, total: int) -> None:
+        with files.writing(self.file.name):
+            self.file.write(json.dumps(place | figures) + "\n")
+            self.file.flush()
+        with files.writing(self.board.log_dir):
+            for name, value in figures.items():
+                self.board.add_scalar(f"{group}/{name}", value, total)
+
+    def close(self) -> None:
+        self.file.close()
+        with files.writing(self.board.log_dir):
+            self.board.close()
+        threading.excepthook = threading.__excepthook__
+
+
+def quiet(failure: threading.ExceptHookArgs) -> None:
+    """Reports what failed in a thread unless it is about a file."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+def is_before(line: bytes, progress: Progress) -> bool:
+    """Whether a line of the log belongs to the steps up to `progress`; False for an incomplete line."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return (entry["epoch"], entry.get("step", math.inf)) <= (progress.epoch, progress.step) and line.endswith(b"\n")
+
+
+def panels(model: "SAM2UNeXT", pairs: Sequence[tuple[Path, Path]]) -> Iterator[tuple[str, Tensor]]:
+    """Image, mask and prediction side by side, (3, H, 3 W) in [0, 1], of the first pairs, with their names."""
+    model.eval()
+    for image_path, mask_path in pairs[:PANELS]:
+        image, mask = files.read_image(image_path), files.read_mask(mask_path)
+        scale = PANEL_SIDE / max(image.size)
+        size = [max(1, round(side * scale)) for side in (image.height, image.width)]
+        parts = to_tensor(image), to_tensor(mask), torch.from_numpy(model.predict(image))[None]
+        parts = [F.interpolate(part.expand(1, 3, -1, -1), size, mode="area") for part in parts]
+        yield files.printable(image_path.stem), torch.cat(parts, dim=3)[0]
+
+
+def write_arguments(args: argparse.Namespace, more: dict[str, Any]) -> None:
+    """Writes args.json: how the run was started, with the versions and the git revision. Raises OSError."""
+    content = {"command": sys.argv, "arguments": vars(args), **more, "versions": versions(), "git": git_revision()}
+    with files.replacing(args.save_path / "args.json") as file:
+        file.write(json.dumps(content, indent=1, default=str).encode() + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """What decides the last bits of the figures."""
+    packages = {name: metadata.version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **packages}
+
+
+def git_revision() -> str | None:
+    """The revision of this program, with "-dirty" if files differ from it; None outside a git repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
