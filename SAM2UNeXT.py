@@ -161,11 +161,9 @@ class SAM2UNeXT(nn.Module, Hub):
         return self
 
     def compile(self, **options: Any) -> None:
-        """Has torch compile the network as one graph for each input shape; `options` are those of torch.compile.
-
-        Raises ValueError for bf16 and fp16 on CPUs, where torch's compiler gains nothing and has produced NaN.
-        """
+        """Has torch compile the network, a graph for each input shape. Raises ValueError for half precision on CPUs."""
         if self.head.weight.device.type == "cpu" and self.precision != torch.float32:
+            # There the compiler gains nothing and has produced NaN.
             raise ValueError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
         super().compile(fullgraph=True, dynamic=False, **options)
 

@@ -111,10 +111,7 @@ def obey_parent_alone(worker: int) -> None:
 
 
 def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
-    """Opens every file's header and decodes some masks, so that a run does not end in the middle for a bad file.
-
-    Prints warnings. Raises OSError that lists the unreadable files.
-    """
+    """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files."""
     decoded = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
     failed, dark, wrong = [], [], []
 
@@ -136,7 +133,5 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
     if dark:
         print(f"warning: {files.dark_masks(sorted(dark), len(decoded))}; tools/check_dataset.py checks all masks")
     if wrong:
-        print(
-            f"warning: {files.count(len(wrong), 'mask')} of another (height, width) than the image, both resized to "
-            f"the network's square: {files.listing(sorted(wrong))}"
-        )
+        number = files.count(len(wrong), "mask")
+        print(f"warning: {number} of another (height, width) than the image: {files.listing(sorted(wrong))}")

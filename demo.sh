@@ -28,7 +28,4 @@ echo "For comparison, the best blob in the middle of each image:"
 "$PYTHON" eval.py --dataset_name centred_blob --pred_path "$data/test/Blob" --gt_path "$data/test/Mask" \
     --save_path "$RUN/results_blob"
 echo
-"$PYTHON" tools/contact_sheet.py --images "$data/test/Image" --masks "$data/test/Mask" --maps "$RUN/predictions" \
-    --output "$RUN/sheet.png"
-echo "The maps are in $RUN/predictions, the scores in $RUN/results; look at $RUN/sheet.png and"
-echo "$RUN/results/report.html"
+echo "The maps are in $RUN/predictions, the scores in $RUN/results; open $RUN/results/report.html"

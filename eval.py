@@ -77,9 +77,8 @@ def find_own_datasets(
     """The data sets of plain folders. Raises ValueError or OSError that names the remedy."""
     if not len(names) == len(pred_paths) == len(gt_paths) or len(image_paths) not in (0, len(names)):
         raise ValueError(
-            f"{len(names)} --dataset_name, {len(pred_paths)} --pred_path, {len(gt_paths)} --gt_path and "
-            f"{len(image_paths)} --image_path: give one of each per data set, in the same order (--image_path may be "
-            "left out)"
+            "--dataset_name, --pred_path, --gt_path, --image_path: give one of each per data set, in the same order "
+            "(--image_path may be left out)"
         )
     if len(set(names)) < len(names):
         raise ValueError("--dataset_name: each name may occur only once")
@@ -114,16 +113,13 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     files.require_folder(pred_path)
     if (pred_path / name).is_dir():
         return pred_path / name
-    hits = [folder for folder in benchmarks.tree(pred_path) if plain(folder.name) == plain(name)]
+    plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
+    wanted = plain.sub("", name.casefold())
+    hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
     hits = [folder for folder in hits if files.images_in(folder)]
     if len(hits) > 1:
         raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None
-
-
-def plain(text: str) -> str:
-    """A name without case and punctuation: DIS-TE1 and dis_te1 are the same."""
-    return re.sub(r"[\W_]", "", text.casefold())
 
 
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
@@ -196,10 +192,8 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         benchmark, datasets, notes = find_datasets(args)
         notes += check(datasets, args.allow_missing, args.resize)
-        if args.json and args.json.is_dir():
-            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
-        for folder in [args.json.parent, args.save_path] if args.json else [args.save_path]:
-            files.output_folder(folder)
+        files.check_output_file("--json", args.json)
+        files.output_folder(args.save_path)
 
         command.started()
         means, images, warnings = evaluate(datasets, args.engine, args.resize, args.workers)

@@ -1,12 +1,9 @@
 """Trains SAM2-UNeXT on a folder of images and a folder of masks of the same names.
 
-One GPU, with the recipe of the paper (20 epochs, batch 1, 1024 / 448 px):
+One GPU, with the recipe of the paper (20 epochs, batch 1, 1024 / 448 px), and four GPUs:
 
     python train.py --hiera_path sam2_hiera_large.pt --dinov2_path vit_large_patch14_dinov2.safetensors \\
         --train_image_path data/images --train_mask_path data/masks --save_path runs/mine
-
-Four GPUs; for several machines see docs/training.md:
-
     torchrun --standalone --nproc_per_node 4 train.py ...
 
 No GPU, to try it: a small network with random encoders and few pixels:
@@ -50,8 +47,8 @@ MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 KEPT_EVERY = 5  # epochs
 LESS_MEMORY = "--precision bf16, --grad_checkpointing, or a smaller --batch_size with --accumulate need less"
 # What a resumed run must have begun with; other options do not change the weights.
-RECIPE = ["sam2", "aux", "size", "aux_size", "epoch", "lr", "batch_size", "accumulate", "weight_decay"]
-RECIPE += ["edge_weighted_bce", "clip_grad", "sync_bn", "seed"]
+RECIPE = ("sam2", "aux", "size", "aux_size", "epoch", "lr", "batch_size", "accumulate", "weight_decay",
+          "edge_weighted_bce", "clip_grad", "sync_bn", "seed")  # fmt: skip
 
 
 def loss_terms(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False) -> dict[str, Tensor]:
@@ -178,10 +175,9 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
-    remedy = "add the missing files or ignore these with --skip_unpaired"
-    validation = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, remedy=remedy)
+    validation = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired)
     if not args.benchmark:
-        return files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, remedy=remedy), validation
+        return files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired), validation
     name, root = args.benchmark
     splits = benchmarks.find_train(benchmarks.load(name), root)
     print(*splits, sep="\n")
@@ -312,13 +308,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--skip_unpaired", action="store_true", help="ignore images and masks without a partner")
     data.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="side of the input, px")
     data.add_argument("--aux_size", type=cli.number(), default=448, help="side of the auxiliary encoder's input, px")
-    add_recipe(parser.add_argument_group("training"))
-    add_run(parser.add_argument_group("run"))
-    return parser
-
-
-def add_recipe(group: argparse._ArgumentGroup) -> None:
-    positive, share = cli.number(), cli.number(float, minimum=0)
+    positive, none, share = cli.number(), cli.number(minimum=0), cli.number(float, minimum=0)
+    group = parser.add_argument_group("training")
     group.add_argument("--epoch", type=positive, default=20, help="passes over the data")
     group.add_argument("--lr", type=share, default=2e-4, help="initial learning rate")
     group.add_argument("--batch_size", type=positive, default=1, help="images per batch, of each process")
@@ -327,11 +318,8 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--edge_weighted_bce", action="store_true", help="weight the cross entropy as the paper does")
     group.add_argument("--clip_grad", type=share, default=0, help="maximum gradient norm; 0: none")
     group.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all GPUs")
-    group.add_argument("--seed", type=cli.number(minimum=0), default=0, help="of new weights, order and augmentation")
-
-
-def add_run(group: argparse._ArgumentGroup) -> None:
-    none, positive, cores = cli.number(minimum=0), cli.number(), min(8, os.cpu_count() or 1)
+    group.add_argument("--seed", type=none, default=0, help="of new weights, order and augmentation")
+    group = parser.add_argument_group("run")
     group.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for checkpoints and logs")
     group.add_argument("--resume", action="store_true", help="continue from last.pth in save_path if there is one")
     group.add_argument("--save_every", type=none, default=500, help="steps between last.pth; 0: each epoch")
@@ -340,7 +328,8 @@ def add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
     group.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     cli.add_device(group)
-    group.add_argument("--workers", type=none, default=cores, help="processes that read images")
+    group.add_argument("--workers", type=none, default=min(8, os.cpu_count() or 1), help="processes that read images")
+    return parser
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -28,6 +27,9 @@ ALIASES = {
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
+PAPER = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"))  # its benchmarks by name
+NAMES = f"{', '.join(PAPER)} or a YAML file"
+HELP = f"{NAMES}, and the folder of its archive"  # of the option --benchmark
 OURS = "SAM2-UNeXT"  # this network's rows in published.json
 
 
@@ -47,13 +49,8 @@ class Place:
             if not isinstance(getattr(self, field.name), get_args(field.type) or field.type):
                 raise TypeError(f"{field.name}: {getattr(self, field.name)!r} is not a {field.type}")
 
-    def example(self) -> str:
-        """What would match, in words: the first of each alternative."""
-        words = []
-        for pattern in (self.images, self.masks):
-            parts = Path(self.folder, pattern.format(images="Image", masks="Mask")).parts
-            words.append("/".join(part.split("|")[0].replace("[-_]", "-") for part in parts))
-        return " with ".join(words)
+    def __str__(self) -> str:
+        return f"{Path(self.folder, self.images)} with {Path(self.folder, self.masks)}"
 
 
 Layout = tuple[Place, ...]  # places that are joined
@@ -93,32 +90,19 @@ class SplitFolder(NamedTuple):
 
 
 def is_benchmark(text: str) -> bool:
-    """Whether a command's first argument is a benchmark for `load` rather than a folder.
-
-    A folder that has a benchmark's name must be written as a path: `./COD` or `COD/`.
-    """
+    """Whether a word names a benchmark rather than a folder; a folder called COD is written ./COD or COD/."""
     return bool(built_in(text)) or Path(text).suffix.lower() in SUFFIXES or not Path(text).is_dir()
-
-
-@cache
-def of_the_paper() -> dict[str, dict[str, Any]]:
-    """The content of benchmarks.yaml."""
-    return yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"))
-
-
-NAMES = f"{', '.join(of_the_paper())} or a YAML file"
-HELP = f"{NAMES}, and the folder of its archive"  # of the option --benchmark
 
 
 def built_in(name: str) -> str | None:
     """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
-    return next((own for own in of_the_paper() if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
+    return next((own for own in PAPER if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
 
 
 def load(name: str) -> Benchmark:
     """The benchmark called `name` or described by that YAML file. Raises ValueError or OSError."""
     if own := built_in(name):
-        return parse(own, of_the_paper()[own], from_paper=True)
+        return parse(own, PAPER[own], from_paper=True)
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"there is no benchmark and no folder called {name}: give {NAMES}")
@@ -190,8 +174,13 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
 
 
 def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
-    """The places of the layout that exists, with their pairs. Raises as `locate` and `read` do."""
-    return [read(split, *place) for place in locate(split, alternatives, root)]
+    """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
+    found = []
+    for place, images, masks in locate(split, alternatives, root):
+        left, right, left_out = belonging(place, files.find(images), files.find(masks))
+        pairs = files.match(left, right, f"{images} and {masks}")
+        found.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
+    return found
 
 
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
@@ -210,14 +199,15 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
         if all(folders for _, folders in nearest):
             candidates.append((max(depth for depth, _ in nearest), layout, [folders for _, folders in nearest]))
     if not candidates:
-        raise missing(split, alternatives, root)
-    nearest_depth = min(depth for depth, _, _ in candidates)
-    hits = {
-        tuple(chosen): layout
-        for depth, layout, each in candidates
-        if depth == nearest_depth
-        for chosen in product(*each)
-    }
+        looked = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
+        there = files.listing(folder.relative_to(root) for folder in tree(root))
+        raise ValueError(
+            f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any case; "
+            f"{{images}} are {', '.join(ALIASES['{images}'])}, {{masks}} {', '.join(ALIASES['{masks}'])}). "
+            f"There: {there or 'no folder'}"
+        )
+    best = min(depth for depth, _, _ in candidates)
+    hits = {tuple(chosen): layout for depth, layout, each in candidates if depth == best for chosen in product(*each)}
     if len(hits) > 1:
         places = dict.fromkeys(f"{images} with {masks}" for chosen in hits for images, masks in chosen)
         raise ValueError(
@@ -279,23 +269,6 @@ def tree(root: Path) -> list[Path]:
         level = [folder for one in level for folder in subfolders(one)]
         found += level
     return found
-
-
-def missing(split: str, alternatives: Sequence[Layout], root: Path) -> ValueError:
-    """The error for a split that does not exist: what was looked for, and what is there."""
-    looked = "; ".join(dict.fromkeys(" and ".join(place.example() for place in layout) for layout in alternatives))
-    there = files.listing(folder.relative_to(root) for folder in tree(root))
-    return ValueError(
-        f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any "
-        f"case; Image may be {', '.join(ALIASES['{images}'])}, and Mask {', '.join(ALIASES['{masks}'])}). "
-        f"There: {there or 'no folder'}"
-    )
-
-
-def read(split: str, place: Place, images: Path, masks: Path) -> SplitFolder:
-    """The pairs of a place. Raises OSError or ValueError that lists unpaired files."""
-    left, right, left_out = belonging(place, files.find(images), files.find(masks))
-    return SplitFolder(split, images, masks, files.match(left, right, f"{images} and {masks}"), place.count, left_out)
 
 
 def belonging(

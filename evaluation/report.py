@@ -52,12 +52,6 @@ class ImageScores(NamedTuple):
     figures: dict[str, float]
 
 
-def strongest_peer(published: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The published method, apart from this network, with the highest S-measure; of equals the one of lower MAE."""
-    peers = [name for name in published if name != OURS]
-    return max(peers, key=lambda name: (published[name]["Smeasure"], -published[name]["MAE"]), default=None)
-
-
 def rows(
     results: Mapping[str, Mapping[str, float]], published: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> list[Row]:
@@ -69,8 +63,10 @@ def rows(
         if OURS in methods:
             difference = {metric: figures[metric] - value for metric, value in methods[OURS].items()}
             lines += [Row(dataset, f"{OURS}, paper", None, methods[OURS]), Row(dataset, DIFFERENCE, None, difference)]
-        if peer := strongest_peer(methods):
-            lines.append(Row(dataset, f"{peer}, paper", None, methods[peer]))
+        peers = [name for name in methods if name != OURS]
+        strongest = max(peers, key=lambda name: (methods[name]["Smeasure"], -methods[name]["MAE"]), default=None)
+        if strongest:
+            lines.append(Row(dataset, f"{strongest}, paper", None, methods[strongest]))
     return lines
 
 
@@ -210,43 +206,22 @@ def page(
     worst = order[: number - len(best)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
         groups = [(words, list(pool.map(card, chosen))) for words, chosen in (("Worst", worst), ("Best", best))]
-    template = Path(__file__).with_name("report_template.html").read_text("utf-8")
+    content = {"title": title, "heading": table[0], "body": table[1:], "words": table[0].index("images")}
+    content |= {"difference": DIFFERENCE, "notes": notes, "curves": base64.b64encode(plotted).decode()}
+    content |= {"groups": groups, "images": len(scored), "several": len({one.dataset for one in scored}) > 1}
+    content["lower_is_better"] = [name for name, metric in METRICS.items() if metric.lower_is_better]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return (
-        environment.from_string(template)
-        .render(
-            title=title,
-            heading=table[0],
-            body=table[1:],
-            words=table[0].index("images"),
-            difference=DIFFERENCE,
-            lower_is_better=[name for name, metric in METRICS.items() if metric.lower_is_better],
-            notes=notes,
-            curves=base64.b64encode(plotted).decode(),
-            groups=groups,
-            images=len(scored),
-            several=len({one.dataset for one in scored}) > 1,
-        )
-        .encode()
-    )
+    template = Path(__file__).with_name("report_template.html").read_text("utf-8")
+    return environment.from_string(template).render(content).encode()
 
 
 def write(
-    folder: Path,
-    title: str,
-    columns: Sequence[str],
-    lines: Sequence[Row],
-    results: Mapping[str, Mapping[str, float]],
-    means: Mapping[str, PairScores],
-    scored: Sequence[ImageScores],
-    notes: Sequence[str],
-) -> None:
+    folder: Path, title: str, columns: Sequence[str], lines: Sequence[Row], results: Mapping[str, Mapping[str, float]],
+    means: Mapping[str, PairScores], scored: Sequence[ImageScores], notes: Sequence[str],
+) -> None:  # fmt: skip
     """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
     all_figures = ([*row[:3], *(row.figures.get(metric, "") for metric in METRICS)] for row in lines)
-    per_image = (
-        [one.dataset, files.printable(one.ground_truth.stem), *(one.figures[metric] for metric in METRICS)]
-        for one in scored
-    )
+    per_image = ([one.dataset, files.printable(one.ground_truth.stem), *one.figures.values()] for one in scored)
     plotted = curves(means)
     for name, content in {
         "results.json": to_json(results),

@@ -35,12 +35,6 @@ def test_an_answer_has_the_pixels_of_test_py(micro_model, toy, expected_files):
     assert app.cut(None, 0.5) == app.cut(answer, None) == [None, None]
 
 
-def test_what_is_no_image_is_named_without_its_folder(micro_model, tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(OSError, match=r"^text\.jpg: cannot be read as an image: its format is not known to Pillow"):
-        app.find_object(micro_model, str(tmp_path / "text.jpg"))
-
-
 @pytest.fixture(scope="module")
 def server(micro_checkpoint, toy, tmp_path_factory):
     """The page's address and the folder of its temporary files; SIGTERM must end it and empty the folder."""

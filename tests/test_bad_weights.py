@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import MICRO, NETWORK, failure
+from conftest import failure
 from conftest import train_arguments as arguments
 
 import train
@@ -76,11 +76,6 @@ def test_floating_point_of_another_width_is_converted(dtype, sam2_state, tmp_pat
     assert weight.dtype == torch.float32 and torch.equal(weight, sam2_state[KEY].to(dtype).float())
 
 
-def test_large_values_are_finite():
-    assert weights.is_finite(torch.full((9,), 3e38))  # though their sum is not
-    assert not weights.is_finite(torch.tensor([torch.inf, -torch.inf]))
-
-
 def test_a_trained_checkpoint_with_nan_is_refused(small_model, tmp_path):
     state = small_model.state_dict()
     torch.save(state | {"head.bias": torch.tensor([torch.nan])}, tmp_path / "x.pth")
@@ -113,7 +108,7 @@ def tensor(shape=(10,), offsets=(0, 40), dtype="F32"):
 )
 def test_a_false_safetensors_header_is_detected(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or not a file of weights \(.*\); get"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or no weights \(.*\); get"):
         weights.read(tmp_path / "x.safetensors")
 
 
@@ -170,7 +165,7 @@ class Payload:
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(write, tmp_path):
     write({"model": Payload(str(tmp_path / "ran"))}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="evil.pt: .*none of it was run"):
+    with pytest.raises(ValueError, match="evil.pt: .*none of which was run"):
         weights.read(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -188,31 +183,6 @@ def test_no_option_runs_code_from_a_file(option, toy, tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(content))
     assert (tmp_path / "ran").is_dir()
-
-
-@pytest.mark.parametrize(
-    "key, shape",
-    [
-        ("sam.patch_embed.proj.weight", ()),
-        ("sam.blocks.0.prompt_learn.0.weight", (0,)),
-        ("dino.model.patch_embed.proj.weight", ()),
-        ("dino.model.pos_embed", ()),
-        ("dino.model.pos_embed", (1, 0, 0)),
-        (weights.TRUNK + "patch_embed.proj.weight", ()),
-    ],
-)
-def test_nonsensical_shapes_do_not_crash(key, shape, micro_model, tmp_path):
-    torch.save(micro_model.state_dict() | {key: torch.zeros(shape)}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth: "):
-        SAM2UNeXT.from_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"x\.pth: "):
-        load(tmp_path / "x.pth")
-
-
-def test_an_unknown_timm_tag_is_one_line_and_status_2(toy, tmp_path, capsys):
-    network = NETWORK.replace(MICRO["aux"], MICRO["aux"] + ".bogus")
-    status, line = failure(train.main, arguments("", toy, tmp_path, network), capsys)
-    assert status == 2 and "Invalid pretrained tag" in line
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """checkpoint.py: kinds of trained checkpoints, their headers, and conversion between kinds."""
 
 import copy
-import os
-import pickle
 import shutil
 
 import pytest
@@ -76,18 +74,6 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(small_model, tmp_path):
         SAM2UNeXT.from_checkpoint(tmp_path / "part.pth")
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "SAM2-UNeXT-5.pth"
-    checkpoint.save(path, {"a": torch.ones(3)})
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        checkpoint.save(path, {"a": torch.zeros(3), "b": lambda: None})
-    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="SAM2-UNeXT-5.pth: cannot be written: .*No space left"):
-        checkpoint.save(path, {"a": torch.zeros(3)})
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
-
-
 def convert(source, output, to, *more):
     words = [str(source), str(output), "--to", to, *map(str, more)]
     convert_checkpoint.main(convert_checkpoint.get_args_parser().parse_args(words))
@@ -147,14 +133,6 @@ def test_in_bf16_the_frozen_matrices_are_converted_as_they_are_read(kind, small,
     if kind == "small":
         checkpoint.save_network(tmp_path / "again.pth", again, epoch=7)
         assert torch.load(tmp_path / "again.pth")["encoders"] == torch.load(small)["encoders"]
-
-
-def test_a_small_file_that_lacks_a_tensor_is_refused(small, tmp_path):
-    content = torch.load(small, weights_only=True)
-    del content["state_dict"]["up1.conv.double_conv.1.running_mean"]
-    torch.save(content, tmp_path / "part.pth")
-    with pytest.raises(ValueError, match="part.pth: does not fit the network: lacks up1.conv"):
-        SAM2UNeXT.from_checkpoint(tmp_path / "part.pth")
 
 
 def test_small_to_whole_to_original_to_small_is_the_same_network(small, model, encoders, tmp_path, capsys):

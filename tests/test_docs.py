@@ -10,7 +10,7 @@ import eval as evaluation_script
 import test as prediction_script
 import train
 from evaluation import benchmarks
-from tools import app, check_dataset, contact_sheet, convert_checkpoint, export, toy_dataset
+from tools import app, check_dataset, convert_checkpoint, export, toy_dataset
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
@@ -39,10 +39,7 @@ def test_links_lead_to_files_and_headings(document):
 
 def test_every_option_in_the_documents_exists():
     parsers = [module.get_args_parser() for module in (train, prediction_script, evaluation_script)]
-    parsers += [
-        module.get_args_parser()
-        for module in (app, check_dataset, contact_sheet, convert_checkpoint, export, toy_dataset)
-    ]
+    parsers += [module.get_args_parser() for module in (app, check_dataset, convert_checkpoint, export, toy_dataset)]
     known = OTHERS | {option for parser in parsers for option in parser._option_string_actions}
     for name in ("tools/benchmark.py", "tests/benchmark_eval.py", "tests/fuzz.py"):
         known |= set(re.findall(r'"(--\w+)"', (ROOT / name).read_text()))

@@ -1,6 +1,5 @@
 """tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written."""
 
-import errno
 import importlib.util
 import json
 import os
@@ -9,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, predict_arguments, read_maps, save_image
+from conftest import MICRO, ROOT, failure, predict_arguments, read_maps
 from PIL import Image
 from torch.torch_version import TorchVersion
 
@@ -83,16 +83,10 @@ def test_the_metadata_says_how_to_prepare_images_and_what_was_exported(graph, mi
 
 
 @pytest.mark.slow
-def test_given_images_are_compared_and_scored_in_half_precision_too(graph, micro_checkpoint, toy, tmp_path, capsys):
-    words = "--check", toy / "test/Image", "--check_gt", toy / "test/Mask", "--size", 96, "--half"
+def test_given_images_are_compared_in_half_precision_too(graph, micro_checkpoint, toy, tmp_path, capsys):
+    words = "--check", toy / "test/Image", "--size", 96, "--half"
     export.main(arguments(micro_checkpoint, tmp_path / "new/half.onnx", *words))
-    heading, own, other, drift, line, _ = capsys.readouterr().out.splitlines()[-6:]
-    assert heading.split()[0] == "mDice" and heading.split()[-1] == "MAE"
-    assert own.startswith("torch ") and other.startswith("onnxruntime ") and drift.startswith("drift ")
-    numbers = np.array([list(map(float, row.split()[1:])) for row in (own, other, drift)])
-    assert numbers.shape == (3, 9) and np.allclose(numbers[1] - numbers[0], numbers[2], atol=2e-5)
-    assert np.abs(numbers[2]).max() < 0.01
-    assert re.fullmatch(r"maps differ by at most [0-3] grey levels?, 0\.\d{4} on average", line)
+    assert re.search(r"maps differ by at most [0-3] grey levels?, 0\.\d{4} on average", capsys.readouterr().out)
     half = session(tmp_path / "new/half.onnx")
     assert half.get_inputs()[0].shape[1:] == [3, 96, 96]
     assert {tensor.type for tensor in (*half.get_inputs(), *half.get_outputs())} == {"tensor(float)"}
@@ -130,14 +124,13 @@ def spoil(path, value=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images, graph_gets", [(1, [1, 2]), (2, [1, 2]), (3, [1, 2]), (4, [1, 2, 2])])
-def test_the_graph_is_checked_with_batches_of_one_and_two(images, graph_gets, graph, micro_model, toy):
-    tasks = script.find_own_tasks(sorted((toy / "test/Image").iterdir())[:images], toy / "test/Mask", toy)
+@pytest.mark.parametrize("images, graph_gets", [(1, [1, 2]), (3, [1, 1, 1, 2])])
+def test_the_graph_is_checked_with_single_images_and_two_at_once(images, graph_gets, graph, micro_model, toy):
+    tasks = script.find_own_tasks(sorted((toy / "test/Image").iterdir())[:images], None, toy)
     function, side = export.load_graph(graph)
     batches = []
-    difference = export.compare(micro_model, lambda batch: batches.append(len(batch)) or function(batch), tasks)
-    assert side == 64 and batches == graph_gets and difference.largest <= 1
-    assert difference.scores.keys() == {"torch", "onnxruntime"}
+    largest = export.compare(micro_model, lambda batch: batches.append(len(batch)) or function(batch), tasks)
+    assert side == 64 and batches == graph_gets and largest <= 1
 
 
 @pytest.mark.slow
@@ -174,26 +167,17 @@ def test_an_export_that_fails_is_one_line(cause, message, micro_checkpoint, tmp_
     assert status == 1 and line.endswith(message) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "image.png", "mask.png", "hiera", "link"])
+@pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "image.png", "hiera", "link"])
 def test_no_input_is_replaced(name, small, encoders, toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda *words: pytest.fail("exported"))
     checkpoint = Path(shutil.copy(small, tmp_path))
-    image, mask = (shutil.copytree(toy / "test" / kind, tmp_path / kind) for kind in ("Image", "Mask"))
+    image = shutil.copytree(toy / "test/Image", tmp_path / "Image")
     (tmp_path / "link").symlink_to(checkpoint)
-    output = {"image.png": image / "toy_0001.jpg", "mask.png": mask / "toy_0001.png", "hiera": encoders["hiera_path"]}
+    output = {"image.png": image / "toy_0001.jpg", "hiera": encoders["hiera_path"]}
     output = output.get(name, tmp_path / name)
-    words = arguments(checkpoint, output, "--check", image, "--check_gt", mask)
+    words = arguments(checkpoint, output, "--check", image)
     status, line = failure(export.main, words, capsys)
     assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another file" in line
-
-
-def test_weights_that_would_replace_an_input_or_a_folder_are_named_too(small, tmp_path, capsys):
-    checkpoint = shutil.copy(small, tmp_path / "x.onnx.data")
-    status, line = failure(export.main, arguments(checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 2 and "x.onnx.data: is one of the inputs" in line
-    (tmp_path / "y.onnx.data").mkdir()
-    status, line = failure(export.main, arguments(checkpoint, tmp_path / "y.onnx"), capsys)
-    assert status == 2 and "y.onnx.data: is not a file" in line
 
 
 @pytest.mark.posix
@@ -211,16 +195,6 @@ def test_a_signal_leaves_nothing_behind(number, micro_checkpoint, tmp_path, monk
     assert stop.value.code == 128 + number and not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_names_the_file(micro_checkpoint, tmp_path, monkeypatch, capsys):
-    def fail(*words):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(export, "export", fail)
-    status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and line.endswith("x.onnx: cannot be written: No space left on device")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda model, path, half: path.write_text("no graph"))
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
@@ -230,18 +204,13 @@ def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--check_gt", "."], "--check_gt needs the images in --check"),
         (["--check", "missing.jpg"], "missing.jpg"),
         (["--check", "text.jpg"], "text.jpg: cannot be read as an image"),
-        (["--check", "image.png", "--check_gt", "masks"], "masks/image.png: cannot be read as an image"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(more, message, micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jpg").write_text("text")
-    save_image(tmp_path / "image.png", np.zeros((8, 8), np.uint8))
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks/image.png").write_text("text")
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "out/x.onnx", *more), capsys)
     assert status == 2 and message in line and not (tmp_path / "out").exists()
 
@@ -277,16 +246,12 @@ def test_a_graph_does_not_take_the_cpu_in_place_of_the_gpu(graph):
 
 @pytest.mark.slow
 def test_the_benchmark_runs_a_graph_too(graph, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "in_process", lambda function, *words: function(*words))
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     network = [f"--{name}={value}" for name, value in MICRO.items()]
     words = ["infer", "--repeats", "1", "--device", "cpu", *network, "--onnx", str(graph)]
-    parse = benchmark.get_args_parser().parse_args
-    benchmark.main(parse([*words, "--json", str(tmp_path / "figures.json")]))
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    status, line = failure(benchmark.main, benchmark.get_args_parser().parse_args([*words, "--size", "96"]), capsys)
+    assert status == 2 and "micro.onnx was exported at 64" in line
+    benchmark.main(benchmark.get_args_parser().parse_args([*words, "--json", f"{tmp_path}/x.json"]))
+    figures = json.loads((tmp_path / "x.json").read_text())
     assert list(figures) == ["plain", "fp32", "bf16", "onnx"]
     assert figures["onnx"].keys() == figures["plain"].keys() - {"largest difference"} and figures["onnx"]["s"] > 0
-    capsys.readouterr()
-    status, line = failure(benchmark.main, parse([*words, "--size", "96"]), capsys)
-    assert status == 2 and "micro.onnx was exported at 64" in line
-    status, line = failure(benchmark.main, parse([*words, "--onnx", "missing.onnx"]), capsys)
-    assert status == 2 and "missing.onnx: there is no such file" in line

@@ -15,7 +15,7 @@ from conftest import train_arguments as arguments
 
 import test as script
 import train
-from unext import checkpoint, cli, files, log, output, run
+from unext import checkpoint, cli, files, log, run
 
 
 @contextlib.contextmanager
@@ -112,36 +112,6 @@ def test_a_folder_removed_during_training_is_named(gone, toy, from_files, tmp_pa
         patch.setattr(torch.optim.AdamW, "step", step_and_remove)
         status, line = failure(train.main, args, capsys)
     assert status == 1 and f"{tmp_path / gone}/" in line and "No such file or directory" in line
-
-
-def test_a_folder_of_maps_removed_during_prediction_is_named(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
-    render = output.render
-
-    def remove_and_render(*words):
-        shutil.rmtree(tmp_path / "maps", ignore_errors=True)
-        return render(*words)
-
-    monkeypatch.setattr(output, "render", remove_and_render)
-    args = predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps")
-    status, line = failure(script.main, args, capsys)
-    assert status == 1 and "maps/toy_0000.png: cannot be written: No such file or directory" in line
-
-
-def test_images_removed_during_prediction_are_listed(micro_checkpoint, toy, tmp_path, monkeypatch, capsys):
-    shutil.copytree(toy / "test/Image", tmp_path / "in")
-    read_image = files.read_image
-
-    def read_and_remove(path, upright):
-        picture = read_image(path, upright)
-        (tmp_path / "in/toy_0001.jpg").unlink(missing_ok=True)
-        return picture
-
-    monkeypatch.setattr(files, "read_image", read_and_remove)
-    with pytest.raises(SystemExit) as stop:
-        script.main(predict_arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--workers", 1))
-    lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 1 and "toy_0001.jpg: cannot be read as an image: No such file" in lines[-2]
-    assert len(read_maps(tmp_path / "maps")) == 3
 
 
 def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files, tmp_path, monkeypatch, capsys):

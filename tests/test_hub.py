@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from conftest import MICRO, ROOT, failure, predict_arguments, read_maps, same_network
+from conftest import MICRO, ROOT, predict_arguments, read_maps, same_network
 from safetensors.torch import load_file
 
 import test
@@ -85,13 +85,6 @@ def test_folders_without_a_checkpoint_are_named(files, message, tmp_path):
         (tmp_path / name).write_text(content)
     with pytest.raises((OSError, ValueError), match=message):
         SAM2UNeXT.from_checkpoint(tmp_path)
-
-
-def test_folders_without_results_are_named(micro_checkpoint, tmp_path, capsys):
-    words = [micro_checkpoint, tmp_path / "hub", "--to", "hub", "--results", tmp_path]
-    args = convert_checkpoint.get_args_parser().parse_args([str(word) for word in words])
-    status, line = failure(convert_checkpoint.main, args, capsys)
-    assert status == 2 and f"--results {tmp_path}: is not a folder of eval.py's results" in line
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):

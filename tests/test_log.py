@@ -157,12 +157,6 @@ def submit_here(pool, function, *words):
     return future
 
 
-def test_mismatched_validation_folders_are_one_line(toy, tmp_path, capsys):
-    args = arguments(f"--val_image_path {toy}/test/Image", toy, tmp_path)
-    status, line = failure(train.main, args, capsys)
-    assert status == 2 and "1 folder(s) of images but 0 of masks" in line
-
-
 @pytest.mark.parametrize("kind", ["small", "whole"])
 def test_init_starts_from_trained_weights(kind, told, toy, from_files, tmp_path):
     source = told / "SAM2-UNeXT-3.pth"

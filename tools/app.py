@@ -4,8 +4,7 @@
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --examples images/       with some of your images to click on
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --host 0.0.0.0           for other machines too
 
-Images are processed as test.py does it, one at a time. Uploads and results are deleted after some minutes. Ctrl-C ends
-it.
+Images are processed as test.py does it, one at a time. Uploads and results are deleted after minutes. Ctrl-C ends it.
 """
 
 import argparse
@@ -36,11 +35,8 @@ KEPT = 300  # seconds that files and answers are kept after they were made
 
 
 def find_object(model: SAM2UNeXT, path: str) -> Answer:
-    """The answer to an image file. Raises OSError that names it without its folder, and what lack of memory raises."""
-    try:
-        image = files.read_image(path, upright=True)
-    except OSError as error:
-        raise OSError(str(error).removeprefix(f"{Path(path).parent}{os.sep}")) from error
+    """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
+    image = files.read_image(path, upright=True)
     return image, stretch(torch.from_numpy(model.predict(image))).numpy()
 
 
@@ -64,7 +60,8 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Bl
             image, grey = find_object(model, path)
             return (image, grey), grey, output.render("cutout", grey, image)
         except (OSError, RuntimeError, MemoryError) as error:
-            raise gradio.Error(cli.diagnosis(error, "try a smaller image") or str(error)) from error
+            line = cli.diagnosis(error, "try a smaller image") or str(error)
+            raise gradio.Error(line.rpartition(os.sep)[2]) from error  # where the file is is nobody's business
 
     with gradio.Blocks(title=title, delete_cache=(60, KEPT)) as page:
         gradio.Markdown(f"# SAM2-UNeXT\n{title}. Drop, paste or choose an image to find the object in it.")
@@ -74,9 +71,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Bl
                 upload = gradio.Image(
                     label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id="upload"
                 )
-                threshold = gradio.Slider(
-                    0, 1, 0.5, step=0.01, label="Threshold of overlay and mask", elem_id="threshold"
-                )
+                threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold", elem_id="threshold")
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], upload, cache_examples=False)
             with gradio.Column(scale=2):

@@ -4,17 +4,14 @@
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
     python tools/benchmark.py infer --onnx FILE     with onnxruntime too: a file of tools/export.py, of this --size
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
-    python tools/benchmark.py largest --memory 24   the largest batch whose training step fits in so many GB of a GPU
-    python tools/benchmark.py start                 from files of weights to a network that is ready
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
 
 "plain" is the network in fp32, without TF32, with the system's memory allocator as it comes. Weights are random. On a
-CPU each turn of each way runs in a process of its own, in alternation; peak memory is all that process held. On a GPU
-each way has one process; peak memory is what torch allocated. Prints medians and ratios; `--json FILE` writes them too.
+CPU each turn of each way is a process, in alternation, whose peak memory is reported; on a GPU each way is a process,
+with what torch allocated. Prints medians and ratios; `--json FILE` writes them too.
 """
 
 import argparse
-import gc
 import json
 import math
 import multiprocessing
@@ -23,13 +20,11 @@ import statistics
 import sys
 import tempfile
 import time
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import cv2
@@ -41,15 +36,14 @@ from torch.amp import GradScaler
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
 import train
-from sam2.build_sam import CONFIGS, build_sam2_trunk
-from SAM2UNeXT import SAM2UNeXT, build_aux
+from sam2.build_sam import CONFIGS
+from SAM2UNeXT import SAM2UNeXT
 from tools import export
-from unext import checkpoint, cli, device, weights
+from unext import checkpoint, cli, device
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
 LARGE = (2200, 3000)  # height, width of the images for test.py
-BATCHES = range(1, 49)  # tried by `largest`
 
 
 class Turn(NamedTuple):
@@ -60,24 +54,15 @@ class Turn(NamedTuple):
     result: Tensor  # logits (B, 1, S, S) or loss (1)
 
 
-@contextmanager
-def weight_files(args: argparse.Namespace) -> Iterator[list[str]]:
-    """Files of random weights in the format of the published ones: SAM 2's and the auxiliary encoder's."""
-    trunk = build_sam2_trunk(args.sam2).state_dict()
-    contents: dict[str, Any] = {"sam2.pt": {"model": {weights.TRUNK + key: value for key, value in trunk.items()}}}
-    if args.aux != "none":
-        contents["aux.pt"] = build_aux(args.aux, args.aux_size).model.state_dict()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in contents.items():
-            torch.save(content, Path(folder, name))
-        yield [str(Path(folder, name)) for name in contents]
+def write_checkpoint(folder: str, args: argparse.Namespace) -> Path:
+    """A checkpoint of the network with random weights, the same in all ways."""
+    path = Path(folder, "random.pth")
+    model = SAM2UNeXT(sam2=args.sam2, aux=args.aux, aux_size=args.aux_size, size=args.size)
+    checkpoint.save_network(path, model, epoch=1)
+    return path
 
 
-def options(args: argparse.Namespace) -> dict[str, str | int]:
-    return {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
-
-
-def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) -> Callable[[], Tensor]:
+def prepare(command: str, way: str, path: Path, args: argparse.Namespace) -> Callable[[], Tensor]:
     """A function that runs `infer` or `train` once, one way, waits for it and returns the logits or the loss.
 
     `way` is "onnx", "plain" or a precision, the latter followed by any of "checkpointed", "compiled", "graphs".
@@ -89,13 +74,13 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
         device.keep_freed_memory(args.device)
     torch.backends.cudnn.allow_tf32 = False  # off for matrix products by default
     dtype = device.precision("fp32" if precision == "plain" else precision, args.device)
-    torch.manual_seed(0)  # the same adapters and decoder in all ways
-    model = SAM2UNeXT(*paths, **options(args), precision=dtype)
+    model = SAM2UNeXT.from_checkpoint(path, precision=dtype)
     model.to(args.device).sam.grad_checkpointing = "checkpointed" in more
     if "compiled" in more:
         # With CUDA graphs the result of a call is valid until the next call only.
         model.compile(mode="reduce-overhead" if "graphs" in more else None)
-    images = torch.randn(args.batch_size, 3, args.size, args.size).to(args.device)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator).to(args.device)
     masks = (images[:, :1] > 0).float()
 
     @torch.inference_mode()
@@ -110,7 +95,6 @@ def prepare(command: str, way: str, paths: list[str], args: argparse.Namespace) 
         return torch.tensor([sum(one.terms.values())])
 
     if command == "infer":
-        model.eval()
         return infer
     optimizer, _ = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=1)
     scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
@@ -138,9 +122,9 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(command: str, way: str, paths: list[str], args: argparse.Namespace, repeats: int) -> Turn:
+def measure(command: str, way: str, path: Path, args: argparse.Namespace, repeats: int) -> Turn:
     """In a process that does nothing else: so many timed runs after one that does not count."""
-    work = prepare(command, way, paths, args)
+    work = prepare(command, way, path, args)
     result = work().cpu()
     seconds = [timed(work) for _ in range(repeats)]
     if args.device.startswith("cuda"):
@@ -148,12 +132,6 @@ def measure(command: str, way: str, paths: list[str], args: argparse.Namespace, 
     status = Path("/proc/self/status")  # of Linux; getrusage's maximum starts with the parent's
     peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else math.nan
     return Turn(seconds, peak, result)
-
-
-def in_process(function: Callable[..., Any], *words: object) -> Any:
-    """function(*words), computed by a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *words).result()
 
 
 def benchmark_network(args: argparse.Namespace) -> Figures:
@@ -172,10 +150,11 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         ways["onnx"] = None
     rounds, repeats = (1, args.repeats) if gpu else (args.repeats, 1)  # only a CPU's speed drifts
     turns: dict[str, list[Turn]] = {way: [] for way in ways}
-    with weight_files(args) as paths:
-        for _ in range(rounds):
-            for way in ways:
-                turns[way].append(in_process(measure, args.command, way, paths, args, repeats))
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_checkpoint(folder, args)
+        for way in [*ways] * rounds:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                turns[way].append(process.submit(measure, args.command, way, path, args, repeats).result())
     seconds = {way: statistics.median(s for turn in found for s in turn.seconds) for way, found in turns.items()}
     peak = {way: max(turn.peak_mb for turn in found) for way, found in turns.items()}
     plain = turns["plain"][0].result
@@ -187,64 +166,6 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         if way != "onnx":  # whose file has other weights
             results[way]["largest difference"] = ((turns[way][0].result - plain).abs().max() / plain.abs().max()).item()
     return results
-
-
-def largest_batch(way: str, paths: list[str], batches: Sequence[int], args: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: the largest of these batches whose training step fits, its seconds and its memory."""
-    total = torch.cuda.get_device_properties(args.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory * 1e9 / total), args.device)
-    found: dict[str, float] = {"batch": 0}
-
-    def is_too_large(batch: int) -> bool:
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(args.device)
-        args.batch_size = batch
-        try:
-            step = prepare("train", way, paths, args)
-            seconds = statistics.median([timed(step) for _ in range(args.repeats + 1)][1:])
-        except torch.OutOfMemoryError:
-            return True
-        peak = torch.cuda.max_memory_allocated(args.device) / 2**20
-        found.update({"batch": batch, "s": seconds, "images a second": batch / seconds, "peak MB": peak})
-        return False
-
-    bisect_left(batches, True, key=is_too_large)
-    return found
-
-
-def benchmark_largest(args: argparse.Namespace) -> Figures:
-    """The largest batch that fits, all ways; compiled, that of the eager network is tried."""
-    if not args.device.startswith("cuda"):
-        raise ValueError(f"--device {args.device}: only a GPU's memory can be limited; give cuda")
-    compiled = f"{args.precision} compiled"
-    ways = dict.fromkeys(["fp32", args.precision, f"{args.precision} checkpointed"] + [compiled] * args.compile)
-    results: Figures = {}
-    with weight_files(args) as paths:
-        for way in ways:
-            batches = [results[args.precision]["batch"]] if way == compiled else BATCHES
-            results[way] = in_process(largest_batch, way, paths, batches, args)
-    return results
-
-
-def benchmark_start(args: argparse.Namespace) -> Figures:
-    """From local files of weights to a network that is ready, without the imports.
-
-    The plain way fills it with random values, reads a file into memory and copies.
-    """
-
-    def plain() -> SAM2UNeXT:
-        model = SAM2UNeXT(**options(args))
-        model.load_state_dict(torch.load(whole, weights_only=True))
-        return model
-
-    with weight_files(args) as paths:
-        whole = Path(paths[0]).with_name("whole.pt")
-        torch.save(SAM2UNeXT(*paths, **options(args)).state_dict(), whole)
-        ways = {"plain": plain, "fast": lambda: SAM2UNeXT(*paths, **options(args))}
-        turns = [{name: timed(way) for name, way in ways.items()} for _ in range(args.repeats)]
-    seconds = {name: statistics.median(turn[name] for turn in turns) for name in ways}
-    return {name: {"s": seconds[name], "times as fast": seconds["plain"] / seconds[name]} for name in ways}
 
 
 def benchmark_predict(args: argparse.Namespace) -> Figures:
@@ -276,8 +197,8 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
         cv2.imwrite(str(images / "0.jpg"), cv2.resize(small, LARGE[::-1]))
         for i in range(1, args.images):
             os.link(images / "0.jpg", images / f"{i}.jpg")
-        checkpoint.save_network(Path(folder, "random.pth"), SAM2UNeXT(**options(args)), epoch=1)
-        words = ["--checkpoint", f"{folder}/random.pth", "--test_image_path", images, "--save_path", f"{folder}/maps"]
+        words = ["--checkpoint", write_checkpoint(folder, args), "--test_image_path", images]
+        words += ["--save_path", f"{folder}/maps"]
         words += ["--batch_size", args.batch_size, "--precision", args.precision, "--device", args.device]
         words += ["--compile"] if args.compile else []
         with mock.patch.object(test, "predict_batch", predict):
@@ -290,8 +211,7 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
         args.device = device.find(args.device)
-        others = {"start": benchmark_start, "predict": benchmark_predict, "largest": benchmark_largest}
-        results = others.get(args.command, benchmark_network)(args)
+        results = benchmark_predict(args) if args.command == "predict" else benchmark_network(args)
         for name, figures in results.items():
             print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
         if args.json:
@@ -301,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("infer", "train", "largest", "start", "predict"):
+    for name in ("infer", "train", "predict"):
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -309,18 +229,14 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
         command.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="of the input, px")
+        command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+        command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
+        command.add_argument("--compile", action="store_true", help="compiled by torch as well")
         if name == "infer":
             command.add_argument("--onnx", type=Path, metavar="FILE", help="a file of tools/export.py, run as well")
         if name == "predict":
             command.add_argument("--images", type=cli.number(), default=200, help="how many")
-        if name == "largest":
-            command.add_argument("--memory", type=cli.number(float), default=24, help="GB (1e9 bytes) of the GPU")
-        elif name != "start":
-            command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
-        if name != "start":
-            command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
-            command.add_argument("--compile", action="store_true", help="compiled by torch as well")
     return parser
 
 

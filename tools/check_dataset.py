@@ -5,8 +5,7 @@
     python tools/check_dataset.py data/images data/masks    two folders
 
 An error stops a run or silently spoils it, a warning deserves a look, a note is good to know. The table names the
-first files of each finding and the remedy; --json writes all names. Exit status: 0 without errors, 1 with errors, 2 if
-nothing could be checked.
+first files of each finding; --json writes all. Exit status: 0 without errors, 1 with errors, 2 if nothing was checked.
 """
 
 import argparse
@@ -79,12 +78,11 @@ class Survey(NamedTuple):
     findings: list[Finding]
 
 
-def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
-    """All splits of a benchmark, and the name of its training split. Raises OSError or ValueError if there are none."""
+def survey_benchmark(everything: Survey, name: str, root: str) -> str:
+    """Adds all splits of a benchmark; returns the name of the training split. Raises OSError or ValueError."""
     benchmark = benchmarks.load(name)
     training = f"{benchmark.name} training"
     splits = ({training: benchmark.train} if benchmark.train else {}) | benchmark.test
-    everything = Survey([], [], [])
     for split, alternatives in splits.items():
         try:
             for place, images, masks in benchmarks.locate(split, alternatives, root):
@@ -94,7 +92,7 @@ def survey_benchmark(name: str, root: str) -> tuple[Survey, str]:
     if not everything.splits:
         reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings] or ["it has none"]
         raise ValueError(f"{name}: none of its splits exists; {reasons[0]}")
-    return everything, training
+    return training
 
 
 def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
@@ -112,20 +110,18 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
             if not path.is_dir() and not path.name.startswith("."):
                 add("not an image by its extension", path, "" if path.exists() else "a broken link")
     left, right, left_out = benchmarks.belonging(place, *sides)
-    pairs = files.match(left, right, str(images), skip_unpaired=True)
+    pairs = files.match(left, right, str(images), skip=True)
     everything.splits.append(benchmarks.SplitFolder(split, images, masks, pairs, place.count, left_out))
     everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
     for kind, paths, here, there in (
         ("image without mask", listed[0], left, right),
         ("mask without image", listed[1], right, left),
     ):
-        folded = {stem.casefold(): path.name for stem, path in there.items()}
         for path in (path for path in paths if path.stem in here):  # the others do not belong to the split
             if path != here[path.stem]:
                 add("two files of one name", path, f"beside {here[path.stem].name}")
             elif path.stem not in there:
-                near = folded.get(path.stem.casefold())
-                add(kind, path, f"{near} differs in case" if near else "")
+                add(kind, path)
             else:
                 continue
             everything.jobs.append(Job(split, path, None) if here is left else Job(split, None, path))
@@ -151,13 +147,9 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
 
 def inspect(path: Path, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
-    stage = "unreadable"
     try:
         with files.open_image(path) as image:
-            stage = "truncated or damaged"
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
-            image.load()
-            stage = "unreadable"
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
             if (orientation := image.getexif().get(0x0112)) in range(2, 9):
                 kinds[ROTATED] = f"orientation {orientation}"
@@ -172,7 +164,7 @@ def inspect(path: Path, is_mask: bool) -> Inspection:
             files.eight_bits(image, "RGB")
             return Inspection(image.size, kinds, fingerprint(image))
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        return Inspection(kinds={stage: files.why(path, error)})
+        return Inspection(kinds={"unreadable": files.why(path, error)})
 
 
 def mask_kinds(mask: Image.Image) -> dict[str, str]:
@@ -201,9 +193,7 @@ def mask_kinds(mask: Image.Image) -> dict[str, str]:
 def fingerprint(image: Image.Image) -> bytes:
     """A digest of the pixels, the same for every lossless format."""
     pixels = image if image.mode.startswith(files.DEEP) else image.convert("RGB")
-    digest = hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode(), digest_size=16)
-    digest.update(pixels.tobytes())
-    return digest.digest()
+    return hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode() + pixels.tobytes(), digest_size=16).digest()
 
 
 def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
@@ -241,17 +231,14 @@ def table(findings: Sequence[Finding]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
+        everything, training = Survey([], [], []), ""
         if benchmarks.is_benchmark(args.first):
-            everything, training = survey_benchmark(args.first, args.second)
+            training = survey_benchmark(everything, args.first, args.second)
         else:
-            everything, training = Survey([], [], []), ""
             survey(everything, Path(args.first).resolve().name, benchmarks.Place(), Path(args.first), Path(args.second))
         if not everything.jobs:
             raise ValueError(f"{files.listing([args.first, args.second])}: have no images")
-        if args.json and args.json.is_dir():
-            raise IsADirectoryError(f"--json {args.json}: is a folder; name a file")
-        if args.json:
-            files.output_folder(args.json.parent)
+        files.check_output_file("--json", args.json)
 
         command.started()
         print(*everything.splits, sep="\n", flush=True)
@@ -269,30 +256,23 @@ def main(args: argparse.Namespace) -> None:
             raise SystemExit(ERRORS_FOUND)
 
 
-def report(places: Sequence[benchmarks.SplitFolder], findings: Sequence[Finding], path: Path | None) -> None:
+def report(splits: Sequence[benchmarks.SplitFolder], findings: Sequence[Finding], path: Path | None) -> None:
     """Prints the table and the verdict, and writes everything as JSON."""
     totals = {one: sum(KINDS[finding.kind][0] == one for finding in findings) for one in SEVERITIES}
-    pairs = sum(len(place.pairs) for place in places)
+    pairs = sum(len(split.pairs) for split in splits)
     verdict = "fix the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
     if findings:
         print(f"\n{table(findings)}")
     counted = ", ".join(f"{count:,} {one}{'' if count == 1 else 's'}" for one, count in totals.items())
     print(f"\n{pairs:,} pairs, {counted}: {verdict}")
     if path:
-        content = {
-            "pairs": pairs,
-            **{f"{one}s": count for one, count in totals.items()},
-            "places": [
-                {"split": one.split, "images": str(one.images), "masks": str(one.masks), "pairs": len(one.pairs)}
-                for one in places
-            ],
-            "findings": [
-                {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(found)}
-                | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in found]}
-                for kind, splits in group(findings).items()
-                for split, found in splits.items()
-            ],
-        }
+        content = {"pairs": pairs} | {f"{one}s": count for one, count in totals.items()}
+        content["findings"] = [
+            {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(found)}
+            | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in found]}
+            for kind, splits in group(findings).items()
+            for split, found in splits.items()
+        ]
         with files.replacing(path) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 

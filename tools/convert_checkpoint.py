@@ -5,9 +5,8 @@
     python tools/convert_checkpoint.py whole.pth small.pth --to small --hiera_path FILE --dinov2_path FILE
     python tools/convert_checkpoint.py SAM2-UNeXT-20.pth folder --to hub --results runs/MAS3K/results
 
-A small file holds what was trained and records its encoders; a whole one contains the encoders; the original's is a
-bare float32 state dict; a folder has a model card, with the results of eval.py if they are given. The input may be of
-any kind. For a small output, name the encoders' files unless the input is small itself.
+A small file records its encoders, a whole one contains them, the original's is a bare float32 state dict. The input may
+be of any kind. For a small output, name the encoders' files unless the input is small itself.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 # On a machine with a GPU: whether all is right there, then how fast it is.
 #
 #     bash tools/cuda.sh FOLDER                    everything
-#     bash tools/cuda.sh FOLDER tests infer        some of: tests infer train largest predict start
+#     bash tools/cuda.sh FOLDER tests infer        some of: tests infer train predict
 #     bash tools/cuda.sh FOLDER predict-8-compile  one step of one of them
 #
 # The figures of each step go to FOLDER/STEP.json, what all of them print to FOLDER/log.txt, a table of all figures in
@@ -29,14 +29,12 @@ declare -A command=(
     [infer-8]="infer --batch_size 8 --compile --repeats 20"
     [train-1]="train --batch_size 1 --compile"
     [train-4]="train --batch_size 4 --compile"
-    [largest]="largest --memory 24 --compile"
     [predict-1]="predict --batch_size 1"
     [predict-1-compile]="predict --batch_size 1 --compile"
     [predict-8]="predict --batch_size 8"
     [predict-8-compile]="predict --batch_size 8 --compile"
-    [start]="start"
 )
-steps=(tests infer-1 infer-8 train-1 train-4 largest predict-1 predict-1-compile predict-8 predict-8-compile start)
+steps=(tests infer-1 infer-8 train-1 train-4 predict-1 predict-1-compile predict-8 predict-8-compile)
 for word in "$@"; do
     if [[ " ${steps[*]} " != *" $word"[\ -]* ]]; then
         echo "cuda.sh: there is no step $word; there are ${steps[*]}" >&2

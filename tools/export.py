@@ -1,16 +1,12 @@
 """Exports a trained SAM2-UNeXT to ONNX and checks that onnxruntime computes the maps of torch.
 
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx
-    python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx --check images/ --check_gt masks/
+    python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx --check images/
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth half.onnx --half
 
-The graph maps `images`, normalised float32 (B, 3, S, S) with any B, to `probability` and `logits`, float32
-(B, 1, S, S); S is --size. With --half it computes in float16. The metadata has mean, std, size and the checkpoint's
-fingerprint. Weights of more than 1.5 GiB are in a second file, OUT.onnx.data.
-
-The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, in batches of one and
-two images. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
---check_gt prints the metrics of both. docs/deploy.md tells how to use the file.
+The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, one by one and two at
+once. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
+docs/deploy.md describes the file. Weights of more than 1.5 GiB are in a second one, OUT.onnx.data.
 """
 
 import argparse
@@ -22,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +28,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
 from dataset import MEAN, STD
-from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files, weights
 from unext.output import Task
@@ -43,10 +37,9 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 LARGE = 1536 * 2**20  # bytes of weights above which torch gives them a file of their own: protobuf cannot hold 2 GiB
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
-BATCH = 2  # images at a time when checking, after a first one by itself
 LESS_MEMORY = "a smaller --size needs less"
 MAX_IMAGES = 2**15  # in a batch; torch wants a bound
-SYNTHETIC = ((480, 640), (500, 300), (256, 256))  # height, width
+SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
 
 
 class Exported(nn.Module):
@@ -61,19 +54,8 @@ class Exported(nn.Module):
         return logits.sigmoid(), logits
 
 
-class Difference(NamedTuple):
-    """How the maps of the graph differ from those of the network."""
-
-    largest: int  # grey levels
-    mean: float
-    scores: dict[str, metrics.PairScores]  # of torch and onnxruntime, over the images that have a mask
-
-
 def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
-    """Writes the network's graph to `path` and large weights to a file beside it.
-
-    Raises ValueError, OSError, and RuntimeError or MemoryError if memory runs out.
-    """
+    """Writes the graph, and large weights beside it. Raises ValueError, OSError, RuntimeError or MemoryError."""
     network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
     images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
@@ -86,7 +68,7 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error
-            if isinstance(cause, RuntimeError | MemoryError) and is_lack_of_memory(cause):
+            if isinstance(cause, RuntimeError | MemoryError) and cli.diagnosis(cause, LESS_MEMORY):
                 raise cause from error
             raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
     metadata = {"mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size)}
@@ -94,19 +76,12 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
     program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
 
 
-def is_lack_of_memory(error: Exception) -> bool:
-    return cli.diagnosis(error, LESS_MEMORY).startswith("out of memory")
-
-
 def write_synthetic(folder: Path) -> list[Task]:
-    """Writes images of smooth colours and noise, always the same. Raises OSError."""
+    """Writes images of smooth colours, always the same. Raises OSError."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for i, (height, width) in enumerate(SYNTHETIC):
-        colours = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height))
-        noise = rng.integers(-20, 20, (height, width, 3))
-        pixels = (np.array(colours) + noise).clip(0, 255).astype(np.uint8)
-        files.save_image(Image.fromarray(pixels), folder / f"{i}.png")
+    for i, size in enumerate(SYNTHETIC):
+        files.save_image(Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(size), folder / f"{i}.png")
     return test.find_own_tasks([str(folder)], None, folder)
 
 
@@ -146,80 +121,34 @@ def errors_of_onnxruntime() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # its errors have no common class
-        if is_lack_of_memory(error):
+        if cli.diagnosis(error, LESS_MEMORY):
             raise MemoryError(str(error)) from error
         raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
-def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> Difference:
-    """Makes the maps of the images as test.py does, with the network's logits and with the graph's.
+def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
+    """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
 
-    `graph` is a function of `load_graph`. Raises OSError for unreadable images, ValueError for logits that are not
-    finite, and what `graph` raises.
+    Prints how they differ; returns the largest difference in grey levels. `graph` is a function of `load_graph`. Raises
+    OSError for unreadable images, ValueError for logits that are not finite, and what `graph` raises.
     """
-    largest: list[int] = []  # difference of each map
-    means: list[float] = []
-    scores: dict[str, list[metrics.PairScores]] = {"torch": [], "onnxruntime": []}
-    for group, images in tqdm(groups(tasks), unit="batch", desc="checking"):
+    differences: list[np.ndarray] = []
+    for group in tqdm([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
         batch = [test.read(task, model.size) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
-        tensors = [sample.tensor.numpy() for sample in batch]
-        theirs = graph(np.stack(tensors + tensors[:1] * (images - len(batch))))[: len(batch), None]  # (B, 1, 1, S, S)
         ours = test.predict_batch(model, batch, flip=False)
+        theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None]  # (B, 1, 1, S, S)
         for name, logits in (("torch", ours), ("onnxruntime", theirs)):
             if not logits.isfinite().all():
                 names = files.listing(task.image for task in group)
                 raise ValueError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
         for sample, *both in zip(batch, ours, theirs, strict=True):
             maps = [test.grey_map(logits, sample.size) for logits in both]
-            difference = np.abs(np.subtract(*maps, dtype=int))
-            largest.append(int(difference.max()))
-            means.append(difference.mean())
-            if sample.task.ground_truth:
-                mask = np.array(files.read_mask(sample.task.ground_truth))
-                for found, grey in zip(scores.values(), maps, strict=True):
-                    found.append(metrics.score(grey, mask))
-    kept = {name: metrics.mean(found) for name, found in scores.items() if found}
-    return Difference(max(largest), float(np.mean(means)), kept)
-
-
-def groups(tasks: Sequence[Task]) -> list[tuple[Sequence[Task], int]]:
-    """Tasks to check together, and how many images the graph gets: one, then BATCH, padded with a repeated image."""
-    rest = tasks[1:] or tasks
-    return [(tasks[:1], 1), *((rest[start : start + BATCH], BATCH) for start in range(0, len(rest), BATCH))]
-
-
-def describe(difference: Difference) -> str:
-    """The difference in words and, with masks, the nine metrics of both and their drift."""
-    largest = files.count(difference.largest, "grey level")
-    line = f"maps differ by at most {largest}, {difference.mean:.4f} on average"
-    if not difference.scores:
-        return line
-    figures = {name: scores.figures() for name, scores in difference.scores.items()}
-    own, other = figures.values()
-    figures["drift"] = {name: other[name] - own[name] for name in own}
-    rows = [("", *metrics.METRICS)]
-    for name, values in figures.items():
-        rows.append((name, *(f"{round(values[key], 5) + 0.0:.5f}" for key in metrics.METRICS)))  # no "-0.00000"
-    table = [f"{row[0]:<11}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows]
-    return "\n".join([*table, line])
-
-
-def find_images(args: argparse.Namespace) -> list[Task]:
-    """The given images. Raises ValueError or OSError if one cannot be used."""
-    if not args.check:
-        if args.check_gt:
-            raise ValueError("--check_gt needs the images in --check")
-        return []
-    tasks = test.find_own_tasks(args.check, args.check_gt, args.output.parent)
-    for path in inputs(tasks):
-        files.read_size(path)
-    return tasks
-
-
-def inputs(tasks: Sequence[Task]) -> list[Path]:
-    return [path for task in tasks for path in (task.image, task.ground_truth) if path]
+            differences.append(np.abs(np.subtract(*maps, dtype=int)))
+    largest, mean = max(int(one.max()) for one in differences), np.mean([one.mean() for one in differences])
+    print(f"maps differ by at most {files.count(largest, 'grey level')}, {mean:.4f} on average")
+    return largest
 
 
 def data_file(path: Path) -> Path:
@@ -237,13 +166,11 @@ def check_output(path: Path, used: Sequence[Path]) -> None:
 
 def replace(path: Path, target: Path) -> None:
     """Moves the graph and its weights. A graph never lies beside the weights of another one."""
-    large, existed = data_file(path).exists(), target.exists()
-    if large:
-        target.unlink(missing_ok=True)  # it would find the new weights
+    for file in (target, data_file(target)):
+        file.unlink(missing_ok=True)
+    if data_file(path).exists():
         os.replace(data_file(path), data_file(target))
     os.replace(path, target)
-    if existed and not large:
-        data_file(target).unlink(missing_ok=True)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -252,11 +179,13 @@ def main(args: argparse.Namespace) -> None:
         cli.require(PACKAGES, "requirements-export.txt")
         if torch.__version__ < MIN_TORCH:
             raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
-        tasks = find_images(args)
+        tasks = test.find_own_tasks(args.check, None, args.output.parent) if args.check else []
+        for task in tasks:
+            files.read_size(task.image)
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
-        check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *inputs(tasks)])
+        check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)])
         parent = files.output_folder(args.output.parent)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
 
@@ -270,9 +199,8 @@ def main(args: argparse.Namespace) -> None:
         graph, _ = load_graph(path)
         difference = compare(model, graph, tasks)
         del graph  # Windows moves no file that is in use
-        print(describe(difference))
         allowed = HALF_TOLERANCE if args.half else TOLERANCE
-        if difference.largest > allowed:
+        if difference > allowed:
             levels = files.count(allowed, "grey level")
             raise ValueError(f"{args.output}: not written, since maps may differ by at most {levels}")
         size = sum(file.stat().st_size for file in path.parent.iterdir())
@@ -289,7 +217,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     side = cli.number(multiple=32, minimum=32)
     parser.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
-    parser.add_argument("--check_gt", metavar="DIR", help="their ground truth, to compare the scores")
     cli.add_encoders(parser)
     return parser
 

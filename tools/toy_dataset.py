@@ -73,15 +73,13 @@ def main(args: argparse.Namespace) -> None:
         for number, (split, count) in enumerate({"train": args.train, "test": args.test}.items()):
             for i in tqdm(range(count), desc=split, unit="img"):
                 image, mask = sample(np.random.default_rng([args.seed, number, i]))
-                write(image, args.folder / split / "Image" / f"toy_{i:04}.jpg")
-                write(mask, args.folder / split / "Mask" / f"toy_{i:04}.png")
+                pixels = {"Image/toy_{}.jpg": image, "Mask/toy_{}.png": mask}
                 if split == "test":
-                    write(centred_blob(*mask.shape), args.folder / split / "Blob" / f"toy_{i:04}.png")
-
-
-def write(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.save_image(Image.fromarray(pixels), path, quality=92)
+                    pixels["Blob/toy_{}.png"] = centred_blob(*mask.shape)
+                for name, array in pixels.items():
+                    path = args.folder / split / name.format(f"{i:04}")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    files.save_image(Image.fromarray(array), path, quality=92)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

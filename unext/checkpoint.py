@@ -1,9 +1,8 @@
 """Trained SAM2-UNeXT checkpoints: their headers, finding their encoders, restoring the model, saving it.
 
 A checkpoint whose encoders came from files is small: it holds what was trained and records, for each encoder, its name,
-a fingerprint of its weights and the path it had. A checkpoint with a random encoder is whole. Files are written under a
-temporary name and renamed, so a file under its final name is always complete. A folder, as on Hugging Face's hub, is a
-checkpoint too: config.json holds the header, model.safetensors the tensors.
+a fingerprint of its weights and the path it had. A checkpoint with a random encoder is whole. A folder, as on Hugging
+Face's hub, is a checkpoint too: config.json holds the header, model.safetensors the tensors.
 """
 
 import hashlib
@@ -65,10 +64,7 @@ def trained_fingerprint(model: nn.Module) -> str:
 
 
 def load(source: str | Path) -> Checkpoint:
-    """Reads a trained checkpoint of this program, by its header, or of the original, by the tensors' shapes.
-
-    Raises OSError or ValueError that names the file and the remedy.
-    """
+    """Reads a checkpoint of this program or the original. Raises OSError or ValueError that names the remedy."""
     return parse(read(source), source)
 
 
@@ -122,10 +118,7 @@ def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str,
     if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
         raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
     known = isinstance(records, dict) and (not records or records.keys() == encoder_files(config).keys())
-    if not known or not all(
-        isinstance(record, dict) and record.keys() == RECORD and all(isinstance(text, str) for text in record.values())
-        for record in records.values()
-    ):
+    if not known or not all(isinstance(one, dict) and one.keys() == RECORD for one in records.values()):
         raise ValueError(f"{source}: its header does not say which encoders it needs; the file is damaged")
     return config, records
 

@@ -57,17 +57,15 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
     with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr)):
         try:
             yield command
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the latter two are torch's and Python's
+        except (ValueError, OSError) as error:
+            fail(message(error), command.status)
+        except (RuntimeError, MemoryError) as error:  # torch's and Python's
             if line := diagnosis(error, less_memory):
                 fail(line, NOT_COMPLETED)
-            if not isinstance(error, (ValueError, OSError)):
-                raise
-            fail(message(error), command.status)
+            raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
             fail("interrupted", INTERRUPTED)
-        finally:
-            sys.stdout.flush()
 
 
 class Output:
@@ -81,19 +79,10 @@ class Output:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def write(self, text: str) -> int:
-        with self.silent_without_reader():
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self.silent_without_reader():
-            self.stream.flush()
-
-    @contextmanager
-    def silent_without_reader(self) -> Iterator[None]:
+    def write(self, text: str) -> None:
         try:
-            yield
+            self.stream.write(text)
+            self.stream.flush()
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
                 raise
@@ -101,7 +90,6 @@ class Output:
 
 
 def fail(line: str, status: int) -> NoReturn:
-    """Ends the program with a line on standard error."""
     print(f"{Path(sys.argv[0]).name}: {printable(line)}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -115,8 +103,6 @@ def message(error: Exception) -> str:
 def diagnosis(error: Exception, less_memory: str) -> str:
     """What to tell the user about an error of a library; empty for a bug, whose traceback should be seen."""
     words = f"{type(error).__name__}: {error}"
-    if isinstance(error, (ValueError, OSError)):
-        return ""
     for signs, line in DIAGNOSES.items():
         if any(sign in words for sign in signs):
             return line
@@ -143,20 +129,10 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 def end_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP end the program as an exception, so that its temporary files are removed.
-
-    Meanwhile further signals are ignored. A SIGHUP that nohup ignores remains ignored.
-    """
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-    def end(number: int, frame: FrameType | None) -> None:
-        for other in (*numbers, signal.SIGINT):
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    for number in numbers:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end)
+    """Makes SIGTERM and SIGHUP end the program as an exception, so that its temporary files are removed."""
+    for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup makes it
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def require(packages: Iterable[str], requirements: str) -> None:
@@ -183,7 +159,7 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
-    """Adds the options that say where and in which type the network computes."""
+    """Adds the options that say where and how the network computes."""
     group.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 if native, else fp32")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... or auto: a GPU if there is one")
 

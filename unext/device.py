@@ -6,11 +6,9 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
@@ -18,11 +16,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def start(args: argparse.Namespace) -> torch.dtype:
-    """What a command does first: makes `args.device` a device that torch can compute on, returns the precision.
-
-    Raises ValueError for a --device or --precision that torch does not have here.
-    """
-    silence_other_ranks()
+    """Makes `args.device` one that torch can compute on and returns the precision. Raises ValueError as `find` does."""
+    if ranks()[0]:  # standard output is that of the first process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     args.device = find(args.device)
     keep_freed_memory(args.device)
     return precision(args.precision, args.device)
@@ -47,24 +43,14 @@ def find(name: str) -> str:
 
 
 def precision(name: str, device: str) -> torch.dtype:
-    """The dtype called `name`: fp32, bf16 or fp16; for "auto" bfloat16 if `device` supports it natively, else float32.
-
-    Native support: NVIDIA GPUs since Ampere, CPUs with AMX or AVX512-BF16. Raises ValueError if torch cannot compute in
-    the dtype.
-    """
-    if name == "auto":
-        if device.startswith("cuda"):
-            native = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
-            native = device == "cpu" and not NATIVE_BF16.isdisjoint(cpu_flags())
-        return torch.bfloat16 if native else torch.float32
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    try:
-        image = torch.ones(1, 1, 3, 3, dtype=dtype, device=device, requires_grad=True)
-        F.conv2d(image, image).sum().backward()
-    except RuntimeError as error:
-        raise ValueError(f"--precision {name}: torch cannot compute in it on {device}; give auto or fp32") from error
-    return dtype
+    """fp32, bf16 or fp16; for "auto" bf16 where native (NVIDIA since Ampere, AMX, AVX512-BF16), else fp32."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.startswith("cuda"):
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = device == "cpu" and not NATIVE_BF16.isdisjoint(cpu_flags())
+    return torch.bfloat16 if native else torch.float32
 
 
 def cpu_flags() -> set[str]:
@@ -96,17 +82,8 @@ def make_deterministic(device: str) -> None:
 
 
 def ranks() -> tuple[int, int, int]:
-    """This process among those that torchrun started: its rank, its rank on this machine, their number.
-
-    (0, 0, 1) without torchrun.
-    """
+    """From torchrun: this process's rank, its rank on this machine, the number of processes; else (0, 0, 1)."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def silence_other_ranks() -> None:
-    """Leaves standard output to the first of several processes."""
-    if ranks()[0]:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
 def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
@@ -116,7 +93,7 @@ def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
     gpu = device.startswith("cuda")
     if gpu:
         torch.cuda.set_device(device)  # where NCCL gathers objects
-    dist.init_process_group("nccl" if gpu else "gloo", **fresh_store())
+    dist.init_process_group("nccl" if gpu else "gloo")
     if sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
@@ -126,20 +103,6 @@ def end() -> None:
     """Takes leave of the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def fresh_store() -> dict[str, Any]:
-    """Arguments of init_process_group where torchrun restarts processes on one machine; else none.
-
-    torchrun's store keeps the addresses of the processes before a restart, and the next ones would wait for them
-    (https://github.com/pytorch/pytorch/issues/135712). Its count of restarts tells them apart on one machine only.
-    """
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not shared or os.environ["GROUP_WORLD_SIZE"] != "1":
-        return {}
-    store, rank, processes = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
-    return {"store": store, "rank": rank, "world_size": processes}
 
 
 def reduce_all(figures: Tensor, operation: str = "SUM") -> Tensor:

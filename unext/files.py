@@ -16,7 +16,6 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 LISTED = 10  # names that a message lists before it only counts
-COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first, as Pillow does
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
@@ -30,8 +29,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they ar
 @cache
 def formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read."""
+    Image.preinit()  # the common ones first
     Image.init()
-    return COMMON + tuple(name for name in Image.OPEN if name not in NOT_READ.union(COMMON))
+    return tuple(name for name in Image.OPEN if name not in NOT_READ)
 
 
 @cache
@@ -50,10 +50,7 @@ def require_folder(path: str | Path) -> Path:
 
 
 def images_in(folder: str | Path) -> list[Path]:
-    """The images directly in `folder`, sorted. Raises OSError if it cannot be listed.
-
-    Skips hidden files and files whose extension Pillow does not read.
-    """
+    """The images directly in `folder`, sorted, without hidden files. Raises OSError if it cannot be listed."""
     folder = require_folder(folder)
     return [
         path for path in sorted(folder.iterdir())
@@ -62,10 +59,7 @@ def images_in(folder: str | Path) -> list[Path]:
 
 
 def find(folder: str | Path) -> dict[str, Path]:
-    """The images in `folder` by stem (file name without extension), in the order of the stems.
-
-    Raises OSError if the folder cannot be listed, ValueError if it has no image or two of one stem.
-    """
+    """The images in `folder` by stem, sorted. Raises OSError, or ValueError for no image or two of one stem."""
     found: dict[str, Path] = {}
     repeated = []
     for path in images_in(folder):
@@ -73,9 +67,7 @@ def find(folder: str | Path) -> dict[str, Path]:
             repeated.append(f"{found[path.stem].name} and {path.name}")
         found[path.stem] = path
     if repeated:
-        raise ValueError(
-            f"{folder}: has files that differ only in their extension, keep one of each: {listing(repeated)}"
-        )
+        raise ValueError(f"{folder}: files that differ only in their extension, keep one of each: {listing(repeated)}")
     if not found:
         raise ValueError(f"{folder}: has no images")
     return dict(sorted(found.items()))
@@ -93,47 +85,37 @@ def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def pair(
-    image_folders: Sequence[str | Path],
-    mask_folders: Sequence[str | Path],
-    skip_unpaired: bool = False,
-    remedy: str = "",
+    image_folders: Sequence[str | Path], mask_folders: Sequence[str | Path], skip_unpaired: bool = False
 ) -> list[tuple[Path, Path]]:
-    """The (image, mask) files of the same stem, never paired by order.
+    """The (image, mask) files of the same stem in the i-th folder of either, joined.
 
-    The i-th folder of images belongs to the i-th of masks; the pairs of all are joined. Raises ValueError if there are
-    not as many folders of either, if a file has no partner (unless `skip_unpaired`; `remedy` is what the message
-    advises) or if there is no pair; and what `find` raises.
+    Raises ValueError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
+    is no pair; and what `find` raises.
     """
+    remedy = "add the missing files or ignore these with --skip_unpaired"
     if len(image_folders) != len(mask_folders):
-        raise ValueError(
-            f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks: give one mask folder for each "
-            "image folder, in the same order"
-        )
+        number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
+        raise ValueError(f"{number}: give one of masks for each of images, in the same order")
     pairs: list[tuple[Path, Path]] = []
     for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
         images, masks = find(image_folder), find(mask_folder)
         if not images.keys() & masks.keys():
             image, mask = (next(iter(side.values())).name for side in (images, masks))
-            raise ValueError(
-                f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {image} and {mask})"
-            )
+            example = f"for example {image} and {mask}"
+            raise ValueError(f"no image in {image_folder} has the name of a mask in {mask_folder} ({example})")
         pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
     return pairs
 
 
 def match(
-    images: dict[str, Path], masks: dict[str, Path], where: str, skip_unpaired: bool = False, remedy: str = ""
+    images: dict[str, Path], masks: dict[str, Path], where: str, skip: bool = False, remedy: str = "add what is missing"
 ) -> list[tuple[Path, Path]]:
-    """The (image, mask) files of the same stem in two folders, which messages call `where`.
-
-    Raises ValueError if a file has no partner, unless `skip_unpaired`.
-    """
+    """The pairs of the same stem. Raises ValueError, about `where`, if a file has no partner, unless `skip`."""
     problems = []
     for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
         if alone := [path.name for stem, path in side.items() if stem not in other]:
             problems.append(f"without their {wanted}: {listing(alone)}")
-    if problems and not skip_unpaired:
-        remedy = remedy or "add the missing files"
+    if problems and not skip:
         raise ValueError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
     return [(path, masks[stem]) for stem, path in images.items() if stem in masks]
 
@@ -156,10 +138,7 @@ def listing(names: Iterable[object]) -> str:
 
 
 def read_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """The image in RGB, its pixels as stored or, if `upright`, rotated as its EXIF tag says.
-
-    Raises OSError that names the file.
-    """
+    """The image in RGB, as stored or, if `upright`, rotated as its EXIF tag says. Raises OSError naming the file."""
     with opened(path) as image:
         return eight_bits(ImageOps.exif_transpose(image) if upright else image, "RGB")
 
@@ -183,14 +162,11 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         with open_image(path) as image:
             yield image
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        raise unreadable(path, error) from error
+        raise OSError(f"{path}: cannot be read as an image: {why(path, error)}") from error
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Pillow's `open`, restricted to `formats` and to images below Pillow's pixel limit.
-
-    Raises what Pillow raises, which is almost anything.
-    """
+    """Pillow's `open` for `formats` and images below its pixel limit. Raises what Pillow does: almost anything."""
     image = Image.open(path, formats=formats())
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit and pixels > limit:  # Pillow itself only warns up to twice the limit
@@ -202,11 +178,10 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode RGB or L.
+    """The image in mode RGB or L. Raises ValueError for values that are neither 8 nor 16 bits.
 
     Pillow would clip greyscale of 16 bits, integers and floats at 255. Here their maximum decides the range: up to 255
-    they are 8-bit values, up to 65535 16-bit values, and floats up to 1 are fractions of white. Raises ValueError for
-    other values.
+    they are 8-bit values, up to 65535 16-bit values, and floats up to 1 are fractions of white.
     """
     if not image.mode.startswith(DEEP):
         return image.convert(mode)
@@ -219,10 +194,7 @@ def eight_bits(image: Image.Image, mode: str) -> Image.Image:
 
 
 def is_dark(mask: Image.Image) -> bool:
-    """Whether a mask (mode L) reads as black although it is not: 0 and 1 instead of 0 and 255, or palette colours.
-
-    An entirely black mask is fine: there may be no object.
-    """
+    """Whether a mask (mode L) reads as black although it is not: values of 0 and 1, or indices of a palette."""
     return 0 < mask.getextrema()[1] <= OBJECT
 
 
@@ -251,10 +223,9 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` if the block succeeds and disappears if it fails.
+    """A file to write to, which becomes `path` once it is safely on the disk, or disappears if the block fails.
 
-    Until it is safely on the disk it lies beside `path`, so that a file under its final name is always complete. Raises
-    OSError that names the file.
+    So a file under its final name is always complete. Raises OSError that names the file.
     """
     path = Path(path)
     # Not derived by a suffix: the name of `path` may be as long as names can be.
@@ -271,16 +242,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def save_image(image: Image.Image, path: str | Path, **options: int) -> None:
-    """Writes an image in the format of the extension, completely or not at all.
-
-    Raises OSError that names the file, ValueError for an extension of no image format.
-    """
-    kind = Image.registered_extensions().get(Path(path).suffix.lower())
-    if kind not in Image.SAVE:
-        raise ValueError(f"{path}: has no extension of an image; name a .png or .jpg")
+def save_image(image: Image.Image, path: Path, **options: int) -> None:
+    """Writes an image in the format of the extension, completely or not at all. Raises OSError that names the file."""
     buffer = io.BytesIO()  # Pillow does not notice a file that takes only part of what it writes
-    image.save(buffer, kind, **options)
+    image.save(buffer, Image.registered_extensions()[path.suffix], **options)
     with replacing(path) as file:
         file.write(buffer.getbuffer())
 
@@ -294,6 +259,14 @@ def output_folder(path: str | Path) -> Path:
             return path
     except OSError as error:
         raise OSError(f"{path}: nothing can be written there: {error.strerror}") from error
+
+
+def check_output_file(option: str, path: Path | None) -> None:
+    """Raises OSError if no file can be written to the path that an option names; makes its folder."""
+    if path and path.is_dir():
+        raise IsADirectoryError(f"{option} {path}: is a folder; name a file")
+    if path:
+        output_folder(path.parent)
 
 
 @contextmanager
@@ -319,11 +292,6 @@ def locked(path: str | Path) -> Iterator[None]:
                 (path / LOCK).unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()
-
-
-def unreadable(path: str | Path, error: Exception) -> OSError:
-    """Pillow's error with the file's name, which Pillow usually omits."""
-    return OSError(f"{path}: cannot be read as an image: {why(path, error)}")
 
 
 def why(path: str | Path, error: Exception) -> str:

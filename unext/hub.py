@@ -16,11 +16,8 @@ class Hub(
     ModelHubMixin, paper_url="https://arxiv.org/abs/2508.03566", license="apache-2.0", model_card_template=CARD,
     pipeline_tag="image-segmentation", tags=["sam2", "dinov2"],
 ):  # fmt: skip
-    """`from_pretrained`, `save_pretrained` and `push_to_hub` of huggingface_hub for SAM2UNeXT.
-
-    `save_pretrained(folder)` writes a folder that is a checkpoint for test.py too. `from_pretrained` takes such a
-    folder or "user/model", and the options of `from_checkpoint`. `model_card_kwargs` may have `dataset` and `results`.
-    """
+    """`save_pretrained` and `push_to_hub` write a folder that is a checkpoint for test.py too; `from_pretrained` takes
+    it or "user/model", and the options of `from_checkpoint`. `model_card_kwargs` may have `dataset` and `results`."""
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
         card = {"repo_id": repo_id} | (model_card_kwargs or {})

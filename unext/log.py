@@ -41,8 +41,7 @@ class Step(NamedTuple):
 
 
 class Log:
-    """log.jsonl and the same in TensorBoard: a line every `every` steps of the run and at each epoch's last step, with
-    the means since the line before, and one per epoch.
+    """log.jsonl and the same in TensorBoard: means over `every` steps of the run, up to an epoch's end, and per epoch.
 
     Lines beyond `progress`, where a resumed run starts, are removed, so that no step is logged twice.
     """
@@ -149,7 +148,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of this program, with "-dirty" if files differ from it; None outside a git repository."""
+    """This program's revision, with "-dirty" if files differ from it; None outside a git repository."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

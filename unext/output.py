@@ -73,9 +73,8 @@ def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[s
                 f"--save_path {folder}: was made with another {' and '.join(names)}, see {SETTINGS} there; replace its "
                 "files with --overwrite or name another folder"
             )
-        strange = [task.output(kind).name for task in tasks for kind in kinds
-                   if not before and task.folder == folder and task.output(kind).exists()]  # fmt: skip
-        if strange:
+        files_there = (task.output(kind) for task in tasks for kind in kinds if task.folder == folder)
+        if not before and (strange := [path.name for path in files_there if path.exists()]):
             raise ValueError(
                 f"--save_path {folder}: has files of another program ({files.listing(strange)}); replace them with "
                 "--overwrite or name another folder"
@@ -91,10 +90,7 @@ def make_folders(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
 
 
 def write_settings(tasks: Sequence[Task], settings: dict[str, Any], overwrite: bool) -> None:
-    """Writes settings.json to the tasks' folders where it is missing or lacks a name. Raises OSError.
-
-    Files that are older than it do not count as done: `overwrite` makes it anew.
-    """
+    """Writes settings.json to the tasks' folders: anew if `overwrite`, else where it lacks a name. Raises OSError."""
     for folder in dict.fromkeys(task.folder for task in tasks):
         before = {} if overwrite else read_settings(folder)
         if not settings.keys() <= before.keys():

@@ -63,10 +63,7 @@ class Run:
         self.progress = Progress()
 
     def save(self) -> None:
-        """Writes last.pth, whose previous version becomes last.previous.pth; of several processes the first one does.
-
-        The file is a checkpoint too. Raises OSError.
-        """
+        """Writes last.pth, a checkpoint too; the one before becomes last.previous.pth. Raises OSError."""
         if device.ranks()[0] == 0:
             content = checkpoint.network_content(self.model, whole=not checkpoint.is_small(self.model))
             content |= {name: part.state_dict() for name, part in self.parts.items()}

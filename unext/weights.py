@@ -1,7 +1,6 @@
-"""Files of weights: finding, downloading and reading them safely, telling what they hold, filling modules from them.
+"""Files of weights: fetching, reading them safely, telling what they hold, filling modules from them.
 
-Reading never runs code from a file (torch's `weights_only`, safetensors), maps large files into memory instead of
-copying them, and names the kind of a file that does not belong. What a trained SAM2-UNeXT needs is in checkpoint.py.
+Reading never runs code from a file (torch's `weights_only`, safetensors) and maps large files instead of copying them.
 """
 
 import hashlib
@@ -25,6 +24,8 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from torch import Tensor, nn
 
+from unext.files import listing
+
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # by (width, blocks)
 TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
@@ -37,6 +38,7 @@ PUBLISHED = {  # addresses of the encoders' weights by file name
     )
     for size in DINOV2_SIZES.values()
 }
+PATCHES = "patch_embed.proj.weight"  # of both encoders
 SAM2_1_KEY = "no_obj_embed_spatial"  # only SAM 2.1 checkpoints have it
 DINOV2_PATCH = 14
 DINOV2_PATCH_SHAPE = (3, DINOV2_PATCH, DINOV2_PATCH)  # of the patch embedding's kernels
@@ -52,8 +54,6 @@ def fetch(source: str | Path) -> Path:
     Raises OSError if there is no such file or the download fails, which leaves nothing behind.
     """
     path = Path(source)
-    if str(source) != str(source).encode("utf-8", "replace").decode():
-        raise ValueError(f"{source}: torch reads no path that is not UTF-8; rename it")
     if is_url(source):  # iopath's own cache ignores the host
         path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
     elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
@@ -102,8 +102,8 @@ def download(url: str, folder: Path) -> Path:
 def read(source: str | Path) -> dict[str, Any]:
     """The content of a file of weights: safetensors or torch.save's, recognised by its first bytes.
 
-    Raises OSError or ValueError that names the file if it is missing, empty, truncated, not a file of weights, or a
-    pickle that contains code (none of which is run). A broken download of a URL is deleted from the cache.
+    Raises OSError or ValueError that names the file and what is wrong with it. A broken download of a URL is deleted
+    from the cache.
     """
     path = fetch(source)
     try:
@@ -126,18 +126,13 @@ def parse(path: Path) -> dict[str, Any]:
     try:
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        zipped = start.startswith(b"PK")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about files that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: is not a file of weights, or is a pickle that would run code; none of it was run"
-        ) from error
+        raise ValueError(f"{path}: is no file of weights, or a pickle with code, none of which was run") from error
     except Exception as error:  # the readers fail in many ways on damaged files
-        raise ValueError(
-            f"{path}: is truncated, damaged or not a file of weights ({reason(error)}); get it again"
-        ) from error
+        raise ValueError(f"{path}: is truncated, damaged or no weights ({reason(error)}); get it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
@@ -163,20 +158,16 @@ def is_network(state: dict[str, Tensor]) -> bool:
     return "sam.blocks.0.prompt_learn.0.weight" in state
 
 
-def is_sam2(state: dict[str, Tensor]) -> bool:
-    return TRUNK + "patch_embed.proj.weight" in state
-
-
 def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
     """The size of the Hiera whose keys start with `prefix`: tiny, small, base_plus, large, or None."""
-    patches = state.get(prefix + "patch_embed.proj.weight")
+    patches = state.get(prefix + PATCHES)
     blocks = {key.removeprefix(prefix).split(".")[1] for key in state if key.startswith(prefix + "blocks.")}
     return TRUNK_SIZES.get((*patches.shape[:1], len(blocks))) if patches is not None else None
 
 
 def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
     """timm's name of the DINOv2 whose keys start with `prefix`, or None for another network."""
-    patches = state.get(prefix + "patch_embed.proj.weight")
+    patches = state.get(prefix + PATCHES)
     if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[1:] != DINOV2_PATCH_SHAPE:
         return None
     size = DINOV2_SIZES.get(patches.shape[0])
@@ -188,7 +179,7 @@ def describe(state: dict[str, Tensor]) -> str:
     """What a file holds, in words, for messages."""
     if is_network(state):
         return "a trained SAM2-UNeXT checkpoint, which goes to test.py --checkpoint"
-    if is_sam2(state):
+    if TRUNK + PATCHES in state:
         version = "2.1" if SAM2_1_KEY in state else "2"
         return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
     if name := dinov2_name(state):
@@ -199,25 +190,18 @@ def describe(state: dict[str, Tensor]) -> str:
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
-    """Fills a Hiera trunk from a SAM 2 checkpoint, whose other parts are ignored; returns the file's `record`.
-
-    Raises OSError or ValueError for another file, SAM 2.1's included unless `allow_sam2_1`.
-    """
+    """Fills a Hiera trunk from a SAM 2 checkpoint and returns its `record`. Raises OSError or ValueError."""
     state = tensors(read(source))
     own = trunk.state_dict()
     wanted, kind = trunk_size(own, ""), f"{source}: is {describe(state)}"
     file = TRUNK_FILES[wanted]
-    if not is_sam2(state):
+    if TRUNK + PATCHES not in state:
         raise ValueError(f"{kind}; SAM 2's {file} belongs here")
     found = trunk_size(state, TRUNK)
     if found != wanted:
-        remedy = f"give --sam2 {found} or" if found else "give"
-        raise ValueError(f"{kind}, but the network is built with --sam2 {wanted}; {remedy} the file {file}")
+        raise ValueError(f"{kind}, but --sam2 {wanted} needs {file}" + (f"; or give --sam2 {found}" if found else ""))
     if SAM2_1_KEY in state and not allow_sam2_1:
-        raise ValueError(
-            f"{kind}, whose trunk has the same shape as SAM 2's but other weights; the published results start from "
-            f"SAM 2's {file}; --allow_sam2_1 accepts this one"
-        )
+        raise ValueError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this one")
     state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
     check_state(own, state, source)
     fill(trunk, state)
@@ -233,7 +217,7 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
     state = tensors(read(source))
     architecture = name.split(".")[0]
     found, kind = dinov2_name(state), f"{source}: is {describe(state)}"
-    if is_network(state) or is_sam2(state) or (found and found != architecture):
+    if is_network(state) or TRUNK + PATCHES in state or (found and found != architecture):
         remedy = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
         raise ValueError(f"{kind}; {remedy}")
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
@@ -274,10 +258,7 @@ def state_covers(module: nn.Module) -> bool:
 
 
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises ValueError unless both have the same keys and shapes and the values of `state` can be weights.
-
-    They must be finite; floating point of any width is accepted, since `fill` converts it.
-    """
+    """Raises ValueError unless both have the same keys and shapes, and the values are finite floats."""
     problems = [f"lacks {key}" for key in own if key not in state]
     problems += [f"has an unknown {key}" for key in state if key not in own]
     for key in (key for key in own if key in state):
@@ -289,17 +270,9 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
         elif found.dtype not in FLOATS if wanted.is_floating_point() else found.dtype != wanted.dtype:
             problems.append(f"{key} is {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
     if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(f"{source}: does not fit the network: {', '.join(problems[:3])}{more}")
-    broken = [key for key, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
-    if broken:
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise ValueError(f"{source}: has NaN or infinity in {broken[0]}{more}; get a sound file")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite in float32. The sum decides at memory speed, but may overflow by itself."""
-    return tensor.sum(dtype=torch.float32).isfinite().item() or tensor.float().isfinite().all().item()
+        raise ValueError(f"{source}: does not fit the network: {listing(problems)}")
+    if broken := [key for key, tensor in state.items() if not tensor.float().isfinite().all()]:
+        raise ValueError(f"{source}: has NaN or infinity in {listing(broken)}; get a sound file")
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:

@@ -25,10 +25,7 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
 
 
 def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """function(item) for each item, in order, computed by worker processes, which find the function by its name.
-
-    Close the iterator to end the workers early. Raises what `function` raises, and BrokenProcessPool if a worker died.
-    """
+    """function(item) for each item, in order, from worker processes. Raises BrokenProcessPool if one died."""
     workers = max(1, min(workers, len(items)))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
