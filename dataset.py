@@ -86,19 +86,12 @@ def epoch_batches(
 
 
 def load(
-    dataset: SegmentationDataset,
-    batches: Iterable[list[tuple[int, int]]],
-    workers: int,
-    batches_per_step: int,
-    pin: bool,
+    dataset: SegmentationDataset, batches: Iterable[list[tuple[int, int]]], workers: int, per_step: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths.
-
-    With `pin` they are in pinned memory, for GPUs.
-    """
+    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths; on GPUs, `pin` them."""
     options = {}
     if workers:  # they read ahead, far enough for the next step while this one is computed
-        ahead = max(2, math.ceil(2 * batches_per_step / workers))
+        ahead = max(2, math.ceil(2 * per_step / workers))
         options = {"prefetch_factor": ahead, "worker_init_fn": obey_parent_alone}
     return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, **options))
 

@@ -153,12 +153,17 @@ def validate(
 
 
 def make_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, epochs: int
+    model: nn.Module, lr: float, weight_decay: float, epochs: int, steps_per_epoch: int = 1
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW over what is trained, and a cosine over the epochs, to be stepped once after each."""
+    """AdamW over what is trained, and its schedule, advanced at each step: a cosine that changes with the epoch."""
+
+    def factor(step: int) -> float:
+        cosine = (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs)) / 2
+        return cosine + (1 - cosine) * MIN_LEARNING_RATE / (lr or 1)
+
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=MIN_LEARNING_RATE)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -230,7 +235,7 @@ def end_epoch(run: Run, log: Log, scores: dict[str, float], shown: Sequence[tupl
 
 
 def main(args: argparse.Namespace) -> None:
-    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # in a run resumed at the end of an epoch
+    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 left out
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         dtype = device.start(args)
         rank, _, processes = device.ranks()
@@ -244,7 +249,9 @@ def main(args: argparse.Namespace) -> None:
             device.make_deterministic(args.device)
         torch.manual_seed(args.seed)
         model = build_model(args, dtype)
-        optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch)
+        per_epoch = math.ceil(len(pairs) / processes / args.batch_size)  # batches of each process
+        steps = math.ceil(per_epoch / args.accumulate)
+        optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
         run = Run(args.save_path, model, optimizer, scheduler, scaler, make_recipe(args, dtype, len(pairs)))
         run.begin(args.resume)
@@ -253,14 +260,13 @@ def main(args: argparse.Namespace) -> None:
         if not epochs:
             return
 
-        per_epoch = math.ceil(len(pairs) / processes / args.batch_size)  # batches of each process
         done = progress.step * args.accumulate
         keys = epoch_batches(len(pairs), args.batch_size, args.seed, epochs, done, rank, processes)
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         network = device.distribute(model, args.device, args.sync_bn)
         if rank == 0:
-            log = start_log(args, run, len(pairs), math.ceil(per_epoch / args.accumulate))
+            log = start_log(args, run, len(pairs), steps)
             stack.callback(log.close)
         options = args.accumulate, args.clip_grad or math.inf, args.edge_weighted_bce
         stop = stack.enter_context(cli.noted_signals())
@@ -270,6 +276,7 @@ def main(args: argparse.Namespace) -> None:
             with tqdm(total=len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
                 bar.set_description(f"epoch {epoch}/{args.epoch}")
                 for step in train_one_epoch(network, rest, optimizer, scaler, *options):
+                    scheduler.step()
                     progress.count(step.images, step.terms)
                     bar.set_postfix(**progress.losses(), lr=step.lr, refresh=False)
                     bar.update(step.images)
@@ -282,7 +289,6 @@ def main(args: argparse.Namespace) -> None:
                 run.save()  # whatever happens to the validation
             scores = validate(model, val_pairs, args.workers, stop)
             run.stop_if_asked(stop)
-            scheduler.step()
             if rank == 0:
                 end_epoch(run, log, scores, val_pairs or pairs)
             progress.next_epoch()
