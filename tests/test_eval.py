@@ -172,6 +172,7 @@ def workers_of(process):
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 
 
+@pytest.mark.posix
 @needs_proc
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(long_run):
     os.kill(workers_of(long_run)[0], signal.SIGKILL)
@@ -182,6 +183,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(long_run):
     )
 
 
+@pytest.mark.posix
 @needs_proc
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_interrupted_run_ends_at_once_with_its_workers(number, status, long_run, tmp_path):

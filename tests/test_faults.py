@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,9 @@ from conftest import train_arguments as arguments
 import test as script
 import train
 from unext import checkpoint, cli, files, log, run
+
+resource = pytest.importorskip("resource")
+pytestmark = pytest.mark.posix
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def test_a_header_asks_no_server_and_creates_no_folder(place, small, requests, t
     assert tree(tmp_path) == [str(path)] and found == []
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("name", ["passwd", "sam2_hiera_micro.pt/../passwd", "sam2_hiera_micro.pt"])
 def test_a_header_opens_nothing_but_a_regular_file_of_the_encoders_name(name, small, tmp_path, monkeypatch):
     (tmp_path / "passwd").write_text("secret")

@@ -8,7 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import fuzz
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +17,8 @@ import test as script
 import train
 from tools import check_dataset
 from unext import cli, files
+
+fuzz = pytest.importorskip("fuzz")  # it limits memory and time as POSIX does
 
 
 @pytest.mark.parametrize("what, number", [("images", 120), ("weights", 15)])

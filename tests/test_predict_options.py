@@ -106,6 +106,7 @@ def test_exif_rotation_is_applied_unless_there_is_ground_truth(micro_model, micr
 
 
 @pytest.mark.slow
+@pytest.mark.posix
 def test_an_interrupted_run_continues_and_ends_with_the_same_files(micro_checkpoint, toy, tmp_path):
     pictures = tmp_path / "in"
     pictures.mkdir()

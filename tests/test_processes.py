@@ -13,6 +13,8 @@ from conftest import train_arguments as arguments
 import train
 from unext import run
 
+pytestmark = pytest.mark.posix
+
 
 def run_of(processes, folder, toy, network, more, **options):
     words = f"{network} --epoch 1 --lr 0.1 --precision fp32 --workers 0 --log_every 1 {more}".split()

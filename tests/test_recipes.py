@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import NETWORK, PRETENDED_CPU, ROOT, SUIM8, program
 
+pytestmark = pytest.mark.posix
+
 
 def bash(command, cwd, **environment):
     """Runs a recipe with the trunk "micro", see program.py."""

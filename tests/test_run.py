@@ -54,6 +54,7 @@ def killed(moments, toy, folder, network, more=""):
     return [int(line) for line in result.stdout.splitlines() if line.lstrip("-").isdigit()]
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "moments, more, steps",
@@ -73,6 +74,7 @@ def test_a_run_killed_at_any_moment_resumes_to_equal_weights(
     assert places(tmp_path) == [(epoch, step) for epoch in (1, 2) for step in (*range(1, steps + 1), None)]
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 def test_random_encoders_are_restored_too(toy, tmp_path):
     train.main(arguments(RECIPE, toy, tmp_path / "plain"))
@@ -80,6 +82,7 @@ def test_random_encoders_are_restored_too(toy, tmp_path):
     assert equal(tmp_path / "killed/SAM2-UNeXT-2.pth", tmp_path / "plain/SAM2-UNeXT-2.pth")
 
 
+@pytest.mark.posix
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_run_to_equal_weights(toy, from_files, tmp_path):
     for folder, environment in (("whole", {}), ("killed", {"KILLED_IN_STEP": "2"})):
@@ -94,6 +97,7 @@ def test_torchrun_restarts_a_killed_run_to_equal_weights(toy, from_files, tmp_pa
     assert equal(tmp_path / "whole/SAM2-UNeXT-2.pth", tmp_path / "killed/SAM2-UNeXT-2.pth")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("number, at", [(signal.SIGTERM, 2), (signal.SIGINT, 3)])
 def test_a_signal_completes_the_step_and_saves(number, at, undisturbed, toy, from_files, tmp_path, monkeypatch, capsys):
     steps = []

@@ -1,4 +1,4 @@
-"""tools/: the toy data set, the contact sheet, the benchmarks."""
+"""tools/: the toy data set and the benchmarks."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
