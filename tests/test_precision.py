@@ -38,6 +38,7 @@ def test_only_frozen_matrices_are_stored_in_the_compute_type(dtype):
     assert {b.dtype for n, b in model.named_buffers() if "running" in n} == {torch.float32}
 
 
+@pytest.mark.half
 def test_storing_the_encoders_in_the_compute_type_changes_nothing():
     model, plain = network(torch.bfloat16), network()
     plain.precision = torch.bfloat16  # plain autocast over float32 weights
@@ -46,6 +47,7 @@ def test_storing_the_encoders_in_the_compute_type_changes_nothing():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.half
 def test_bf16_computes_about_the_same_logits_and_float32_gradients():
     model, exact, tolerance = network(torch.bfloat16), network(), 0.05
     logits, expected = model(IMAGES), exact(IMAGES)
@@ -57,7 +59,7 @@ def test_bf16_computes_about_the_same_logits_and_float32_gradients():
         assert (ours[name] - theirs[name]).norm() < 4 * tolerance * theirs[name].norm(), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.half)])
 def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype):
     def kept(model):
         """Bytes that the backward pass needs, and the gradients."""
@@ -96,7 +98,9 @@ def test_auto_on_a_cpu_is_bf16_where_native(flags, dtype, monkeypatch):
     assert device.precision("auto", "cpu") == dtype
 
 
-@pytest.mark.parametrize("flags, dtype", [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
+@pytest.mark.parametrize(
+    "flags, dtype", [pytest.param("avx512_bf16", "bfloat16", marks=pytest.mark.half), ("avx2", "float32")]
+)
 def test_the_commands_use_the_precision_that_the_cpu_supports(
     flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
 ):
