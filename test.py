@@ -190,7 +190,7 @@ def main(args: argparse.Namespace) -> None:
             model.compile()
 
         command.started()
-        output.make_folders(tasks, args.save)
+        output.make_folders(every, args.save)
         if rank == 0:
             output.write_settings(every, settings, args.overwrite)
         todo = tasks if args.overwrite else output.remaining(tasks, args.save, args.batch_size)

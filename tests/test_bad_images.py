@@ -97,7 +97,7 @@ def test_any_colour_mode_is_read_as_its_first_frame_without_transparency(name, o
     "name, content, reason",
     [
         ("zero.jpg", b"", "it is empty"),
-        ("text.jpg", b"no picture", "its format is not known to Pillow"),
+        ("text.jpg", b"no image", "its format is not known to Pillow"),
         ("bomb.pgm", BOMB, "could be decompression bomb"),
         ("cut.jpg", None, "truncated"),
         ("program.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "its format is not known"),
@@ -202,7 +202,7 @@ def pairs(toy, tmp_path):
 def test_training_names_all_unreadable_files_before_it_starts(pairs, from_files, tmp_path, capsys):
     folder, args = pairs
     write(folder / "Image" / "toy_0001.jpg", b"")
-    write(folder / "Image" / "toy_0004.jpg", b"no picture")
+    write(folder / "Image" / "toy_0004.jpg", b"no image")
     mask = folder / "Mask" / "toy_0002.png"
     write(mask, mask.read_bytes()[:-200])  # found out as masks are looked at
     status, line = failure(train.main, args(from_files), capsys)

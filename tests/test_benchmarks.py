@@ -58,7 +58,7 @@ CASES = [(name, i) for name, several in LAYOUTS.items() for i in range(len(sever
 @pytest.mark.parametrize("name, layout", CASES)
 def test_every_layout_is_found_at_any_depth_and_in_any_case(name, layout, above, tmp_path):
     folders = [(im.upper(), gt.lower()) if above else (im, gt) for im, gt in LAYOUTS[name][layout]]
-    if above:  # both folders of a pair lie in one, whose case is that of the pictures
+    if above:  # both folders of a pair lie in one, whose case is that of the images
         folders = [(im, os.path.join(os.path.dirname(im), os.path.basename(gt))) for im, gt in folders]
     archive(tmp_path / above, folders)
     benchmark = benchmarks.load(name.lower())
@@ -206,7 +206,7 @@ EXAMPLE = """
 columns: [Smeasure, MAE]
 train: [{folder: summer/train, images: photos, masks: drawings}, {folder: winter}]
 test:
-  easy: {folder: test/easy, images: photos|pictures, masks: drawings, count: 3}
+  easy: {folder: test/easy, images: photos|snaps, masks: drawings, count: 3}
 together:
   all: [easy]
 """
@@ -215,7 +215,7 @@ together:
 def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
     (tmp_path / "Leaves.yaml").write_text(EXAMPLE)
     folders = [("summer/train/photos", "summer/train/drawings"), ("winter/im", "winter/gt")]
-    archive(tmp_path, [*folders, ("test/easy/pictures", "test/easy/drawings")])
+    archive(tmp_path, [*folders, ("test/easy/snaps", "test/easy/drawings")])
     benchmark = benchmarks.load(str(tmp_path / "Leaves.yaml"))
     assert (benchmark.name, benchmark.columns, benchmark.together) == (
         "Leaves",

@@ -24,7 +24,7 @@ TRAIN, CHAMELEON, COD10K = "COD training", "CHAMELEON", "COD10K"
 TWICE = ("COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-CAM-2-Terrestrial-23-Cat-1506")
 
 
-def picture(channels=3, mode=None):
+def make_image(channels=3, mode=None):
     noise = Image.fromarray(RNG.integers(0, 256, (24, 32, channels), dtype=np.uint8))
     return noise.convert(mode) if mode else noise
 
@@ -39,7 +39,7 @@ def save(folder, stem, image=None, truth=None, extension="jpg", truth_extension=
     """A pair in `folder`; returns its image's path."""
     for name in ("Imgs", "GT"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (image or picture()).save(folder / "Imgs" / f"{stem}.{extension}", **options)
+    (image or make_image()).save(folder / "Imgs" / f"{stem}.{extension}", **options)
     (truth or mask()).save(folder / "GT" / f"{stem}.{truth_extension}")
     return folder / "Imgs" / f"{stem}.{extension}"
 
@@ -54,14 +54,14 @@ def plant(root):
     save(train, "full", truth=Image.new("L", (32, 24), 255))
     save(train, "turned", exif=TURN)
     save(train, "turned_mask", truth=mask(size=(32, 24)), exif=TURN)
-    save(train, "cmyk", picture(mode="CMYK"))
+    save(train, "cmyk", make_image(mode="CMYK"))
     save(train, "deep", Image.fromarray(np.full((24, 32), 3000, np.uint16)), extension="png")
     save(train, "float", Image.fromarray(np.full((24, 32), 0.5, np.float32)), extension="tif")
     shutil.copy(save(train, "same"), train / "Imgs" / "again.jpg")
     mask().save(train / "GT" / "again.png")
     shutil.copy(save(train, "two"), train / "Imgs" / "two.png")
     for i, name in enumerate(TWICE):
-        shown = picture()
+        shown = make_image()
         save(train, name, shown, extension="png")
         save(cod10k, f"renamed{i}", shown, extension="bmp")
     (train / "Imgs" / "COD10K-NonCAM-5.jpg").write_bytes(b"left out, hence not looked at")
@@ -73,19 +73,19 @@ def plant(root):
         save(chameleon, f"small{i}", truth=mask(size=(12, 16)))
     cut = save(chameleon, "cut")
     cut.write_bytes(cut.read_bytes()[:-200])
-    save(chameleon, "text").write_text("no picture")
+    save(chameleon, "text").write_text("no image")
     save(chameleon, "nothing").write_bytes(b"")
     save(chameleon, "Case")
     (chameleon / "GT" / "Case.png").rename(chameleon / "GT" / "case.png")
-    save(chameleon, "grey", truth=picture(mode="L"))
+    save(chameleon, "grey", truth=make_image(mode="L"))
     save(chameleon, "soft", truth=Image.fromarray(np.hstack([np.array(mask()), np.full((24, 1), 90, np.uint8)])))
     Image.new("RGB", (33, 24), "red").save(chameleon / "Imgs" / "soft.jpg")
     save(chameleon, "colour", truth=Image.merge("RGB", (mask(), mask(0), mask(0))))
-    save(chameleon, "rgba", picture(4), extension="png")
-    save(chameleon, "opaque", picture(mode="RGBA"), extension="png")
-    palette = picture(mode="P")
+    save(chameleon, "rgba", make_image(4), extension="png")
+    save(chameleon, "opaque", make_image(mode="RGBA"), extension="png")
+    palette = make_image(mode="P")
     save(chameleon, "palette", palette, extension="png", transparency=palette.getpixel((0, 0)))
-    save(chameleon, "moving", extension="gif", save_all=True, append_images=[picture(), picture()])
+    save(chameleon, "moving", extension="gif", save_all=True, append_images=[make_image(), make_image()])
     save(chameleon, "jpeg", truth=mask().resize((33, 25)).crop((0, 0, 32, 24)), truth_extension="jpg")
     save(chameleon, "line\nbreak")
     return root
@@ -208,7 +208,7 @@ def test_folders_without_common_names_are_no_pair(toy, tmp_path):
     [
         ("COD", "nowhere", "nowhere: there is no such folder"),
         ("test/Image", "nowhere", "nowhere: there is no such folder"),
-        ("pictures", "test/Mask", "there is no benchmark and no folder called pictures"),
+        ("photos", "test/Mask", "there is no benchmark and no folder called photos"),
         ("none.yaml", "test", "none.yaml: cannot be read"),
         ("empty", "empty", "have no images"),
     ],
@@ -236,7 +236,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang():
 
 @pytest.mark.parametrize("extension", ["png", "bmp", "tif", "webp"])
 def test_a_fingerprint_is_of_the_pixels_and_not_of_the_file(extension, tmp_path):
-    shown = picture()
+    shown = make_image()
     shown.save(tmp_path / f"copy.{extension}", lossless=True)
     with Image.open(tmp_path / f"copy.{extension}") as copy:
         assert check_dataset.fingerprint(copy) == check_dataset.fingerprint(shown)

@@ -220,7 +220,7 @@ def test_compiled_prediction_has_one_graph_for_all_images_even_of_a_short_batch(
     graphs, micro_checkpoint, toy, tmp_path
 ):
     for folder, more in (("eager", ()), ("compiled", ("--compile",))):
-        options = ("--device", DEVICE, "--batch_size", 4, "--flip", *more)  # six pictures: the last batch has two
+        options = ("--device", DEVICE, "--batch_size", 4, "--flip", *more)  # six images: the last batch has two
         script.main(predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path / folder, *options))
     assert graphs["stats"]["unique_graphs"] == 1 and not graphs["graph_break"]
     eager, compiled = read_maps(tmp_path / "eager"), read_maps(tmp_path / "compiled")
@@ -235,7 +235,7 @@ def test_compiled_training_has_one_graph_and_takes_the_eager_steps(graphs, toy, 
         text = f"--device {DEVICE} --epoch 2 --batch_size 3 --log_every 1 {more}"
         train.main(arguments(text, toy, tmp_path / name))
         losses[name] = [line["loss"] for line in read_log(tmp_path / name)]
-    assert graphs["stats"]["unique_graphs"] == 2 and not graphs["graph_break"]  # and that of the pictures shown
+    assert graphs["stats"]["unique_graphs"] == 2 and not graphs["graph_break"]  # and that of the images shown
     assert len(losses["eager"]) == 6  # four steps and two epochs
     assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-2)  # AdamW makes much of the last bits
     assert losses["compiled"][0] == pytest.approx(losses["eager"][0], rel=1e-4)

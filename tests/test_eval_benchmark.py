@@ -74,20 +74,20 @@ def test_all_files_are_written_and_agree(results):
 
 def test_the_row_of_several_sets_is_the_mean_over_their_images(results):
     scores = json.loads((results / "results.json").read_text())
-    pictures = [row for row in read_csv(results / "per_image.csv") if row["dataset"] != "DIS-VD"]
-    assert scores["DIS-TE(1-4)"]["images"] == len(pictures) == 2 + 3 + 4 + 5
+    images = [row for row in read_csv(results / "per_image.csv") if row["dataset"] != "DIS-VD"]
+    assert scores["DIS-TE(1-4)"]["images"] == len(images) == 2 + 3 + 4 + 5
     for metric in ("Smeasure", "wFmeasure", "meanEm", "MAE"):
-        mean = np.mean([float(row[metric]) for row in pictures])
+        mean = np.mean([float(row[metric]) for row in images])
         assert scores["DIS-TE(1-4)"][metric] == pytest.approx(mean, rel=1e-12)
 
 
 def test_the_page_shows_the_worst_and_best_images_and_needs_no_other_file(results):
     page = (results / "report.html").read_text()
     shown = re.findall(r'<div class="name">(.*?)</div>', page)
-    pictures = sorted(read_csv(results / "per_image.csv"), key=lambda row: float(row["Smeasure"]))
-    assert shown[0] == pictures[0]["image"]
-    assert shown[5] == pictures[-1]["image"]
-    assert len(pictures) == 15 and len(shown) == 7  # 5 worst and 2 best
+    images = sorted(read_csv(results / "per_image.csv"), key=lambda row: float(row["Smeasure"]))
+    assert shown[0] == images[0]["image"]
+    assert shown[5] == images[-1]["image"]
+    assert len(images) == 15 and len(shown) == 7  # 5 worst and 2 best
     assert page.count("<figcaption>") == 4 * 7
     assert all(url.startswith("data:image/") for url in re.findall(r'src="([^"]*)"', page)) and "http" not in page
 

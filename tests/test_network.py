@@ -108,11 +108,11 @@ def test_arguments_that_do_not_fit_are_explained(options, message):
 
 
 def test_predict_is_transform_network_resize_sigmoid(micro_model):
-    picture = Image.fromarray(recipe.photo("predict", 50, 90))
+    image = Image.fromarray(recipe.photo("predict", 50, 90))
     with torch.no_grad():
-        logits = micro_model(image_tensor(picture, 64)[None])
+        logits = micro_model(image_tensor(image, 64)[None])
     expected = F.interpolate(logits, size=(50, 90), mode="bilinear").sigmoid()[0, 0].numpy()
-    probability = micro_model.predict(picture)
+    probability = micro_model.predict(image)
     assert probability.shape == (50, 90) and probability.dtype == np.float32
     assert np.array_equal(probability, expected)
 

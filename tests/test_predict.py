@@ -48,11 +48,11 @@ def test_a_map_is_the_stretched_prediction(micro_model, micro_checkpoint, toy, t
     maps = read_maps(tmp_path / "maps")
     assert list(maps) == [f"toy_{i:04}.png" for i in range(4)]
     for name, written in maps.items():
-        picture = Image.open(toy / "test/Image" / name.replace("png", "jpg"))
-        probability = micro_model.predict(picture)
+        image = Image.open(toy / "test/Image" / name.replace("png", "jpg"))
+        probability = micro_model.predict(image)
         low, high = probability.min(), probability.max()
         expected = ((probability - low) / (high - low) * 255).astype(int)
-        assert written.dtype == np.uint8 and written.shape == (picture.height, picture.width)
+        assert written.dtype == np.uint8 and written.shape == (image.height, image.width)
         assert np.abs(written - expected).max() <= 1
         assert written.min() == 0 and written.max() >= 254
 
@@ -110,13 +110,13 @@ def test_input_that_needs_mending_is_one_line_and_status_2(micro_checkpoint, toy
 
 
 def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path, capsys):
-    shutil.copytree(toy / "test/Mask", tmp_path / "pictures")
-    (tmp_path / "link").symlink_to(tmp_path / "pictures")
-    before = read_maps(tmp_path / "pictures")
+    shutil.copytree(toy / "test/Mask", tmp_path / "images")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    before = read_maps(tmp_path / "images")
     for args in (
-        arguments(micro_checkpoint, tmp_path / "pictures", tmp_path / "link"),
-        arguments(micro_checkpoint, toy / "test/Image", tmp_path / "pictures", "--test_gt_path", tmp_path / "pictures"),
+        arguments(micro_checkpoint, tmp_path / "images", tmp_path / "link"),
+        arguments(micro_checkpoint, toy / "test/Image", tmp_path / "images", "--test_gt_path", tmp_path / "images"),
     ):
         status, line = failure(script.main, args, capsys)
         assert status == 2 and "would replace images or ground truth" in line
-    assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "pictures").items())
+    assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "images").items())

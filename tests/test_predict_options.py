@@ -33,16 +33,16 @@ def content(folder):
 
 def test_every_kind_is_written_to_its_folder(micro_checkpoint, toy, tmp_path):
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR, "--threshold", 0.4))
-    picture = np.array(Image.open(toy / "test/Image/toy_0001.jpg")).astype(int)
+    image = np.array(Image.open(toy / "test/Image/toy_0001.jpg")).astype(int)
     grey, mask, overlay, cutout = (
         np.array(Image.open(tmp_path / name))
         for name in ("toy_0001.png", "mask/toy_0001.png", "overlay/toy_0001.jpg", "cutout/toy_0001.png")
     )
     assert np.array_equal(mask, np.where(grey >= 0.4 * 255, 255, 0))
-    assert np.array_equal(cutout[..., :3], picture) and np.array_equal(cutout[..., 3], grey)
-    change = np.abs(overlay - picture).mean(axis=-1)  # JPEG changes the rest a little
+    assert np.array_equal(cutout[..., :3], image) and np.array_equal(cutout[..., 3], grey)
+    change = np.abs(overlay - image).mean(axis=-1)  # JPEG changes the rest a little
     assert change[mask == 0].mean() < 8 < 25 < change[mask == 255].mean()
-    red, _, blue = (overlay - picture)[mask == 255].mean(axis=0)
+    red, _, blue = (overlay - image)[mask == 255].mean(axis=0)
     assert red > 20 and red > blue  # towards pink
     inner = cv2.erode(mask, np.ones((5, 5)))
     edge, inside = (np.abs(overlay[part] - output.TINT).mean() for part in ((mask == 255) & (inner == 0), inner == 255))
@@ -51,20 +51,20 @@ def test_every_kind_is_written_to_its_folder(micro_checkpoint, toy, tmp_path):
 
 def test_overlay_and_cutout_have_the_size_of_the_image(micro_checkpoint, toy, tmp_path):
     save_image(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
-    picture = toy / "test/Image/toy_0001.jpg"
+    image = toy / "test/Image/toy_0001.jpg"
     more = ("--test_gt_path", tmp_path / "masks", *FOUR)
-    script.main(arguments(micro_checkpoint, picture, tmp_path / "out", *more))
+    script.main(arguments(micro_checkpoint, image, tmp_path / "out", *more))
     sizes = {
         kind: Image.open(next((tmp_path / "out" / kind).glob("toy*"))).size for kind in ("mask", "overlay", "cutout")
     }
-    assert sizes == {"mask": (55, 33), "overlay": Image.open(picture).size, "cutout": Image.open(picture).size}
+    assert sizes == {"mask": (55, 33), "overlay": Image.open(image).size, "cutout": Image.open(image).size}
 
 
 def test_without_the_stretch_a_map_is_the_probability(micro_model, micro_checkpoint, toy, tmp_path):
-    picture = toy / "test/Image/toy_0001.jpg"
-    script.main(arguments(micro_checkpoint, picture, tmp_path, "--no_stretch"))
+    image = toy / "test/Image/toy_0001.jpg"
+    script.main(arguments(micro_checkpoint, image, tmp_path, "--no_stretch"))
     assert np.array_equal(
-        read_maps(tmp_path)["toy_0001.png"], (micro_model.predict(Image.open(picture)) * 255).astype("u1")
+        read_maps(tmp_path)["toy_0001.png"], (micro_model.predict(Image.open(image)) * 255).astype("u1")
     )
 
 
@@ -108,13 +108,13 @@ def test_exif_rotation_is_applied_unless_there_is_ground_truth(micro_model, micr
 @pytest.mark.slow
 @pytest.mark.posix
 def test_an_interrupted_run_continues_and_ends_with_the_same_files(micro_checkpoint, toy, tmp_path):
-    pictures = tmp_path / "in"
-    pictures.mkdir()
+    images = tmp_path / "in"
+    images.mkdir()
     for i in range(60):
-        shutil.copy(toy / f"test/Image/toy_{i % 4:04}.jpg", pictures / f"{i:02}.jpg")
+        shutil.copy(toy / f"test/Image/toy_{i % 4:04}.jpg", images / f"{i:02}.jpg")
     more = ("--batch_size", 3, "--save", "map,mask", "--workers", 2)
-    script.main(arguments(micro_checkpoint, pictures, tmp_path / "whole", *more))
-    words = ["--checkpoint", micro_checkpoint, "--test_image_path", pictures, "--save_path", tmp_path / "parts"]
+    script.main(arguments(micro_checkpoint, images, tmp_path / "whole", *more))
+    words = ["--checkpoint", micro_checkpoint, "--test_image_path", images, "--save_path", tmp_path / "parts"]
     words += ["--precision", "fp32", *more]
     stopped = []
     for number in (signal.SIGKILL, signal.SIGINT):
@@ -129,7 +129,7 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_files(micro_checkpo
         process.wait(timeout=30)
         stopped.append(len(list(tmp_path.glob("parts/*.png"))))
     assert 8 <= stopped[0] < stopped[1] < 60
-    script.main(arguments(micro_checkpoint, pictures, tmp_path / "parts", *more))
+    script.main(arguments(micro_checkpoint, images, tmp_path / "parts", *more))
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
@@ -249,10 +249,10 @@ def test_processes_divide_the_images_and_write_the_maps_of_one_process(micro_che
 
 
 def test_a_small_checkpoint_uses_encoders_from_the_options(small, model, encoders, toy, tmp_path):
-    picture = toy / "test/Image/toy_0000.jpg"
+    image = toy / "test/Image/toy_0000.jpg"
     more = [f"--{option}={path}" for option, path in encoders.items()]
-    script.main(arguments(moved(small, tmp_path), picture, tmp_path / "maps", *more))
-    expected = stretch(torch.from_numpy(model.predict(Image.open(picture)))).numpy()
+    script.main(arguments(moved(small, tmp_path), image, tmp_path / "maps", *more))
+    expected = stretch(torch.from_numpy(model.predict(Image.open(image)))).numpy()
     assert np.abs(read_maps(tmp_path / "maps")["toy_0000.png"].astype(int) - expected).max() <= 1
 
 
@@ -280,7 +280,7 @@ def test_a_compiled_network_sees_whole_batches(micro_checkpoint, toy, tmp_path, 
     for name, more in (("plain", ()), ("compiled", ("--compile",))):
         words = ("--batch_size", 3, *more)
         script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / name, *words))
-    assert shapes == [(3, 3, 64, 64)] * 2  # of four pictures
+    assert shapes == [(3, 3, 64, 64)] * 2  # of four images
     ours, theirs = read_maps(tmp_path / "compiled"), read_maps(tmp_path / "plain")
     assert ours.keys() == theirs.keys() and len(ours) == 4
     assert all(np.abs(ours[name].astype(int) - theirs[name]).max() <= 1 for name in ours)

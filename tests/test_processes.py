@@ -48,7 +48,7 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
     for name in ("two", "accumulating"):
         for key, value in states["one"].items():
             assert (states[name][key] - value).abs().max() <= 1e-9, (name, key)
-        assert len(read_log(tmp_path / name)) == 3  # two steps, the second of two pictures, and the epoch
+        assert len(read_log(tmp_path / name)) == 3  # two steps, the second of two images, and the epoch
         for ours, theirs in zip(read_log(tmp_path / name), read_log(tmp_path / "one"), strict=True):
             for figure in theirs.keys() & {"loss", "bce", "wiou", "grad_norm", "lr", "Smeasure", "wFmeasure", "MAE"}:
                 assert ours[figure] == pytest.approx(theirs[figure], rel=1e-6), figure

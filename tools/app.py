@@ -54,14 +54,14 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Bl
 
     def predict(path: str | None) -> tuple[Answer | None, np.ndarray | None, np.ndarray | None]:
         """The answer to an uploaded file, and what does not depend on the threshold: map and cutout."""
-        if path is None:
-            return None, None, None
         try:
-            image, grey = find_object(model, path)
-            return (image, grey), grey, output.render("cutout", grey, image)
+            if path:
+                image, grey = find_object(model, path)
+                return (image, grey), grey, output.render("cutout", grey, image)
         except (OSError, RuntimeError, MemoryError) as error:
             line = cli.diagnosis(error, "try a smaller image") or str(error)
-            raise gradio.Error(line.rpartition(os.sep)[2]) from error  # where the file is is nobody's business
+            gradio.Warning(line.rpartition(os.sep)[2])  # without the folder
+        return None, None, None
 
     with gradio.Blocks(title=title, delete_cache=(60, KEPT)) as page:
         gradio.Markdown(f"# SAM2-UNeXT\n{title}. Drop, paste or choose an image to find the object in it.")
@@ -71,6 +71,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Bl
                 upload = gradio.Image(
                     label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id="upload"
                 )
+                upload.preprocess = lambda file: file and file.path  # its own fails on what is no image
                 threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold", elem_id="threshold")
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], upload, cache_examples=False)
@@ -80,8 +81,9 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Bl
                     with gradio.Row():
                         for kind in pair:
                             form = output.KINDS[kind].removeprefix(".").replace("jpg", "jpeg")
+                            options = {"format": form, "image_mode": None, "buttons": ["download", "fullscreen"]}
                             shown[kind] = gradio.Image(
-                                label=kind.capitalize(), format=form, image_mode=None, interactive=False, elem_id=kind
+                                label=kind.capitalize(), interactive=False, elem_id=kind, **options
                             )
         cuts = {"fn": cut, "inputs": [answer, threshold], "outputs": [shown["overlay"], shown["mask"]]}
         found = upload.change(
