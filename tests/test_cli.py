@@ -73,6 +73,7 @@ def test_output_in_another_encoding_is_escaped(tmp_path):
     assert printed.buffer.getvalue() == b"\\xfc\\udcff\n"
 
 
+@pytest.mark.slow
 @pytest.mark.posix
 def test_a_reader_that_leaves_ends_no_run_and_loses_no_result(micro_checkpoint, toy, tmp_path):
     words = ["--checkpoint", micro_checkpoint, "--test_image_path", toy / "test/Image", "--save_path", tmp_path]

@@ -172,6 +172,7 @@ def workers_of(process):
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 
 
+@pytest.mark.slow
 @pytest.mark.posix
 @needs_proc
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(long_run):
@@ -183,6 +184,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(long_run):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.posix
 @needs_proc
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

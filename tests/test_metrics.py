@@ -89,6 +89,7 @@ def test_edge_cases_agree_with_pysodmetrics(truth, kind):
     assert_agrees_with_pysodmetrics(prediction, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SUIM8.is_dir(), reason="the real images are not here")
 def test_real_masks_agree_with_pysodmetrics():
     rng = np.random.default_rng(0)

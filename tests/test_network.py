@@ -152,6 +152,7 @@ def test_a_float64_network_computes_in_float64_to_its_end(micro_model):
     assert logits.dtype == torch.float64 and not torch.equal(logits, logits.float().double())
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_one_graph_for_all_images_of_a_size():
     model, graphs = SAM2UNeXT(**MICRO).eval(), []
     x = [recipe.image(f"compiled {i}", (2, 3, 64, 64), 0) for i in range(3)]
