@@ -88,7 +88,7 @@ def epoch_batches(
 def load(
     dataset: SegmentationDataset, batches: Iterable[list[tuple[int, int]]], workers: int, per_step: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """The batches of the items with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths; on GPUs, `pin` them."""
+    """The batches with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths. A step takes `per_step` of them."""
     options = {}
     if workers:  # they read ahead, far enough for the next step while this one is computed
         ahead = max(2, math.ceil(2 * per_step / workers))
@@ -97,7 +97,7 @@ def load(
 
 
 def obey_parent_alone(worker: int) -> None:
-    """In a worker: a signal to the process group is the parent's, which finishes its step and needs its workers."""
+    """Leaves signals to the process group to the parent, which needs its workers to finish the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setsid"):
         os.setsid()

@@ -7,7 +7,7 @@
 # on two CPU cores; a GPU is used where there is one. SEED=1 makes other images and other random weights. All files go
 # to demo/.
 set -euo pipefail
-cd "$(dirname "$(readlink -f "$0")")"
+cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")"
 source tools/setup.sh
 setup requirements.txt
 seed=${SEED:-0} data=demo/data

@@ -229,9 +229,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
 
-    output = parser.add_argument_group("output")
-    output.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
-    output.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
+    writing = parser.add_argument_group("output")
+    writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
+    writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")
     run.add_argument("--engine", choices=list(ENGINES), default="fast", help="the same figures; the library is slow")

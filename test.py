@@ -189,10 +189,12 @@ def main(args: argparse.Namespace) -> None:
         if args.compile:
             model.compile()
 
-        command.started()
         output.make_folders(every, args.save)
+
+        command.started()
         if rank == 0:
             output.write_settings(every, settings, args.overwrite)
+        device.wait_for_all()
         todo = tasks if args.overwrite else output.remaining(tasks, args.save, args.batch_size)
         share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
         before = f"; {len(tasks) - len(todo):,} of {len(tasks):,} are done already" if len(todo) < len(tasks) else ""

@@ -7,7 +7,7 @@
 # The run is $RUN (runs/NAME; runs/sam2unext for images); its maps go to $RUN/predictions, those of a benchmark to one
 # folder per test set in it. GPUS=4 uses four GPUs; $PYTHON names the interpreter.
 set -euo pipefail
-source "$(dirname "$(readlink -f "$0")")/tools/setup.sh"
+source "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")/tools/setup.sh"
 read_words 1 "$@"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")

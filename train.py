@@ -40,7 +40,7 @@ from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files
 from unext.log import Log, Step, panels, write_arguments
-from unext.run import Run
+from unext.run import Run, read_last
 from unext.workers import in_order
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
@@ -130,7 +130,7 @@ def validate(
 ) -> dict[str, float]:
     """S-measure, weighted F-measure and MAE of the maps that test.py would write, over the pairs of all processes.
 
-    It breaks off when `stop` gets a signal's number. Empty if there was no pair.
+    It stops early when `stop` gets a signal's number. Empty if there was no pair.
     """
     rank, _, processes = device.ranks()
     model.eval()
@@ -195,7 +195,7 @@ def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32
     config = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
     model = SAM2UNeXT(*paths, **config, precision=precision, allow_sam2_1=args.allow_sam2_1)
     model.sam.grad_checkpointing = args.grad_checkpointing
-    if args.init:
+    if args.init and not (args.resume and read_last(args.save_path)):
         checkpoint.load_trained(model, args.init, checkpoint.load(args.init))
     model.to(args.device)
     if args.compile:
@@ -264,18 +264,17 @@ def main(args: argparse.Namespace) -> None:
         keys = epoch_batches(len(pairs), args.batch_size, args.seed, epochs, done, rank, processes)
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
-        network = device.distribute(model, args.device, args.sync_bn)
+        wrapped = device.distribute(model, args.device, args.sync_bn)
+        command.started()
         if rank == 0:
-            log = start_log(args, run, len(pairs), steps)
-            stack.callback(log.close)
+            log = stack.enter_context(start_log(args, run, len(pairs), steps))
         options = args.accumulate, args.clip_grad or math.inf, args.edge_weighted_bce
         stop = stack.enter_context(cli.noted_signals())
-        command.started()
         for epoch in epochs:
             rest = islice(batches, max(0, per_epoch - progress.step * args.accumulate))
             with tqdm(total=len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
                 bar.set_description(f"epoch {epoch}/{args.epoch}")
-                for step in train_one_epoch(network, rest, optimizer, scaler, *options):
+                for step in train_one_epoch(wrapped, rest, optimizer, scaler, *options):
                     scheduler.step()
                     progress.count(step.images, step.terms)
                     bar.set_postfix(**progress.losses(), lr=step.lr, refresh=False)

@@ -7,7 +7,7 @@
 # Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). The encoders' weights are those in weights/, which are
 # downloaded if they are missing. GPUS=4 uses four GPUs; $PYTHON names the interpreter (.venv/bin/python, else python3).
 set -euo pipefail
-source "$(dirname "$(readlink -f "$0")")/tools/setup.sh"
+source "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")/tools/setup.sh"
 read_words 2 "$@"
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")

@@ -173,10 +173,7 @@ def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarra
 
 
 def stretched_levels(counts: np.ndarray) -> np.ndarray:
-    """The value of each grey level, float64 (256,), so that the levels that occur (`counts` > 0) span [0, 1].
-
-    A map with a single level is divided by 255. Levels outside the span, which no pixel has, are clipped.
-    """
+    """The values of the grey levels, float64 (256,), so that those that occur (`counts` > 0) span [0, 1], if two do."""
     levels = np.arange(256) / 255
     occurring = levels[counts > 0]
     low, high = occurring[0], occurring[-1]
@@ -242,9 +239,7 @@ def adaptive_f_measure(
     return (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
 
 
-def s_measure(
-    counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, split: tuple[int, int], alpha: float = 0.5
-) -> float:
+def s_measure(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, split: tuple[int, int]) -> float:
     """The S-measure (Fan et al., ICCV 2017) from `counts`, pixels by (quadrant, background or foreground, level)."""
     background, foreground = counts.sum(axis=0)
     share = foreground.sum() / prediction.size
@@ -256,7 +251,7 @@ def s_measure(
     regions = sum(
         part.sum() / prediction.size * ssim(part, levels, prediction, place) for part, place in parts if part.any()
     )
-    return max(0.0, alpha * objects + (1 - alpha) * regions)
+    return max(0.0, 0.5 * objects + 0.5 * regions)
 
 
 def object_score(counts: np.ndarray, values: np.ndarray) -> float:

@@ -108,7 +108,7 @@ def tensor(shape=(10,), offsets=(0, 40), dtype="F32"):
 )
 def test_a_false_safetensors_header_is_detected(content, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or no weights \(.*\); get"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: is truncated, damaged or not weights \(.*\); get"):
         weights.read(tmp_path / "x.safetensors")
 
 

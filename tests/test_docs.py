@@ -15,7 +15,7 @@ from tools import app, check_dataset, convert_checkpoint, export, toy_dataset
 DOCUMENTS = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
 OTHERS |= {"--max_restarts", "--gres", "--cpus-per-task", "--time", "--requeue", "--open-mode", "--signal"}  # SLURM
-OTHERS |= {"--shm-size", "--logdir", "--help"}
+OTHERS |= {"--shm-size", "--logdir", "--onnx", "--help"}
 OWN_PROGRAMS = ("your_program.py", "cutout.py")  # of the reader
 
 

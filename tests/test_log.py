@@ -79,14 +79,9 @@ def test_a_resumed_log_has_no_duplicate_step_and_no_truncated_line(tmp_path):
     places = [(1, 1), (1, 2), (1, None), (2, 1), (2, 2), (2, None)]
     lines = [json.dumps({"epoch": epoch} | ({"step": step} if step else {})) for epoch, step in places]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"epoch": 3, "st')
-    for progress, kept in (
-        (run.Progress(3, 0), 6),
-        (run.Progress(2, 1), 4),
-        (run.Progress(2, 0), 3),
-        (run.Progress(), 0),
-    ):
-        log.Log(tmp_path, progress, 1, 2, 3).close()
-        assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
+    for place, kept in (((3, 0), 6), ((2, 1), 4), ((2, 0), 3), ((0, 0), 0)):
+        with log.Log(tmp_path, run.Progress(*place), 1, 2, 3):
+            assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
 
 
 def test_args_json_records_arguments_versions_and_revision(told, toy):
@@ -164,7 +159,10 @@ def test_init_starts_from_trained_weights(kind, told, toy, from_files, tmp_path)
     if kind == "whole":
         source = tmp_path / "whole.pth"
         checkpoint.save(source, checkpoint.network_content(trained, whole=True))
-    train.main(arguments(f"--epoch 1 --lr 0 --batch_size 6 --init {source}", toy, tmp_path / "run", from_files))
+    args = arguments(f"--epoch 1 --lr 0 --batch_size 6 --resume --init {source}", toy, tmp_path / "run", from_files)
+    train.main(args)
+    args.init = tmp_path / "moved.pth"
+    train.main(args)  # what is resumed needs it no more
     state = SAM2UNeXT.from_checkpoint(tmp_path / "run/SAM2-UNeXT-1.pth").state_dict()
     same = {key for key, value in trained.state_dict().items() if torch.equal(value, state[key])}
     assert all("running_" in key or "tracked" in key for key in state.keys() - same)

@@ -200,10 +200,16 @@ def test_an_image_newer_than_its_map_is_predicted_again(newer, micro_checkpoint,
     assert [name for name in after if after[name] != before[name]] == ["toy_0001.png"]
 
 
-def test_files_of_another_program_are_replaced_only_on_request(micro_checkpoint, toy, tmp_path, capsys):
+def test_files_of_other_images_or_another_program_are_replaced_only_on_request(micro_checkpoint, toy, tmp_path, capsys):
     save_image(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
-    status, line = failure(script.main, arguments(micro_checkpoint, toy / "test/Image", tmp_path), capsys)
-    assert status == 2 and "has files of another program (toy_0001.png); replace them with --overwrite" in line
+    args = arguments(micro_checkpoint, toy / "test/Image", tmp_path)
+    status, line = failure(script.main, args, capsys)
+    assert status == 2 and "other images or another program (toy_0001.png); replace them with --overwrite" in line
+    args.overwrite = True
+    script.main(args)
+    status, line = failure(script.main, arguments(micro_checkpoint, toy / "train/Image", tmp_path), capsys)
+    assert status == 2 and "has files of other images or another program (toy_0000.png, toy_0001" in line
+    script.main(arguments(micro_checkpoint, toy / "train/Image/toy_0005.jpg", tmp_path))  # of another name
 
 
 def test_settings_json_records_how_the_files_were_made(micro_model, micro_checkpoint, toy, tmp_path):
@@ -213,9 +219,12 @@ def test_settings_json_records_how_the_files_were_made(micro_model, micro_checkp
     assert settings == {
         "checkpoint": checkpoint.trained_fingerprint(micro_model), "path": str(micro_checkpoint), "size": 64,
         "precision": "float32", "stretch": True, "flip": False, "ground_truth": False,
+        "images": [str(toy / "test/Image")],
     }  # fmt: skip
+    time = (tmp_path / "settings.json").stat().st_mtime_ns
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
     assert json.loads((tmp_path / "settings.json").read_text())["threshold"] == 0.5
+    assert (tmp_path / "settings.json").stat().st_mtime_ns == time  # the map is as good as before
 
 
 def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_path, capsys):

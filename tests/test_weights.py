@@ -132,7 +132,7 @@ def test_published_weights_of_other_auxiliary_encoders_load(name, size, key, tmp
     [
         ("page.pt", b"\n<!DOCTYPE html><html>404</html>", "is a web page.*download"),
         ("empty.pt", b"", "is empty"),
-        ("notes.pt", b"hello, these are no weights", "no weights"),
+        ("notes.pt", b"hello, these are no weights", "not weights"),
         ("broken.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":", "is truncated, damaged"),
         ("zip.pt", b"PK\x03\x04 and nothing more", "is truncated, damaged"),
     ],

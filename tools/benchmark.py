@@ -2,7 +2,6 @@
 
     python tools/benchmark.py infer                 a batch through the network: plain, fp32, bf16; seconds, memory
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
-    python tools/benchmark.py infer --onnx FILE     with onnxruntime too: a file of tools/export.py, of this --size
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
 
@@ -38,8 +37,7 @@ import test
 import train
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
-from tools import export
-from unext import checkpoint, cli, device
+from unext import checkpoint, cli, device, files
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
@@ -63,13 +61,8 @@ def write_checkpoint(folder: str, args: argparse.Namespace) -> Path:
 
 
 def prepare(command: str, way: str, path: Path, args: argparse.Namespace) -> Callable[[], Tensor]:
-    """A function that runs `infer` or `train` once, one way, waits for it and returns the logits or the loss.
-
-    `way` is "onnx", "plain" or a precision, the latter followed by any of "checkpointed", "compiled", "graphs".
-    """
+    """Runs `infer` or `train` once, one way, such as "bf16 compiled", and returns logits or loss when called."""
     precision, *more = way.split()
-    if precision == "onnx":
-        return prepare_onnx(args)
     if precision != "plain":
         device.keep_freed_memory(args.device)
     torch.backends.cudnn.allow_tf32 = False  # off for matrix products by default
@@ -99,15 +92,6 @@ def prepare(command: str, way: str, path: Path, args: argparse.Namespace) -> Cal
     optimizer, _ = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=1)
     scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
     return step
-
-
-def prepare_onnx(args: argparse.Namespace) -> Callable[[], Tensor]:
-    """A function that runs the exported graph once and returns its logits."""
-    graph, side = export.load_graph(args.onnx, args.device)
-    if side != args.size:
-        raise ValueError(f"--size {args.size}: {args.onnx} was exported at {side}")
-    images = np.random.default_rng(0).standard_normal((args.batch_size, 3, args.size, args.size), np.float32)
-    return lambda: graph(images)
 
 
 def synchronize(device: str) -> None:
@@ -144,10 +128,6 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         ways[f"{args.precision if gpu else 'fp32'} compiled"] = None
     if args.compile and args.command == "infer" and gpu:
         ways[f"{args.precision} compiled graphs"] = None
-    if args.command == "infer" and args.onnx:
-        cli.require(["onnxruntime"], "requirements-export.txt")
-        prepare_onnx(args)  # before the others take minutes
-        ways["onnx"] = None
     rounds, repeats = (1, args.repeats) if gpu else (args.repeats, 1)  # only a CPU's speed drifts
     turns: dict[str, list[Turn]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
@@ -161,10 +141,8 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
     results = {}
     for way in ways:
         results[way] = {"s": seconds[way], "times as fast": seconds["plain"] / seconds[way]}
-        if not (way == "onnx" and gpu):  # torch does not know what onnxruntime allocates
-            results[way] |= {"peak MB": peak[way], "of the plain peak": peak[way] / peak["plain"]}
-        if way != "onnx":  # whose file has other weights
-            results[way]["largest difference"] = ((turns[way][0].result - plain).abs().max() / plain.abs().max()).item()
+        results[way] |= {"peak MB": peak[way], "of the plain peak": peak[way] / peak["plain"]}
+        results[way]["largest difference"] = ((turns[way][0].result - plain).abs().max() / plain.abs().max()).item()
     return results
 
 
@@ -211,11 +189,13 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
         args.device = device.find(args.device)
+        files.check_output_file("--json", args.json)
         results = benchmark_predict(args) if args.command == "predict" else benchmark_network(args)
         for name, figures in results.items():
             print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
         if args.json:
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
+            with files.replacing(args.json) as file:
+                file.write(json.dumps(results, indent=1).encode() + b"\n")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -224,7 +204,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     for name in ("infer", "train", "predict"):
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+        command.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures there")
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
@@ -233,8 +213,6 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
         command.add_argument("--compile", action="store_true", help="compiled by torch as well")
-        if name == "infer":
-            command.add_argument("--onnx", type=Path, metavar="FILE", help="a file of tools/export.py, run as well")
         if name == "predict":
             command.add_argument("--images", type=cli.number(), default=200, help="how many")
     return parser

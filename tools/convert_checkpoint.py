@@ -21,7 +21,7 @@ from unext import checkpoint, cli, files
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.one_line_errors():
+    with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
             raise ValueError(f"{args.output}: has a model card, which would stay; name another folder")
         paths = args.input, args.hiera_path, args.dinov2_path
@@ -30,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
         if args.to == "small" and not checkpoint.is_small(model):
             raise ValueError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)
+        command.started()
         if args.to == "hub":
             model.save_pretrained(args.output, model_card_kwargs=card(args.results))
             print(f"{args.output}: a folder for the hub; upload it with hf upload user/model FOLDER")
@@ -48,8 +49,8 @@ def card(results: Path | None) -> dict[str, str]:
     if results is None:
         return {}
     try:
-        names = json.loads((results / "results.json").read_text())
-        return {"dataset": ", ".join(names), "results": (results / "results.md").read_text()}
+        names = json.loads((results / "results.json").read_text("utf-8"))
+        return {"dataset": ", ".join(names), "results": (results / "results.md").read_text("utf-8")}
     except (OSError, ValueError) as error:
         raise ValueError(f"--results {results}: is not a folder of eval.py's results: {error}") from error
 

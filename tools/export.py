@@ -42,7 +42,7 @@ MAX_IMAGES = 2**15  # in a batch; torch wants a bound
 SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
 
 
-class Exported(nn.Module):
+class Graph(nn.Module):
     """What the graph computes: float32 in and out, whatever the type of the network's weights."""
 
     def __init__(self, model: SAM2UNeXT):
@@ -63,7 +63,7 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
         warnings.simplefilter("ignore")  # torch's, about its own code
         try:
             program = torch.onnx.export(
-                Exported(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
+                Graph(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
                 dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
@@ -85,16 +85,9 @@ def write_synthetic(folder: Path) -> list[Task]:
     return test.find_own_tasks([str(folder)], None, folder)
 
 
-def load_graph(path: Path, device: str = "cpu") -> tuple[Callable[[np.ndarray], Tensor], int]:
-    """A function that runs the graph, and its S: images, float32 (B, 3, S, S), to logits, float32 (B, 1, S, S).
-
-    `device` is cpu, cuda or cuda:n. Raises OSError if there is no file, ValueError if onnxruntime cannot load it for
-    the device and MemoryError if memory runs out; the function raises the latter two.
-    """
+def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
+    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise ValueError or MemoryError."""
     import onnxruntime
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
 
     def run(images: np.ndarray) -> Tensor:
         with errors_of_onnxruntime():
@@ -103,16 +96,9 @@ def load_graph(path: Path, device: str = "cpu") -> tuple[Callable[[np.ndarray], 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.enable_mem_pattern = False  # it reserves memory anew for each size of a batch, and is no faster
-    provider: tuple[str, dict[str, int]] = ("CPUExecutionProvider", {})
-    if device.startswith("cuda"):
-        provider = ("CUDAExecutionProvider", {"device_id": torch.device(device).index or 0})
-    session = None
     with errors_of_onnxruntime():
-        if provider[0] in onnxruntime.get_available_providers():
-            session = onnxruntime.InferenceSession(path, options, providers=[provider])
-    if session is None or session.get_providers()[0] != provider[0]:  # it falls back to the CPU without an error
-        raise ValueError(f"onnxruntime cannot compute on {device}: pip install onnxruntime-gpu, or give --device cpu")
-    return run, session.get_inputs()[0].shape[2]
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return run
 
 
 @contextmanager
@@ -166,11 +152,13 @@ def check_output(path: Path, used: Sequence[Path]) -> None:
 
 def replace(path: Path, target: Path) -> None:
     """Moves the graph and its weights. A graph never lies beside the weights of another one."""
-    for file in (target, data_file(target)):
-        file.unlink(missing_ok=True)
     if data_file(path).exists():
+        target.unlink(missing_ok=True)  # it would find the new weights
         os.replace(data_file(path), data_file(target))
-    os.replace(path, target)
+        os.replace(path, target)
+    else:
+        os.replace(path, target)
+        data_file(target).unlink(missing_ok=True)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -196,7 +184,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"exporting {args.checkpoint} at {model.size} px, which takes minutes for the full network")
         with files.writing(args.output):
             export(model, path, args.half)
-        graph, _ = load_graph(path)
+        graph = load_graph(path)
         difference = compare(model, graph, tasks)
         del graph  # Windows moves no file that is in use
         allowed = HALF_TOLERANCE if args.half else TOLERANCE

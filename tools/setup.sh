@@ -2,7 +2,7 @@
 #
 #     bash tools/setup.sh requirements-export.txt requirements-app.txt
 
-here=$(dirname "$(readlink -f "$0")")  # of the script, also of one that a link leads to
+here=$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")  # of the script, also of one that a link leads to
 
 # `setup FILE...`, in the repository's folder: makes .venv, installs the requirements in the files unless that was done
 # before, and sets PYTHON to its interpreter. PYTHON=python3.12 chooses the one that it is made with.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the files that `save_network` writes
 CONFIG_TYPES = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # of the arguments of SAM2UNeXT in a header
-RECORD = {"name", "path", "fingerprint"}  # of an encoder in a header
+RECORD_TYPES = {"name": str, "path": str, "fingerprint": str}  # of an encoder in a header
 MAX_SIDE = 2**14  # pixels that a header may ask for
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # where train.sh keeps the encoders' files
 CONFIG, MODEL = "config.json", "model.safetensors"  # in a folder
@@ -118,16 +118,18 @@ def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str,
     if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
         raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
     known = isinstance(records, dict) and (not records or records.keys() == encoder_files(config).keys())
-    if not known or not all(isinstance(one, dict) and one.keys() == RECORD for one in records.values()):
+    texts = RECORD_TYPES.items()
+    if not known or not all(isinstance(one, dict) and {k: type(v) for k, v in one.items()}.items() == texts
+                            for one in records.values()):  # fmt: skip
         raise ValueError(f"{source}: its header does not say which encoders it needs; the file is damaged")
     return config, records
 
 
 def restore(
-    network: type["SAM2UNeXT"], path: str | Path, hiera_path: str | Path | None = None,
+    model_class: type["SAM2UNeXT"], path: str | Path, hiera_path: str | Path | None = None,
     dinov2_path: str | Path | None = None, precision: torch.dtype = torch.float32, download: bool = False,
 ) -> "SAM2UNeXT":  # fmt: skip
-    """See SAM2UNeXT.from_checkpoint; `network` is the class to build."""
+    """See SAM2UNeXT.from_checkpoint; `model_class` is what to build."""
     checkpoint = load(path)
     paths: dict[str, str | Path | None] = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
     if checkpoint.encoders:
@@ -135,9 +137,9 @@ def restore(
     whole, options = not any(paths.values()), checkpoint.config | {"precision": precision}
     try:
         with torch.device("meta") if whole else nullcontext():
-            model = network(*paths.values(), **options, allow_sam2_1=True)  # the fingerprints decide
+            model = model_class(*paths.values(), **options, allow_sam2_1=True)  # the fingerprints decide
         if whole and not weights.state_covers(model):
-            model = network(**options)
+            model = model_class(**options)
     except ValueError as error:
         problem = "its header describes" if whole else "its encoders make"
         raise ValueError(f"{path}: {problem} a network that cannot be built: {error}") from error

@@ -26,6 +26,7 @@ DIAGNOSES = {
         "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
     ),
     ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
+    ("not implemented for '",): "torch cannot do this here in this precision: give --precision fp32",
     ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
         "another process of the run is gone; the same command with --resume continues"
     ),
@@ -51,7 +52,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
     """Turns errors that the user can fix (ValueError, OSError) and Ctrl-C into one line on stderr and SystemExit.
 
     Workers that died are treated likewise, and so is running out of memory, where `less_memory` says what helps. In the
-    block, standard output and error accept every name and survive their reader.
+    block, standard output and error escape what they cannot encode and ignore that their reader has ended.
     """
     command = Command()
     with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr)):
@@ -130,9 +131,14 @@ def noted_signals() -> Iterator[list[int]]:
 
 def end_on_signals() -> None:
     """Makes SIGTERM and SIGHUP end the program as an exception, so that its temporary files are removed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
     for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup makes it
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+            signal.signal(number, end)
 
 
 def require(packages: Iterable[str], requirements: str) -> None:

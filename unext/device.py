@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def start(args: argparse.Namespace) -> torch.dtype:
-    """Makes `args.device` one that torch can compute on and returns the precision. Raises ValueError as `find` does."""
+    """Sets up the process: `args.device`, allocator, one standard output. Returns the precision; raises as `find`."""
     if ranks()[0]:  # standard output is that of the first process
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     args.device = find(args.device)
@@ -29,9 +29,10 @@ def find(name: str) -> str:
 
     Under torchrun it is the GPU of this process. Raises ValueError if torch cannot compute there.
     """
+    _, local_rank, processes = ranks()
     if name == "auto":
         name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    _, local_rank, processes = ranks()
+        name = name if name == "cuda" or processes == 1 else "cpu"
     if name == "cuda" and processes > 1:
         name = f"cuda:{local_rank}"
     try:
@@ -88,7 +89,7 @@ def ranks() -> tuple[int, int, int]:
 
 def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
     """The model wrapped for training by all processes that torchrun started; the model itself without torchrun."""
-    if "RANK" not in os.environ:
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return model
     gpu = device.startswith("cuda")
     if gpu:
@@ -99,8 +100,16 @@ def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
 
 
+def wait_for_all() -> None:
+    """Waits until all processes that torchrun started have come here."""
+    if ranks()[2] > 1:
+        dist.init_process_group("gloo")
+        dist.barrier()
+        end()
+
+
 def end() -> None:
-    """Takes leave of the other processes."""
+    """Destroys the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -116,6 +125,6 @@ def gather_all(items: list) -> list:
     """The items of all processes, concatenated."""
     if not dist.is_initialized():
         return items
-    parts: list[list] = [[]] * dist.get_world_size()
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+    gathered: list[list] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, items)
+    return [item for one in gathered for item in one]

@@ -20,7 +20,7 @@ LISTED = 10  # names that a message lists before it only counts
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
 LOCK = ".lock"  # the file in a folder that is locked
-PATIENCE = 6.0  # seconds to wait for it: the data loader's workers outlive a killed process by up to five
+PATIENCE = 6.0  # seconds to wait for it; the data loader's workers, which may hold it, outlive a killed process by five
 OBJECT = 128  # scores count pixels above as the object
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
@@ -271,11 +271,7 @@ def check_output_file(option: str, path: Path | None) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Locks a folder, made if it is missing, against other processes until the block or this process ends.
-
-    A folder that was made here and stayed empty is removed again. Raises ValueError if another process holds the lock,
-    OSError if files cannot be written there.
-    """
+    """Locks a folder, made if missing, and removed if it stays empty. Raises ValueError if another process has it."""
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     lock = FileLock(output_folder(path) / LOCK)
@@ -283,6 +279,8 @@ def locked(path: str | Path) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise ValueError(f"{path}: another process writes there; wait, or name another folder") from None
+    except OSError:  # a file system without locks, or a lock of another user
+        pass
     try:
         yield
     finally:

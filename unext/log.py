@@ -1,4 +1,4 @@
-"""What a training run tells: log.jsonl, TensorBoard, args.json. H, W: height and width."""
+"""What a training run reports: log.jsonl, TensorBoard, args.json. H, W: height and width."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,11 +101,15 @@ class Log:
             for name, value in figures.items():
                 self.board.add_scalar(f"{group}/{name}", value, total)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        """Closes the files; what goes wrong then does not replace the error that ended the run."""
         self.file.close()
-        with files.writing(self.board.log_dir):
-            self.board.close()
         threading.excepthook = threading.__excepthook__
+        with suppress(OSError) if kind else files.writing(self.board.log_dir):
+            self.board.close()
 
 
 def quiet(failure: threading.ExceptHookArgs) -> None:

@@ -1,6 +1,7 @@
 """What test.py writes for an image: map, mask, overlay, cutout; and settings.json beside them, which says how."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,37 +66,45 @@ def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[s
     """Raises ValueError, unless `overwrite`, if a folder of the tasks has files that were made with other settings."""
     for folder in dict.fromkeys(task.folder for task in tasks) if not overwrite else ():
         before = read_settings(folder)
-        names = [
-            name for name in settings if name not in RECORDED and before.get(name, settings[name]) != settings[name]
-        ]
-        if names:
+        names = [name for name in settings.keys() & before.keys() if before[name] != settings[name]]
+        if names := sorted({*names} - {*RECORDED}):
             raise ValueError(
                 f"--save_path {folder}: was made with another {' and '.join(names)}, see {SETTINGS} there; replace its "
                 "files with --overwrite or name another folder"
             )
-        files_there = (task.output(kind) for task in tasks for kind in kinds if task.folder == folder)
-        if not before and (strange := [path.name for path in files_there if path.exists()]):
+        known = before.get("images", [])  # folders
+        new = [task for task in tasks if task.folder == folder and str(task.image.parent.resolve()) not in known]
+        strange = [path.name for task in new for path in map(task.output, kinds) if path.exists()]
+        if strange:
             raise ValueError(
-                f"--save_path {folder}: has files of another program ({files.listing(strange)}); replace them with "
-                "--overwrite or name another folder"
+                f"--save_path {folder}: has files of other images or another program ({files.listing(strange)}); "
+                "replace them with --overwrite or name another folder"
             )
 
 
 def make_folders(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     """Makes the folders of the tasks' files. Raises OSError if files cannot be written there."""
-    for folder in sorted(
-        {task.output(kind).parent for task in tasks for kind in kinds} | {task.folder for task in tasks}
-    ):
+    folders = {task.output(kind).parent for task in tasks for kind in kinds}
+    for folder in sorted(folders | {task.folder for task in tasks}):
         files.output_folder(folder)
 
 
 def write_settings(tasks: Sequence[Task], settings: dict[str, Any], overwrite: bool) -> None:
-    """Writes settings.json to the tasks' folders: anew if `overwrite`, else where it lacks a name. Raises OSError."""
+    """Writes settings.json to the tasks' folders, with the folders of their images. Raises OSError.
+
+    `overwrite` makes it anew: what is older must be made again. Otherwise it keeps its time.
+    """
     for folder in dict.fromkeys(task.folder for task in tasks):
-        before = {} if overwrite else read_settings(folder)
-        if not settings.keys() <= before.keys():
-            with files.replacing(folder / SETTINGS) as file:
-                file.write(json.dumps(before | settings, indent=1).encode() + b"\n")
+        path, before = folder / SETTINGS, {} if overwrite else read_settings(folder)
+        images = {str(task.image.parent.resolve()) for task in tasks if task.folder == folder}
+        after = settings | before
+        after["images"] = sorted(images.union(before.get("images", [])))
+        if after != before:
+            time = path.stat().st_mtime_ns if before else None
+            with files.replacing(path) as file:
+                file.write(json.dumps(after, indent=1).encode() + b"\n")
+            if time:
+                os.utime(path, ns=(time, time))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -108,18 +117,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def remaining(tasks: Sequence[Task], kinds: Sequence[str], batch_size: int) -> list[Task]:
-    """The tasks whose files are missing, or older than their image, its ground truth or settings.json.
-
-    They come in whole batches, because an image's batch decides the last bits of its map.
-    """
+    """What is not done, in whole batches, because an image's batch decides the last bits of its map."""
     groups = (tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size))
     return [task for group in groups if not all(is_done(task, kinds) for task in group) for task in group]
 
 
 def is_done(task: Task, kinds: Sequence[str]) -> bool:
-    sources = [path for path in (task.image, task.ground_truth, task.folder / SETTINGS) if path]
+    """Whether the files are there, newer than image, ground truth and settings.json, and of the right size."""
+    mask, map_path = task.ground_truth, task.output("map")
     try:
-        newest = max(path.stat().st_mtime_ns for path in sources)
-        return all(task.output(kind).stat().st_mtime_ns >= newest for kind in kinds)
+        newest = max(path.stat().st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
+        fits = not mask or "map" not in kinds or files.read_size(mask) == files.read_size(map_path)
+        return fits and all(task.output(kind).stat().st_mtime_ns >= newest for kind in kinds)
     except OSError:  # one is missing
         return False

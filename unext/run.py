@@ -25,7 +25,7 @@ LAST, PREVIOUS = "last.pth", "last.previous.pth"
 
 @dataclass
 class Progress:
-    """How far a run is: `step` optimiser steps into `epoch`, and what these steps saw."""
+    """The progress of a run: `step` optimiser steps into `epoch`, and what these steps saw."""
 
     epoch: int = 1
     step: int = 0
@@ -59,14 +59,14 @@ class Run:
         recipe: dict[str, Any],  # options that must not change, among them --epoch
     ):  # fmt: skip
         self.folder, self.model, self.recipe = folder, model, recipe
-        self.parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        self.stateful = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
         self.progress = Progress()
 
     def save(self) -> None:
         """Writes last.pth, a checkpoint too; the one before becomes last.previous.pth. Raises OSError."""
         if device.ranks()[0] == 0:
             content = checkpoint.network_content(self.model, whole=not checkpoint.is_small(self.model))
-            content |= {name: part.state_dict() for name, part in self.parts.items()}
+            content |= {name: one.state_dict() for name, one in self.stateful.items()}
             content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
             checkpoint.save(self.folder / LAST, content, previous=self.folder / PREVIOUS)
 
@@ -91,8 +91,8 @@ class Run:
             )
         checkpoint.load_trained(self.model, path, checkpoint.parse(content, path))
         try:
-            for name, part in self.parts.items():
-                part.load_state_dict(copy.deepcopy(content[name]))  # what was read is mapped from the file
+            for name, one in self.stateful.items():
+                one.load_state_dict(copy.deepcopy(content[name]))  # what was read is mapped from the file
             self.progress = Progress(**content["progress"])
             finished = self.progress.epoch > self.recipe["--epoch"]
         except Exception as error:  # they hardly check what they are given
@@ -104,7 +104,7 @@ class Run:
         last = read_last(self.folder) if device.ranks()[0] == 0 else None
         if last is None:
             return
-        epoch, epochs = last[1]["progress"].get("epoch", 0), last[1]["recipe"].get("--epoch", 0)
+        epoch, epochs = last[1]["progress"]["epoch"], last[1]["recipe"]["--epoch"]
         del last  # its tensors are mapped from a file, which Windows would not remove
         if epoch <= epochs:
             raise ValueError(
@@ -139,7 +139,9 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         except ValueError:
             content = {}
-        if isinstance(content.get("progress"), dict) and isinstance(content.get("recipe"), dict):
+        progress, recipe = content.get("progress"), content.get("recipe")
+        whole = isinstance(progress, dict) and isinstance(recipe, dict)
+        if whole and isinstance(progress.get("epoch"), int) and isinstance(recipe.get("--epoch"), int):
             if damaged:
                 print(f"{damaged[0]} is damaged: continuing from {path}")
             return path, content

@@ -130,9 +130,9 @@ def parse(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's, about files that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: is no file of weights, or a pickle with code, none of which was run") from error
+        raise ValueError(f"{path}: is not a file of weights, or a pickle with code, none of which was run") from error
     except Exception as error:  # the readers fail in many ways on damaged files
-        raise ValueError(f"{path}: is truncated, damaged or no weights ({reason(error)}); get it again") from error
+        raise ValueError(f"{path}: is truncated, damaged or not weights ({reason(error)}); get it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
@@ -210,16 +210,14 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
-    """Fills a timm feature extractor (`net`, the timm model `name`) from a file of its weights; returns its `record`.
-
-    timm's own filter renames keys and resamples the position embedding. Raises OSError or ValueError for another file.
-    """
+    """Fills timm's feature extractor `name` from a file and returns its `record`. Raises OSError or ValueError."""
     state = tensors(read(source))
     architecture = name.split(".")[0]
     found, kind = dinov2_name(state), f"{source}: is {describe(state)}"
     if is_network(state) or TRUNK + PATCHES in state or (found and found != architecture):
         remedy = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
         raise ValueError(f"{kind}; {remedy}")
+    # timm's own filter renames keys and resamples the position embedding.
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_fn:
         try:
@@ -240,13 +238,11 @@ def record(name: str, source: str | Path, state: dict[str, Tensor]) -> dict[str,
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
-    """Loads a state dict. A module on the meta device takes over its tensors: a mapped file is not copied.
-
-    If some are converted to the module's types, all are copied, so that the file does not stay mapped for the others.
-    """
+    """Loads a state dict. A module on the meta device takes over the tensors, so a mapped file is not copied."""
     own = module.state_dict()
     empty = any(tensor.is_meta for tensor in own.values())
     if empty:
+        # If some are converted, all are copied, so that the file does not stay mapped for the others.
         convert = any(tensor.dtype != own[key].dtype for key, tensor in state.items())
         state = {key: tensor.to(own[key].dtype, copy=convert) for key, tensor in state.items()}
     module.load_state_dict(state, strict=strict, assign=empty)

@@ -26,7 +26,7 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
 
 def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
     """function(item) for each item, in order, from worker processes. Raises BrokenProcessPool if one died."""
-    workers = max(1, min(workers, len(items)))
+    workers = max(1, min(workers, len(items), 61))  # more are not possible on Windows
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         yield from in_order(pool, function, items, ahead=4 * workers)
