@@ -79,7 +79,7 @@ def test_a_resumed_log_has_no_duplicate_step_and_no_truncated_line(tmp_path):
     places = [(1, 1), (1, 2), (1, None), (2, 1), (2, 2), (2, None)]
     lines = [json.dumps({"epoch": epoch} | ({"step": step} if step else {})) for epoch, step in places]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"epoch": 3, "st')
-    for place, kept in (((3, 0), 6), ((2, 1), 4), ((2, 0), 3), ((0, 0), 0)):
+    for place, kept in (((3, 0), 6), ((2, 1), 4), ((2, 0), 3), ((1, 0), 0)):
         with log.Log(tmp_path, run.Progress(*place), 1, 2, 3):
             assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
 
