@@ -9,13 +9,12 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")/tools/setup.sh"
 read_words 1 "$@"
+data=(--dataset_name "$(basename "$run")" --gt_path "$1")
 if [ -n "$benchmark" ]; then
     data=(--benchmark "$1" "$2")
-    shift 2
-else
-    data=(--dataset_name "$(basename "$run")" --gt_path "$1")
     shift
 fi
+shift
 
 exec "$python" "$here/eval.py" \
     "${data[@]}" \
