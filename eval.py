@@ -183,7 +183,9 @@ def made_by(datasets: Sequence[Dataset]) -> list[str]:
     for dataset in datasets:
         folder = next(iter(dataset.maps.values())).parent if dataset.maps else None
         if settings := folder and output.read_settings(folder):
-            words = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "versions")
+            words = ", ".join(
+                f"{name} {value}" for name, value in settings.items() if name not in ("versions", "images")
+            )
             notes.append(f"{dataset.name}: maps of {words}")
     return notes
 

@@ -185,10 +185,9 @@ def main(args: argparse.Namespace) -> None:
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         model.size = args.size or model.size
         settings = settings_of(args, model)
-        output.check_settings(tasks, args.save, settings, args.overwrite)
+        output.check_settings(every, args.save, settings, args.overwrite)
         if args.compile:
             model.compile()
-
         output.make_folders(every, args.save)
 
         command.started()

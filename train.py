@@ -40,7 +40,7 @@ from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files
 from unext.log import Log, Step, panels, write_arguments
-from unext.run import Run, read_last
+from unext.run import Run
 from unext.workers import in_order
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
@@ -195,8 +195,6 @@ def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32
     config = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
     model = SAM2UNeXT(*paths, **config, precision=precision, allow_sam2_1=args.allow_sam2_1)
     model.sam.grad_checkpointing = args.grad_checkpointing
-    if args.init and not (args.resume and read_last(args.save_path)):
-        checkpoint.load_trained(model, args.init, checkpoint.load(args.init))
     model.to(args.device)
     if args.compile:
         model.compile()
@@ -254,7 +252,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
         run = Run(args.save_path, model, optimizer, scheduler, scaler, make_recipe(args, dtype, len(pairs)))
-        run.begin(args.resume)
+        run.begin(args.resume, args.init)
         progress = run.progress
         epochs = range(progress.epoch, args.epoch + 1)
         if not epochs:

@@ -26,7 +26,8 @@ for word in "$@"; do
     option=$word
 done
 
-# Processes that torchrun restarts must not read the addresses of those before (pytorch issue 135712).
+# Processes that torchrun restarts must not read the addresses of those before:
+# https://github.com/pytorch/pytorch/issues/135712
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "${launch[@]}" "$here/train.py" \
     --hiera_path "$here/weights/sam2_hiera_$sam2.pt" \

@@ -53,7 +53,7 @@ class Log:
         lines = path.read_bytes().splitlines(True) if path.exists() else []
         with files.replacing(path) as file:
             file.write(b"".join(line for line in lines if is_before(line, progress)))
-        self.file = open(path, "a")  # noqa: SIM115 (closed in `close`)
+        self.file = open(path, "a")  # noqa: SIM115 (closed in `__exit__`)
         threading.excepthook = quiet  # TensorBoard writes in a thread, and its next call raises what failed there
         with files.writing(folder / "tensorboard"):
             self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(progress) + 1)

@@ -70,14 +70,20 @@ class Run:
             content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
             checkpoint.save(self.folder / LAST, content, previous=self.folder / PREVIOUS)
 
-    def begin(self, resume: bool) -> None:
-        """Continues from last.pth, if there is one and `resume`, or makes room for a new run. Raises ValueError."""
-        if not resume:
-            self.make_room()
-        elif last := read_last(self.folder):
+    def begin(self, resume: bool, init: str | None) -> None:
+        """Continues from last.pth, if there is one and `resume`, or makes room for a new run, from `init`.
+
+        Raises OSError or ValueError, before it removes anything.
+        """
+        if resume and (last := read_last(self.folder)):
             self.resume(*last)
-        else:
+            return
+        if init:
+            checkpoint.load_trained(self.model, init, checkpoint.load(init))
+        if resume:
             print(f"{self.folder}: nothing to resume, starting a new run")
+        else:
+            self.make_room()
 
     def resume(self, path: Path, content: dict[str, Any]) -> None:
         """Continues from a file with this content. Raises ValueError if it is damaged or of another recipe."""
