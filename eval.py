@@ -42,13 +42,15 @@ class Dataset(NamedTuple):
         return [(path, self.masks[stem]) for stem, path in self.maps.items() if stem in self.masks]
 
 
-def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
+def score_files(
+    pair: tuple[Path, Path], engine: str, resize: bool, names: Sequence[str]
+) -> tuple[metrics.PairScores, bool]:
     """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
     prediction, mask = (files.read_mask(path) for path in pair)
     if resize and prediction.size != mask.size:
         prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
-    return ENGINES[engine](np.array(prediction), np.array(mask)), files.is_dark(mask)
+    return ENGINES[engine](np.array(prediction), np.array(mask), names), files.is_dark(mask)
 
 
 def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
@@ -58,7 +60,7 @@ def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[
     if not args.benchmark:
         if args.sets or not args.gt_path:
             raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
-        nameless = benchmarks.Benchmark("", tuple(metrics.METRICS), (), {}, {}, from_paper=False)
+        nameless = benchmarks.Benchmark("", metrics.NINE, (), {}, {}, from_paper=False)
         return nameless, find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path), []
     name, root = args.benchmark
     benchmark = benchmarks.load(name)
@@ -152,12 +154,12 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
 
 
 def evaluate(
-    datasets: Sequence[Dataset], engine: str, resize: bool, workers: int
+    datasets: Sequence[Dataset], engine: str, resize: bool, names: Sequence[str], workers: int
 ) -> tuple[dict[str, metrics.PairScores], list[report.ImageScores], list[str]]:
     """The mean scores of each data set, the figures of each image, and warnings; with one progress bar."""
     every = [pair for dataset in datasets for pair in dataset.pairs()]
     means, images, warnings = {}, [], []
-    function = partial(score_files, engine=engine, resize=resize)
+    function = partial(score_files, engine=engine, resize=resize, names=names)
     with (
         closing(in_processes(function, every, workers)) as results,
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
@@ -168,7 +170,7 @@ def evaluate(
                 bar.update()
                 scores.append(one)
                 image = dataset.images.get(mask.stem)
-                images.append(report.ImageScores(dataset.name, image, mask, path, one.figures()))
+                images.append(report.ImageScores(dataset.name, image, mask, path, one.figures(names)))
                 dark += [mask.name] if is_dark else []
             if scores:
                 means[dataset.name] = metrics.mean(scores)
@@ -198,19 +200,23 @@ def main(args: argparse.Namespace) -> None:
         files.output_folder(args.save_path)
 
         command.started()
-        means, images, warnings = evaluate(datasets, args.engine, args.resize, args.workers)
+        columns = tuple(metrics.METRICS) if "all" in args.metrics else tuple(args.metrics) or benchmark.columns
+        names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
+        means, images, warnings = evaluate(datasets, args.engine, args.resize, names, args.workers)
         counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
         for name, sets in benchmark.together.items():
             if all(one in means for one in sets):
-                means[name] = metrics.mean([means[one] for one in sets], [counts[one] for one in sets])
-                counts[name] = sum(counts[one] for one in sets)
-        results = {name: {"images": counts[name]} | mean.figures() for name, mean in means.items()}
+                total = metrics.Mean()
+                for one in sets:
+                    total.add(means[one], counts[one])
+                means[name], counts[name] = total.scores(), total.count
+        results = {name: {"images": counts[name]} | mean.figures(names) for name, mean in means.items()}
         lines = report.rows(results, {name: benchmarks.published(benchmark, name) for name in results})
-        print(report.text(lines, benchmark.columns), *notes, *warnings, sep="\n")
+        print(report.text(lines, columns), *notes, *warnings, sep="\n")
         notes = [*notes, *warnings, f"Maps: {', '.join(args.pred_path)}", *made_by(datasets)]
         title = benchmark.name or ", ".join(results)
         notes = [files.printable(note) for note in notes]
-        report.write(args.save_path, title, benchmark.columns, lines, results, means, images, notes)
+        report.write(args.save_path, title, columns, lines, results, means, images, notes)
         if args.json:
             with files.replacing(args.json) as file:
                 file.write(report.to_json(results))
@@ -233,6 +239,10 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     writing = parser.add_argument_group("output")
     writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
+    writing.add_argument(
+        "--metrics", nargs="+", default=[], choices=[*metrics.METRICS, "all"], metavar="METRIC",
+        help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the first 9",
+    )  # fmt: skip
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")

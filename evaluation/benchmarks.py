@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args
 
 import yaml
 
-from evaluation.metrics import METRICS
+from evaluation.metrics import METRICS, NINE
 from unext import files
 
 ALIASES = {
@@ -119,7 +119,7 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     """The benchmark that a file's content describes. Raises an error of many kinds if it does not describe one."""
     if unknown := content.keys() - {"columns", "train", "test", "together"}:
         raise ValueError(f"{', '.join(sorted(unknown))} is unknown; known are columns, train, test and together")
-    columns = content.get("columns", METRICS)
+    columns = content.get("columns", NINE)
     if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
         raise ValueError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
     test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}

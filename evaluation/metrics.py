@@ -1,26 +1,27 @@
-"""The nine metrics of binary segmentation, for one pair of prediction map and ground truth and for data sets.
+"""The metrics of binary segmentation, for one pair of prediction map and ground truth and for data sets.
 
 pysodmetrics (https://github.com/lartpang/PySODMetrics) defines them. `score` computes the same figures in one pass over
 the pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H, W: height and width of a map.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from itertools import repeat
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from evaluation.weighted import EPS, strips, weighted_f_measure
+from evaluation import library
+from evaluation.structure import quadrants, s_measure, split_at_centroid
+from evaluation.weighted import EPS, Surroundings, strips, surroundings, weighted_f_measure
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
+BOUNDARY = 0.02  # width of the boundary in the boundary IoU, as a share of the image's diagonal
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of one pair, or the mean over many; each in [0, 1], higher is better except for MAE.
+    """The scores of one pair, or the mean over many; in [0, 1], higher is better except for MAE.
 
     Curves are float64 (256,) over the thresholds 0 to 255: a pixel counts as foreground if the stretched map, in grey
     levels, reaches the threshold.
@@ -29,6 +30,7 @@ class PairScores:
     Smeasure: float  # Fan et al., "Structure-measure", ICCV 2017
     wFmeasure: float  # Margolin et al., "How to Evaluate Foreground Maps?", CVPR 2014
     adpFm: float  # F-measure at twice the map's mean; Achanta et al., CVPR 2009
+    adpEm: float  # E-measure there
     MAE: float  # mean absolute error; Perazzi et al., CVPR 2012
     precision: np.ndarray
     recall: np.ndarray
@@ -36,18 +38,55 @@ class PairScores:
     Em: np.ndarray  # E-measure; Fan et al., "Enhanced-alignment Measure", IJCAI 2018
     IoU: np.ndarray  # Jaccard index
     Dice: np.ndarray  # Dice coefficient
+    others: dict[str, float] = field(default_factory=dict)  # those with `Metric.of_pair` that were asked for
 
-    def figures(self) -> dict[str, float]:
-        """The metrics by name, in the order of METRICS."""
-        return {name: float(metric.figure(self)) for name, metric in METRICS.items()}
+    def figures(self, names: Iterable[str] | None = None) -> dict[str, float]:
+        """The metrics called `names`, or the NINE, in the order of METRICS."""
+        names = NINE if names is None else set(names)
+        return {name: self.figure(name) for name in METRICS if name in names}
+
+    def figure(self, name: str) -> float:
+        figure = METRICS[name].figure
+        return float(figure(self) if figure else self.others[name])
+
+
+class Pair(NamedTuple):
+    """What a metric may ask for about a map and its ground truth."""
+
+    prediction: np.ndarray  # uint8 (H, W)
+    mask: np.ndarray  # uint8 (H, W), 0 or 255
+    above: np.ndarray  # bool (256,), the grey levels that exceed 0.5 in the stretched map
+    tp: float  # pixels of the map at this threshold
+    fp: float
+    fn: float
+    tn: float
 
 
 class Metric(NamedTuple):
-    """A column of the tables."""
+    """A column of the tables: either `figure`, of a pair's scores or of their mean, or `of_pair`, of each pair."""
 
     latex: str
-    figure: Callable[[PairScores], float]  # of a pair, or of the mean over many
+    figure: Callable[[PairScores], float] | None = None
     lower_is_better: bool = False
+    curve: str | None = None  # whose maximum the metric is: that of a mean is not the mean of maxima
+    of_pair: Callable[[Pair], float] | None = None
+    digits: int = 3  # in tables
+
+
+def boundary_iou(pair: Pair) -> float:
+    """The IoU of the pixels near the boundaries (Cheng et al., "Boundary IoU", CVPR 2021), at threshold 0.5."""
+    width = max(1, round(BOUNDARY * float(np.hypot(*pair.mask.shape))))
+    inner = []
+    for binary in (pair.above.astype(np.uint8)[pair.prediction], pair.mask // 255):
+        padded = cv2.copyMakeBorder(binary, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+        inner.append((binary - eroded).astype(bool))
+    return over(np.count_nonzero(inner[0] & inner[1]), np.count_nonzero(inner[0] | inner[1]))
+
+
+def over(numerator: float, denominator: float) -> float:
+    """The quotient; 0 where the denominator is 0."""
+    return numerator / denominator if denominator else 0.0
 
 
 METRICS = {
@@ -57,55 +96,81 @@ METRICS = {
     "wFmeasure": Metric("$F_\\beta^w$", lambda scores: scores.wFmeasure),
     "adpFm": Metric("$F_\\beta^{adp}$", lambda scores: scores.adpFm),
     "meanFm": Metric("$F_\\beta^{mean}$", lambda scores: scores.Fm.mean()),
-    "maxFm": Metric("$F_\\beta^{max}$", lambda scores: scores.Fm.max()),
+    "maxFm": Metric("$F_\\beta^{max}$", lambda scores: scores.Fm.max(), curve="Fm"),
     "meanEm": Metric("$E_\\phi$", lambda scores: scores.Em.mean()),
     "MAE": Metric("MAE", lambda scores: scores.MAE, lower_is_better=True),
+    "maxEm": Metric("$E_\\phi^{max}$", lambda scores: scores.Em.max(), curve="Em"),
+    "adpEm": Metric("$E_\\phi^{adp}$", lambda scores: scores.adpEm),
+    "IoU": Metric("IoU", of_pair=lambda pair: over(pair.tp, pair.tp + pair.fp + pair.fn)),
+    "Dice": Metric("Dice", of_pair=lambda pair: over(2 * pair.tp, 2 * pair.tp + pair.fp + pair.fn)),
+    "BER": Metric(
+        "BER",
+        of_pair=lambda pair: 1 - (over(pair.tp, pair.tp + pair.fn) + over(pair.tn, pair.tn + pair.fp)) / 2,
+        lower_is_better=True,
+    ),
+    "specificity": Metric("Spe.", of_pair=lambda pair: over(pair.tn, pair.tn + pair.fp)),
+    "precision": Metric("Prec.", of_pair=lambda pair: over(pair.tp, pair.tp + pair.fp)),
+    "recall": Metric("Rec.", of_pair=lambda pair: over(pair.tp, pair.tp + pair.fn)),
+    "BIoU": Metric("BIoU", of_pair=boundary_iou),
+    "HCE": Metric(
+        "HCE",
+        of_pair=lambda pair: library.human_correction_effort(pair.prediction, pair.mask),
+        lower_is_better=True,
+        digits=0,
+    ),
+    "MSIoU": Metric("MSIoU", of_pair=lambda pair: library.multiscale_iou(pair.prediction, pair.mask)),
+    "siFm": Metric("$SI\\mbox{-}F_\\beta$", of_pair=lambda pair: library.size_invariant_f_measure(*pair[:2])),
+    "siMAE": Metric("SI-MAE", of_pair=lambda pair: library.size_invariant_mae(*pair[:2]), lower_is_better=True),
 }
+NINE = tuple(METRICS)[:9]  # what is computed in any case
 
 
-def mean(scores: Iterable[PairScores], weights: Iterable[int] = repeat(1)) -> PairScores:
+class Mean:
     """The mean of each score and curve over pairs or, weighted with their numbers of pairs, over data sets.
 
-    Holds one at a time and sums in the given order, so equal input gives equal bits. Raises ValueError for no scores.
+    Holds a sum only and adds in the given order, so equal input gives equal bits.
     """
-    totals = {field.name: 0.0 for field in fields(PairScores)}
-    count = 0
-    for one, weight in zip(scores, weights, strict=False):
-        count += weight
-        for name in totals:
-            totals[name] = totals[name] + weight * getattr(one, name)
-    if not count:
-        raise ValueError("no pair to score")
-    return PairScores(**{name: total / count for name, total in totals.items()})
 
+    def __init__(self) -> None:
+        self.count = 0
+        self.totals: dict[str, float | np.ndarray] = {}
+        self.others: dict[str, float] = {}
 
-def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
-    """`score` by the library itself, with the same arguments, result and errors."""
-    import py_sod_metrics as sod  # not at the top: it takes a second and 100 MB
+    def add(self, scores: PairScores, weight: int = 1) -> None:
+        self.count += weight
+        for name in FIELDS:
+            self.totals[name] = self.totals.get(name, 0.0) + weight * getattr(scores, name)
+        for name, value in scores.others.items():
+            self.others[name] = self.others.get(name, 0.0) + weight * value
 
-    check(prediction, ground_truth)
-    handlers = {
-        "precision": sod.PrecisionHandler(with_dynamic=True, with_adaptive=False),
-        "recall": sod.RecallHandler(with_dynamic=True, with_adaptive=False),
-        "Fm": sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=BETA_SQUARED),
-        "IoU": sod.IOUHandler(with_dynamic=True, with_adaptive=False),
-        "Dice": sod.DICEHandler(with_dynamic=True, with_adaptive=False),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Fmeasure, which defines adpFm, is deprecated
-        library = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
-        library |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
-        for metric in library.values():
-            metric.step(prediction, ground_truth)
-        curves = {name: handler["dynamic"] for name, handler in library["curves"].get_results().items()}
-        curves["Em"] = library["E"].get_results()["em"]["curve"]
-        return PairScores(
-            Smeasure=library["S"].get_results()["sm"],
-            wFmeasure=library["wF"].get_results()["wfm"],
-            adpFm=library["F"].get_results()["fm"]["adp"],
-            MAE=library["MAE"].get_results()["mae"],
-            **{name: curve[::-1] for name, curve in curves.items()},  # the library starts at threshold 255
+    def scores(self) -> PairScores:
+        """Raises ValueError if nothing was added."""
+        if not self.count:
+            raise ValueError("no pair to score")
+        totals, others = (
+            {name: total / self.count for name, total in sums.items()} for sums in (self.totals, self.others)
         )
+        return PairScores(**totals, others=others)
+
+
+FIELDS = tuple(one.name for one in fields(PairScores) if one.name != "others")
+
+
+def mean(scores: Iterable[PairScores]) -> PairScores:
+    """The mean over pairs. Raises ValueError for no scores."""
+    total = Mean()
+    for one in scores:
+        total.add(one)
+    return total.scores()
+
+
+def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray, names: Iterable[str] = ()) -> PairScores:
+    """`score` by the library itself, with the same arguments, result and errors."""
+    check(prediction, ground_truth)
+    others = library.at_half(names, prediction, ground_truth)
+    if rest := {name for name in names if METRICS[name].of_pair} - others.keys():
+        others |= score(prediction, ground_truth, rest).others
+    return PairScores(**library.scores(prediction, ground_truth, BETA_SQUARED), others=others)
 
 
 def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
@@ -118,48 +183,68 @@ def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
         raise ValueError("the map is {}, its ground truth {} (height x width)".format(*sizes))
 
 
-def score(prediction: np.ndarray, ground_truth: np.ndarray) -> PairScores:
-    """The scores of a prediction map against its ground truth, both uint8 (H, W).
+class GroundTruth(NamedTuple):
+    """What the scores need of a mask, whatever the map: prepared once and used for all methods."""
+
+    mask: np.ndarray  # uint8 (H, W), 0 or 1
+    split: tuple[int, int]  # see `split_at_centroid`
+    surrounded: Surroundings | None
+
+    def share(self) -> float:
+        """The share of the image that is foreground."""
+        return cv2.countNonZero(self.mask) / self.mask.size
+
+
+def prepare(ground_truth: np.ndarray) -> GroundTruth:
+    """The ground truth, uint8 (H, W), for `score`."""
+    check(ground_truth, ground_truth)
+    mask = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]
+    return GroundTruth(mask, split_at_centroid(mask), surroundings(mask))
+
+
+def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names: Iterable[str] = ()) -> PairScores:
+    """The scores of a prediction map against its ground truth, both uint8 (H, W), and the metrics called `names`.
 
     Ground truth above 128 is foreground; the map is stretched so that its minimum and maximum become 0 and 1. Equals
     pysodmetrics within 1e-6, usually within 1e-12, with one exception: if the foreground's centroid is in the last row
     or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises ValueError for
     other arrays.
     """
-    check(prediction, ground_truth)
     cv2.ipp.setUseIPP(False)  # IPP's last bits depend on the address of an array
-    mask = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]  # 0 or 1
-    rows, columns = split_at_centroid(mask)
+    truth = ground_truth if isinstance(ground_truth, GroundTruth) else prepare(ground_truth)
+    check(prediction, truth.mask)
+    rows, columns = truth.split
     # Pixels by quadrant, (background, foreground) and grey level: all that most metrics need.
     counts = np.array(
-        [joint_histogram(prediction[part], mask[part]) for part in quadrants(rows, columns)], dtype=np.int64
+        [joint_histogram(prediction[part], truth.mask[part]) for part in quadrants(rows, columns)], dtype=np.int64
     )
     levels = stretched_levels(counts.sum(axis=(0, 1)))
     background, foreground = counts.sum(axis=0)
+    adaptive = at_twice_the_mean(background, foreground, levels, prediction)
     return PairScores(
         Smeasure=s_measure(counts, levels, prediction, (rows, columns)),
-        wFmeasure=weighted_f_measure(prediction, mask, background, foreground, levels),
-        adpFm=adaptive_f_measure(background, foreground, levels, prediction),
+        wFmeasure=weighted_f_measure(prediction, truth.surrounded, background, foreground, levels),
+        adpFm=f_measure(*adaptive, foreground.sum()),
+        adpEm=e_measure(*np.array(adaptive)[:, None], foreground.sum(), background.sum())[0],
         MAE=(foreground @ (1 - levels) + background @ levels) / prediction.size,
+        others=other_scores(prediction, truth.mask, background, foreground, levels, names),
         **threshold_curves(background, foreground, levels),
     )
 
 
-def split_at_centroid(mask: np.ndarray) -> tuple[int, int]:
-    """The (row, column) after the foreground's centroid, where the S-measure splits a map into quadrants."""
-    height, width = mask.shape
-    in_row = cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
-    in_column = cv2.reduce(mask, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
-    total = in_row.sum(dtype=np.int64)
-    if total == 0:
-        return round(height / 2) + 1, round(width / 2) + 1
-    row, column = in_row @ np.arange(height) / total, in_column @ np.arange(width) / total
-    return int(np.round(row)) + 1, int(np.round(column)) + 1
-
-
-def quadrants(row: int, column: int) -> list[tuple[slice, slice]]:
-    """Top left, top right, bottom left, bottom right."""
-    return [(y, x) for y in (slice(None, row), slice(row, None)) for x in (slice(None, column), slice(column, None))]
+def other_scores(
+    prediction: np.ndarray, mask: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray,
+    names: Iterable[str],
+) -> dict[str, float]:  # fmt: skip
+    """Those of `names` that are computed from each pair."""
+    asked = {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}
+    if not asked:
+        return {}
+    above = levels > 0.5
+    tp, fp = foreground[above].sum(), background[above].sum()
+    rest = foreground.sum() - tp, background.sum() - fp
+    pair = Pair(prediction, mask * np.uint8(255), above, tp, fp, *rest)
+    return {name: float(of_pair(pair)) for name, of_pair in asked.items()}
 
 
 def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,61 +308,21 @@ def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) ->
     return total / (pixels - 1 + EPS)
 
 
-def adaptive_f_measure(
+def at_twice_the_mean(
     background: np.ndarray, foreground: np.ndarray, levels: np.ndarray, prediction: np.ndarray
-) -> float:
-    """The F-measure of the map thresholded at twice its mean."""
+) -> tuple[int, int]:
+    """The true and false positives of the map thresholded at twice its mean."""
     counts = background + foreground
     threshold = min(2 * (counts @ levels) / prediction.size, 1)
     if np.abs(levels - threshold)[counts > 0].min() < 1e-9:  # a tie, which the last bit of the library's mean decides
         threshold = min(2 * levels[prediction].mean(), 1)
     chosen = levels >= threshold
-    tp = foreground[chosen].sum()
+    return foreground[chosen].sum(), background[chosen].sum()
+
+
+def f_measure(tp: int, fp: int, positives: int) -> float:
+    """The F-measure of a binary map."""
     if tp == 0:
         return 0.0
-    precision, recall = tp / counts[chosen].sum(), tp / foreground.sum()
+    precision, recall = tp / (tp + fp), tp / positives
     return (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
-
-
-def s_measure(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, split: tuple[int, int]) -> float:
-    """The S-measure (Fan et al., ICCV 2017) from `counts`, pixels by (quadrant, background or foreground, level)."""
-    background, foreground = counts.sum(axis=0)
-    share = foreground.sum() / prediction.size
-    if share in (0, 1):
-        average = (background + foreground) @ levels / prediction.size
-        return average if share == 1 else 1 - average
-    objects = share * object_score(foreground, levels) + (1 - share) * object_score(background, 1 - levels)
-    parts = zip(counts, quadrants(*split), strict=True)
-    regions = sum(
-        part.sum() / prediction.size * ssim(part, levels, prediction, place) for part, place in parts if part.any()
-    )
-    return max(0.0, 0.5 * objects + 0.5 * regions)
-
-
-def object_score(counts: np.ndarray, values: np.ndarray) -> float:
-    """How high and uniform the values are, `counts` being their pixels."""
-    pixels = counts.sum()
-    average = counts @ values / pixels
-    deviation = np.sqrt(counts @ (values - average) ** 2 / (pixels - 1)) if pixels > 1 else 0.0
-    return 2 * average / (average**2 + 1 + deviation + EPS)
-
-
-def ssim(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, place: tuple[slice, slice]) -> float:
-    """The structural similarity of one quadrant, from its pixels by (background or foreground, level)."""
-    background, foreground = counts
-    both = background + foreground
-    pixels, positives = both.sum(), foreground.sum()
-    x, y = both @ levels / pixels, positives / pixels  # means of map and mask
-    if np.count_nonzero(both) == 1 and 0 < x < 1 and y in (0, 1):
-        # Map and mask are both constant: the rounding of the library's mean decides between 1 and 0.
-        constant = levels[both > 0][0]
-        x = np.full(prediction.shape, constant)[place].mean()
-        return float(x == constant)
-    variance_x = both @ (levels - x) ** 2 / (pixels - 1 + EPS)
-    variance_y = (positives * (1 - y) ** 2 + (pixels - positives) * y**2) / (pixels - 1 + EPS)
-    covariance = ((foreground @ (levels - x)) * (1 - y) - (background @ (levels - x)) * y) / (pixels - 1 + EPS)
-    numerator = 4 * x * y * covariance
-    denominator = (x**2 + y**2) * (variance_x + variance_y)
-    if numerator == 0:
-        return float(denominator == 0)
-    return numerator / (denominator + EPS)

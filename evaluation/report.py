@@ -36,10 +36,10 @@ class Row(NamedTuple):
     figures: Mapping[str, float]  # by metric; a paper does not have all
 
     def cell(self, column: str) -> str:
-        """The figure to three decimals; empty if there is none."""
+        """The figure, usually to three decimals; empty if there is none."""
         if column not in self.figures:
             return ""
-        return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.3f}"
+        return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.{METRICS[column].digits}f}"
 
 
 class ImageScores(NamedTuple):
@@ -220,15 +220,16 @@ def write(
     means: Mapping[str, PairScores], scored: Sequence[ImageScores], notes: Sequence[str],
 ) -> None:  # fmt: skip
     """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
-    all_figures = ([*row[:3], *(row.figures.get(metric, "") for metric in METRICS)] for row in lines)
+    names = [name for name in METRICS if any(name in figures for figures in results.values())]
+    all_figures = ([*row[:3], *(row.figures.get(name, "") for name in names)] for row in lines)
     per_image = ([one.dataset, files.printable(one.ground_truth.stem), *one.figures.values()] for one in scored)
     plotted = curves(means)
     for name, content in {
         "results.json": to_json(results),
-        "results.csv": to_csv(["dataset", "method", "images", *METRICS], all_figures),
+        "results.csv": to_csv(["dataset", "method", "images", *names], all_figures),
         "results.md": to_markdown(lines, columns, notes).encode(),
         "results.tex": to_latex(lines, columns, notes).encode(),
-        "per_image.csv": to_csv(["dataset", "image", *METRICS], per_image),
+        "per_image.csv": to_csv(["dataset", "image", *names], per_image),
         "curves.png": plotted,
         "report.html": page(title, cells(lines, columns), plotted, scored, notes),
     }.items():

@@ -5,6 +5,7 @@ grey level of the map.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -30,20 +31,76 @@ def strips(shape: tuple[int, int]) -> Iterator[slice]:
         yield slice(start, min(start + step, height))
 
 
+class Strip(NamedTuple):
+    """Some rows of the foreground's surroundings, and how errors outside of it are filled in there."""
+
+    around: slice  # the rows that the strip's pixels depend on
+    own: slice  # of those, the strip itself
+    inside: np.ndarray  # uint8, the mask of the strip
+    pixels: int  # of the foreground in it
+    outside: np.ndarray  # indices of background pixels in the padded rows `around`
+    nearest: np.ndarray  # of the nearest foreground pixel of each
+
+
+class Surroundings(NamedTuple):
+    """What the weighted F-measure needs of a mask, the same for every map: prepared once, used for all methods."""
+
+    far: tuple[slice, slice]  # the box up to FAR from the foreground
+    nearness: np.ndarray  # float32, in that box: 0.5 ** (distance to the foreground / 5)
+    close: tuple[slice, slice]  # the box up to RADIUS from the foreground
+    strips: list[Strip]  # of that box
+
+
+def surroundings(mask: np.ndarray) -> Surroundings | None:
+    """The surroundings of the foreground of a mask, uint8 (H, W) of 0 and 1; None without foreground."""
+    if not cv2.countNonZero(mask):
+        return None
+    far, close = around_foreground(mask, FAR), around_foreground(mask, RADIUS)
+    background = cv2.threshold(mask[far], 0, 1, cv2.THRESH_BINARY_INV)[1]
+    nearness = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
+    for rows in strips(nearness.shape):
+        near = np.minimum(nearness[rows], FAR)  # not cv2.min, which takes some narrow maps for a scalar
+        near *= np.float32(np.log(0.5) / 5)
+        nearness[rows] = cv2.exp(near)
+    return Surroundings(far, nearness, close, [strip(mask[close], rows) for rows in strips(mask[close].shape)])
+
+
+def strip(mask: np.ndarray, rows: slice) -> Strip:
+    """The rows of a mask as a Strip: for background pixels up to RADIUS from the foreground the nearest foreground."""
+    above = min(rows.start, RADIUS + REACH)
+    around = slice(rows.start - above, rows.stop + RADIUS + REACH)
+    padded = cv2.copyMakeBorder(mask[around], REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+    band = np.zeros_like(padded)
+    inner = (slice(REACH, -REACH), slice(REACH, -REACH))
+    cv2.subtract(cv2.dilate(padded, np.ones((7, 7), np.uint8))[inner], padded[inner], dst=band[inner])
+    inside, pending = padded.ravel().view(bool), np.flatnonzero(band.view(bool))
+    outside, nearest = [], []
+    for dy, dx in NEAREST_FIRST:
+        there = pending + (dy * padded.shape[1] + dx)
+        found = inside[there]
+        outside.append(pending[found])
+        nearest.append(there[found])
+        pending = pending[~found]
+    own = slice(above, above + rows.stop - rows.start)
+    pixels = cv2.countNonZero(mask[rows])
+    return Strip(around, own, mask[rows], pixels, np.concatenate(outside), np.concatenate(nearest))
+
+
 def weighted_f_measure(
-    prediction: np.ndarray, mask: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray
-) -> float:
-    """The weighted F-measure (beta 1) of a map and its binary mask, uint8 (H, W).
+    prediction: np.ndarray, surrounded: Surroundings | None, background: np.ndarray, foreground: np.ndarray,
+    levels: np.ndarray,
+) -> float:  # fmt: skip
+    """The weighted F-measure (beta 1) of a map, uint8 (H, W), given the surroundings of its mask's foreground.
 
     `background` and `foreground` (256,) count the pixels of each grey level. An error inside the foreground is reduced
     if those around it are smaller; an error outside weighs more the further it is from the foreground.
     """
-    positives = foreground.sum()
-    if positives == 0:
+    if surrounded is None:
         return 0.0
-    missed = reduced_error(prediction, mask, levels)
+    positives = foreground.sum()
+    missed = reduced_error(prediction[surrounded.close], surrounded.strips, levels)
     # Outside, an error weighs 2 - nearness; on the foreground itself nearness is 1.
-    near = nearness_sum(prediction, mask, levels) - foreground @ levels
+    near = nearness_sum(prediction[surrounded.far], surrounded.nearness, levels) - foreground @ levels
     false_positives = 2 * (background @ levels) - near
     true_positives = positives - missed
     recall = 1 - missed / positives
@@ -51,59 +108,32 @@ def weighted_f_measure(
     return 2 * recall * precision / (recall + precision + EPS)
 
 
-def nearness_sum(prediction: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> float:
-    """The sum over all pixels of the map times 0.5 ** (distance to the foreground / 5)."""
-    place = around_foreground(mask, FAR)
-    prediction, background = prediction[place], cv2.threshold(mask[place], 0, 1, cv2.THRESH_BINARY_INV)[1]
-    distance = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
-    total = 0.0
-    for rows in strips(distance.shape):
-        near = np.minimum(distance[rows], FAR)  # not cv2.min, which takes some narrow maps for a scalar
-        near *= np.float32(np.log(0.5) / 5)
-        cv2.exp(near, dst=near)
-        near *= cv2.LUT(prediction[rows], levels.astype(np.float32))
-        total += cv2.sumElems(near)[0]  # in float64
-    return total
+def nearness_sum(prediction: np.ndarray, nearness: np.ndarray, levels: np.ndarray) -> float:
+    """The sum over all pixels of the map times the nearness to the foreground."""
+    values = levels.astype(np.float32)
+    return sum(
+        cv2.sumElems(nearness[rows] * cv2.LUT(prediction[rows], values))[0]  # in float64
+        for rows in strips(nearness.shape)
+    )
 
 
-def reduced_error(prediction: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> float:
+def reduced_error(prediction: np.ndarray, strips: list[Strip], levels: np.ndarray) -> float:
     """The sum over the foreground of the smaller of a pixel's error and the Gaussian mean of the errors around it.
 
     The Gaussian is 7 x 7 with sigma 5. In it, a background pixel has the error of the nearest foreground pixel, so only
     those within 3 pixels of the foreground matter; pixels outside the image are 0.
     """
-    place = around_foreground(mask, RADIUS)
-    prediction, mask = prediction[place], mask[place]
     errors_of_levels = (1 - levels).astype(np.float32)
     total = 0.0
-    for rows in strips(mask.shape):
-        above = min(rows.start, RADIUS + REACH)  # rows above the strip that its pixels depend on
-        around = slice(rows.start - above, rows.stop + RADIUS + REACH)
-        error = cv2.LUT(prediction[around], errors_of_levels)
-        reduced = np.minimum(error, smoothed_error(error, mask[around]))
-        own = slice(above, above + rows.stop - rows.start)
-        inside = mask[rows]
-        total += cv2.mean(reduced[own], mask=inside)[0] * cv2.countNonZero(inside)
+    for one in strips:
+        error = cv2.LUT(prediction[one.around], errors_of_levels)
+        padded = cv2.copyMakeBorder(error, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+        flat = padded.ravel()
+        flat[one.outside] = flat[one.nearest]
+        smoothed = cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[REACH:-REACH, REACH:-REACH]
+        reduced = np.minimum(error, smoothed)
+        total += cv2.mean(reduced[one.own], mask=one.inside)[0] * one.pixels
     return total
-
-
-def smoothed_error(error: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The Gaussian mean of errors, float32 (H, W), with the nearest inside error for pixels outside the foreground."""
-    mask = cv2.copyMakeBorder(mask, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
-    inner = (slice(REACH, -REACH), slice(REACH, -REACH))
-    padded = np.zeros(mask.shape, np.float32)
-    padded[inner] = error
-    band = np.zeros_like(mask)
-    cv2.subtract(cv2.dilate(mask, np.ones((7, 7), np.uint8))[inner], mask[inner], dst=band[inner])
-
-    inside, errors = mask.ravel().view(bool), padded.ravel()
-    pending = np.flatnonzero(band.view(bool))
-    for dy, dx in NEAREST_FIRST:
-        nearest = pending + (dy * mask.shape[1] + dx)
-        found = inside[nearest]
-        errors[pending[found]] = errors[nearest[found]]
-        pending = pending[~found]
-    return cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[inner]
 
 
 def around_foreground(mask: np.ndarray, margin: int) -> tuple[slice, slice]:

@@ -68,9 +68,21 @@ def test_several_data_sets_make_one_table_and_one_file(pairs, tmp_path, capsys):
     expected = [metrics.score(*cases[name]).MAE for name in ("case0", "perfect")]
     assert results["two"]["MAE"] == pytest.approx(np.mean(expected), rel=1e-12)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["dataset", "images", *metrics.METRICS]
+    assert lines[0].split() == ["dataset", "images", *metrics.NINE]
     assert [line.split("  ")[0].strip() for line in lines[2:4]] == ["all twelve", "two"]
     assert f"{results['two']['Smeasure']:.3f}" in lines[3]
+
+
+def test_chosen_metrics_are_the_columns_and_are_added_to_the_nine(pairs, tmp_path, capsys):
+    more = ("--save_path", tmp_path, "--metrics", "HCE", "Smeasure", "BER")
+    figures = run(pairs, tmp_path / "scores.json", *more)
+    assert list(figures) == ["images", *metrics.NINE, "BER", "HCE"]
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["dataset", "images", "HCE", "Smeasure", "BER"]
+    assert table[2].split()[2] == f"{figures['HCE']:.0f}"
+    for name in ("results.csv", "per_image.csv"):
+        heading = (tmp_path / name).read_text().splitlines()[0].split(",")
+        assert heading[-11:] == list(figures)[1:]
 
 
 def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, capsys):

@@ -1,7 +1,6 @@
-"""evaluation/metrics.py: nine metrics that agree with the original's and with pysodmetrics."""
+"""evaluation/metrics.py: metrics that agree with the original's and with pysodmetrics."""
 
 import warnings
-from dataclasses import fields
 
 import cv2
 import numpy as np
@@ -11,24 +10,25 @@ from conftest import SUIM8, golden
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import metrics, weighted
+from evaluation import library, metrics, weighted
 from unext import files
 
 CURVES = ("precision", "recall", "Fm", "Em", "IoU", "Dice")
 ENGINES = [metrics.score, metrics.score_with_pysodmetrics]
+COUNTED = (*metrics.NINE, "maxEm", "adpEm", *library.AT_HALF)  # from the numbers of pixels, for any pair
 
 
 def assert_agrees_with_pysodmetrics(prediction, truth):
-    ours = metrics.score(prediction, truth)
+    ours = metrics.score(prediction, truth, COUNTED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about an empty quadrant
-        theirs = metrics.score_with_pysodmetrics(prediction, truth)
-    for name, value in theirs.figures().items():
+        theirs = metrics.score_with_pysodmetrics(prediction, truth, COUNTED)
+    for name, value in theirs.figures(COUNTED).items():
         if name == "Smeasure" and np.isnan(value):  # the library's flaw: an empty quadrant
             row, column = metrics.split_at_centroid((truth > 128).astype(np.uint8))
             assert (row == truth.shape[0] or column == truth.shape[1]) and 0 <= ours.Smeasure <= 1
         else:
-            assert ours.figures()[name] == pytest.approx(value, abs=1e-6), name
+            assert ours.figure(name) == pytest.approx(value, abs=1e-6), name
     for name in CURVES:
         assert np.allclose(getattr(ours, name), getattr(theirs, name), rtol=0, atol=1e-9), name
 
@@ -118,8 +118,54 @@ def test_working_in_strips_changes_nothing(monkeypatch):
     whole = metrics.score(*pair)
     monkeypatch.setattr(weighted, "STRIP_PIXELS", 700)
     stripped = metrics.score(*pair)
-    for field in fields(metrics.PairScores):
-        assert np.allclose(getattr(whole, field.name), getattr(stripped, field.name), rtol=0, atol=1e-9)
+    for name in metrics.FIELDS:
+        assert np.allclose(getattr(whole, name), getattr(stripped, name), rtol=0, atol=1e-9)
+
+
+def test_a_prepared_ground_truth_changes_nothing():
+    prediction, truth = recipe.metric_cases(0)["case2"]
+    prepared = metrics.prepare(truth)
+    metrics.score(255 - prediction, prepared)
+    assert metrics.score(prediction, prepared).figures() == metrics.score(prediction, truth).figures()
+
+
+@pytest.mark.parametrize("name", ["case0", "case3", "perfect"])
+def test_the_librarys_own_metrics_are_those_of_its_classes(name, monkeypatch):
+    import py_sod_metrics as sod
+
+    if not hasattr(np, "trapz"):  # since numpy 2.4, which the library does not know
+        monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)
+    prediction, truth = recipe.metric_cases(0)[name]
+    options = {"with_dynamic": True, "with_adaptive": False}
+    classes = {"HCE": sod.HumanCorrectionEffortMeasure(), "siMAE": sod.SizeInvarianceMAE()}
+    classes["MSIoU"] = sod.MSIoU(with_dynamic=False, with_adaptive=False, with_binary=True)
+    classes["siFm"] = sod.SizeInvarianceFmeasureV2({"F": sod.FmeasureHandler(**options)})
+    found = {key: library.results(one, prediction, truth) for key, one in classes.items()}
+    expected = {"HCE": found["HCE"]["hce"], "siMAE": found["siMAE"]["si_mae"], "MSIoU": found["MSIoU"]["binary"]}
+    expected["siFm"] = found["siFm"]["F"]["dynamic"][0].mean()
+    for engine in ENGINES:
+        assert engine(prediction, truth, expected).figures(expected) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("truth", [np.zeros((40, 50), np.uint8), np.full((40, 50), 255, np.uint8)])
+def test_every_metric_has_a_value_for_an_empty_and_a_full_mask(truth):
+    scores = metrics.score(recipe.photo("noise", 40, 50)[..., 0], truth, metrics.METRICS)
+    assert np.isfinite(list(scores.figures(metrics.METRICS).values())).all()
+
+
+def test_the_boundary_iou_is_that_of_the_pixels_near_the_boundaries():
+    truth = recipe.metric_cases(0)["case0"][1]
+    prediction = np.roll(truth, 3, axis=1) // 3
+    width = round(0.02 * np.hypot(*truth.shape))
+    near = []
+    low, high = prediction.min(), prediction.max()
+    for binary in ((prediction - float(low)) / (high - low) > 0.5, truth > 128):
+        outside = np.pad(~binary, width, constant_values=True)
+        windows = np.lib.stride_tricks.sliding_window_view(outside, (2 * width + 1, 2 * width + 1))
+        near.append(binary & windows.any(axis=(2, 3)))
+    expected = (near[0] & near[1]).sum() / (near[0] | near[1]).sum()
+    assert 0.01 < expected < 0.99
+    assert metrics.score(prediction, truth, ["BIoU"]).figure("BIoU") == pytest.approx(expected, abs=1e-12)
 
 
 def test_curves_go_from_threshold_0_to_255():
@@ -131,6 +177,7 @@ def test_curves_go_from_threshold_0_to_255():
 def test_the_mean_takes_the_maximum_after_averaging():
     first, second = (metrics.score(*recipe.metric_cases(0)[name]) for name in ("case0", "case3"))
     figures = metrics.mean([first, second]).figures()
+    assert metrics.METRICS["maxFm"].curve == "Fm"
     assert figures["maxFm"] == pytest.approx(((first.Fm + second.Fm) / 2).max())
     assert figures["MAE"] == pytest.approx((first.MAE + second.MAE) / 2)
 

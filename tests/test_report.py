@@ -100,7 +100,7 @@ def test_arrows_and_colours_show_what_is_better():
 def test_the_curves_plot_precision_over_recall():
     """A map of high precision and low recall draws its line at the upper left."""
     falling = np.linspace(0.3, 0, 256)
-    scores = metrics.PairScores(0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
+    scores = metrics.PairScores(0, 0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
     pixels = np.array(Image.open(io.BytesIO(report.curves({"set": scores}))).convert("RGB")).astype(int)
     pixels = pixels[:, : pixels.shape[1] // 2]  # the left panel
     y, x = np.nonzero((pixels[..., 2] > 150) & (pixels[..., 0] < 60))  # the first colour of matplotlib's cycle, blue

@@ -1,0 +1,102 @@
+"""What pysodmetrics (https://github.com/lartpang/PySODMetrics) computes, for one pair of map and ground truth.
+
+Both uint8 (H, W). The library is imported where it is used: it takes a second and 100 MB, and few need it.
+"""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+AT_HALF = {  # the library's classes for metrics of the map at threshold 0.5
+    "IoU": "IOUHandler",
+    "Dice": "DICEHandler",
+    "BER": "BERHandler",
+    "specificity": "SpecificityHandler",
+    "precision": "PrecisionHandler",
+    "recall": "RecallHandler",
+}
+
+
+def results(metric: Any, prediction: np.ndarray, ground_truth: np.ndarray) -> Any:
+    """What one of the library's metrics says about a single pair."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numpy, about names that the library uses
+        metric.step(prediction, ground_truth)
+        return metric.get_results()
+
+
+def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float) -> dict[str, Any]:
+    """The fields of `metrics.PairScores`, without those that are only computed if asked for."""
+    import py_sod_metrics as sod
+
+    kinds = {"precision": sod.PrecisionHandler, "recall": sod.RecallHandler}
+    kinds |= {"IoU": sod.IOUHandler, "Dice": sod.DICEHandler}
+    handlers = {name: kind(with_dynamic=True, with_adaptive=False) for name, kind in kinds.items()}
+    handlers["Fm"] = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=beta_squared)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Fmeasure, which defines adpFm, is deprecated
+        library = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
+        library |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
+        for metric in library.values():
+            metric.step(prediction, ground_truth)
+        found = {name: metric.get_results() for name, metric in library.items()}
+    curves = {name: handler["dynamic"] for name, handler in found["curves"].items()} | {"Em": found["E"]["em"]["curve"]}
+    return {
+        "Smeasure": found["S"]["sm"],
+        "wFmeasure": found["wF"]["wfm"],
+        "adpFm": found["F"]["fm"]["adp"],
+        "adpEm": found["E"]["em"]["adp"],
+        "MAE": found["MAE"]["mae"],
+        **{name: curve[::-1] for name, curve in curves.items()},  # the library starts at threshold 255
+    }
+
+
+def at_half(names: Iterable[str], prediction: np.ndarray, ground_truth: np.ndarray) -> dict[str, float]:
+    """Those of `names` that are in AT_HALF."""
+    import py_sod_metrics as sod
+
+    options = {"with_dynamic": False, "with_adaptive": False, "with_binary": True}
+    handlers = {name: getattr(sod, AT_HALF[name])(**options) for name in names if name in AT_HALF}
+    found = results(sod.FmeasureV2(handlers), prediction, ground_truth) if handlers else {}
+    return {name: float(value["binary"]) for name, value in found.items()}
+
+
+def human_correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
+    """HCE at threshold 0.5, in clicks (Qin et al., "Highly Accurate Dichotomous Image Segmentation", ECCV 2022)."""
+    import py_sod_metrics as sod
+
+    return float(results(sod.HumanCorrectionEffortMeasure(), prediction, ground_truth)["hce"])
+
+
+def multiscale_iou(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
+    """MSIoU at threshold 0.5 (Ahmadzadeh et al., "Multiscale IOU", ICIP 2021)."""
+    import py_sod_metrics as sod
+    from py_sod_metrics.utils import prepare_data
+
+    metric = sod.MSIoU(with_dynamic=False, with_adaptive=False)
+    stretched, mask = prepare_data(prediction, ground_truth)
+    ratios = metric.multi_scale_iou(metric.get_edge(stretched > 0.5), metric.get_edge(mask))
+    # The library's own last step, the area below the ratios, needs numpy.trapz, which numpy 2.4 lacks.
+    return float((sum(ratios) - (ratios[0] + ratios[-1]) / 2) / (len(ratios) - 1))
+
+
+def size_invariant_f_measure(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
+    """The mean F-measure over thresholds and objects (Li et al., "Size-invariance Matters", ICML 2024)."""
+    import py_sod_metrics as sod
+
+    full = ground_truth.min() > 128  # one object, on which the library's class fails
+    kind = sod.FmeasureV2 if full else sod.SizeInvarianceFmeasureV2
+    handler = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False)
+    curves = results(kind({"F": handler}), prediction, ground_truth)["F"]["dynamic"]  # (256,); [(objects, 256)]
+    return float(np.mean(curves))
+
+
+def size_invariant_mae(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
+    """The mean absolute error over objects and background (Li et al., likewise)."""
+    import py_sod_metrics as sod
+
+    if ground_truth.min() > 128:
+        return float(results(sod.MAE(), prediction, ground_truth)["mae"])
+    return float(results(sod.SizeInvarianceMAE(), prediction, ground_truth)["si_mae"])
