@@ -1,19 +1,22 @@
-"""Scores prediction maps against their ground truth with nine metrics, for data sets or a whole benchmark.
+"""Scores prediction maps against their ground truth, for data sets or a whole benchmark, one method or several.
 
     python eval.py --dataset_name DIS-VD DIS-TE1 --pred_path maps/DIS-VD maps/DIS-TE1 --gt_path DIS-VD/gt DIS-TE1/gt
     python eval.py --benchmark COD /data/COD --pred_path runs/COD/predictions --save_path runs/COD/results
+    python eval.py --benchmark COD /data/COD --pred_path ours=runs/COD/predictions SINet=maps/SINet FEDER=maps/FEDER
 
 Maps and masks are paired by name. A benchmark's maps are in one folder per test set; its figures are shown beside the
-published ones. All cores work on it, without a GPU and without torch. The folder --save_path gets results.json, .csv,
-.md and .tex, per_image.csv, curves.png and report.html.
+published ones. Of several methods the first is compared with the others. All cores work on it, without a GPU and
+without torch. The folder --save_path gets results.json, .csv, .md and .tex, per_image.csv, groups.csv, curves and
+report.html; with several methods also comparison.csv and examples (docs/benchmarks.md).
 """
 
 import argparse
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation import benchmarks, metrics, report
+from evaluation import benchmarks, compare, metrics, report, tables
 from unext import cli, files, output
 from unext.workers import in_processes
 
@@ -30,7 +33,7 @@ ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetric
 
 
 class Dataset(NamedTuple):
-    """What is scored under one name."""
+    """What is scored under one name, of one method."""
 
     name: str
     maps: dict[str, Path]  # by stem
@@ -42,35 +45,63 @@ class Dataset(NamedTuple):
         return [(path, self.masks[stem]) for stem, path in self.maps.items() if stem in self.masks]
 
 
+class Task(NamedTuple):
+    """A ground truth and what is scored against it."""
+
+    dataset: str
+    name: str
+    image: Path | None
+    mask: Path
+    maps: dict[str, Path]  # by method
+
+
 def score_files(
-    pair: tuple[Path, Path], engine: str, resize: bool, names: Sequence[str]
-) -> tuple[metrics.PairScores, bool]:
-    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`."""
+    task: Task, engine: str, resize: bool, names: Sequence[str]
+) -> tuple[list[metrics.PairScores], float, bool]:
+    """The scores of each map, the object's share of the image, and whether the ground truth is `files.is_dark`."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    prediction, mask = (files.read_mask(path) for path in pair)
-    if resize and prediction.size != mask.size:
-        prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
-    return ENGINES[engine](np.array(prediction), np.array(mask), names), files.is_dark(mask)
+    mask = files.read_mask(task.mask)
+    ground_truth = metrics.prepare(np.array(mask))
+    scores = []
+    for path in task.maps.values():
+        prediction = files.read_mask(path)
+        if resize and prediction.size != mask.size:
+            prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
+        scores.append(ENGINES[engine](np.array(prediction), ground_truth, names))
+    return scores, ground_truth.share(), files.is_dark(mask)
 
 
-def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
-    """The benchmark, its data sets and notes about them. Raises ValueError or OSError that names the remedy."""
+def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[str, list[Dataset]], list[str]]:
+    """The benchmark, the data sets of each method, and notes. Raises ValueError or OSError that names the remedy."""
     if args.benchmark and (args.dataset_name or args.gt_path or args.image_path):
         raise ValueError("--benchmark knows names, ground truth and images: leave out the options that name them")
     if not args.benchmark:
         if args.sets or not args.gt_path:
             raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
-        nameless = benchmarks.Benchmark("", metrics.NINE, (), {}, {}, from_paper=False)
-        return nameless, find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path), []
+        nameless = benchmarks.Benchmark("", metrics.NINE, (), {}, {}, {}, from_paper=False)
+        own = find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path)
+        return nameless, {tables.THIS_RUN: own}, []
     name, root = args.benchmark
-    benchmark = benchmarks.load(name)
-    if len(args.pred_path) > 1:
-        raise ValueError("--pred_path: with --benchmark, give one folder that contains those of the test sets")
+    benchmark, folders = benchmarks.load(name), method_folders(args.pred_path)
     found = benchmarks.find_test(benchmark, root, args.sets)
     splits = [split for splits in found.values() for split in splits]
     print(*splits, sep="\n")
     notes = [f"{one.split}: {len(one.pairs):,} pairs instead of {one.count:,}" for one in splits if one.is_incomplete()]
-    return benchmark, find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing), notes
+    methods = {method: find_benchmark_datasets(found, folder, args.allow_missing) for method, folder in folders.items()}
+    return benchmark, methods, notes
+
+
+def method_folders(words: Sequence[str]) -> dict[str, Path]:
+    """The folders of --pred_path, each NAME=DIR or DIR, by method. Raises ValueError for two of one name."""
+    folders: dict[str, Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or not name or Path(word).is_dir():
+            name, folder = tables.THIS_RUN if len(words) == 1 else Path(word).resolve().name, word
+        if files.printable(name) in folders:
+            raise ValueError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
+        folders[files.printable(name)] = Path(folder)
+    return folders
 
 
 def find_own_datasets(
@@ -127,6 +158,7 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
     """What is left out or resized, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
     problems, notes, remedies = [], [], set()
+    read_size = cache(files.read_size)  # several methods have the same masks
     for dataset, maps, masks, _ in datasets:
         missing = [path.name for stem, path in masks.items() if stem not in maps]
         extra = [path.name for stem, path in maps.items() if stem not in masks]
@@ -137,7 +169,7 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
             elif listed:
                 problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
                 remedies.add("--allow_missing scores the rest")
-        both = [(maps[stem], files.read_size(maps[stem]), files.read_size(masks[stem])) for stem in maps.keys() & masks]
+        both = [(maps[stem], files.read_size(maps[stem]), read_size(masks[stem])) for stem in maps.keys() & masks]
         wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
         if wrong and resize:
             notes.append(f"{dataset}: {files.count(len(wrong), 'map')} resized to the ground truth")
@@ -153,30 +185,53 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
     return notes
 
 
+def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list[str]]:
+    """The images that are scored, those of which every method has a map, if it has any of the data set; and notes.
+
+    Raises ValueError for a method without any.
+    """
+    tasks, notes = [], []
+    for same in zip(*methods.values(), strict=True):  # one data set of each method
+        own = {method: dataset for method, dataset in zip(methods, same, strict=True) if dataset.pairs()}
+        if not own:
+            continue
+        name, maps, masks, images = next(iter(own.values()))
+        keys = [key for key in maps if key in masks]
+        common = [key for key in keys if all(key in dataset.maps for dataset in own.values())]
+        every = {key for dataset in own.values() for key in dataset.maps if key in masks}
+        if len(common) < len(every):
+            notes.append(f"{name}: {len(every) - len(common):,} images left out, of which not every method has a map")
+        for key in common:
+            of_methods = {method: dataset.maps[key] for method, dataset in own.items()}
+            tasks.append(Task(name, files.printable(key), images.get(key), masks[key], of_methods))
+    for method in methods:
+        if not any(method in task.maps for task in tasks):
+            raise ValueError(f"{method}: there is no image of which this method and all others have a map")
+    return tasks, notes
+
+
 def evaluate(
-    datasets: Sequence[Dataset], engine: str, resize: bool, names: Sequence[str], workers: int
-) -> tuple[dict[str, metrics.PairScores], list[report.ImageScores], list[str]]:
-    """The mean scores of each data set, the figures of each image, and warnings; with one progress bar."""
-    every = [pair for dataset in datasets for pair in dataset.pairs()]
-    means, images, warnings = {}, [], []
+    tasks: Sequence[Task], engine: str, resize: bool, names: Sequence[str], workers: int
+) -> tuple[list[compare.ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
+    """The figures of each image, the means of each method and data set, and warnings; with one progress bar."""
+    images: list[compare.ImageScores] = []
+    means: dict[str, dict[str, metrics.Mean]] = {}
+    dark: dict[str, list[str]] = {}
     function = partial(score_files, engine=engine, resize=resize, names=names)
-    with (
-        closing(in_processes(function, every, workers)) as results,
-        tqdm(total=len(every), unit="img", desc="scoring") as bar,
-    ):
-        for dataset in datasets:
-            scores, dark = [], []
-            for (path, mask), (one, is_dark) in zip(dataset.pairs(), results, strict=False):
-                bar.update()
-                scores.append(one)
-                image = dataset.images.get(mask.stem)
-                images.append(report.ImageScores(dataset.name, image, mask, path, one.figures(names)))
-                dark += [mask.name] if is_dark else []
-            if scores:
-                means[dataset.name] = metrics.mean(scores)
-            if dark:
-                warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(scores))}")
-    return means, images, warnings
+    with closing(in_processes(function, tasks, workers)) as results:
+        bar = tqdm(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
+        for task, (scores, share, is_dark) in bar:
+            by_method = dict(zip(task.maps, scores, strict=True))
+            for method, one in by_method.items():
+                means.setdefault(method, {}).setdefault(task.dataset, metrics.Mean()).add(one)
+            figures = {method: one.figures(names) for method, one in by_method.items()}
+            curves = {method: one.curves(names) for method, one in by_method.items()}
+            images.append(compare.ImageScores(*task[:4], share, task.maps, figures, curves))
+            if is_dark:
+                dark.setdefault(task.dataset, []).append(task.mask.name)
+    totals = Counter(task.dataset for task in tasks)
+    warnings = [f"warning: {name}: {files.dark_masks(masks, totals[name])}" for name, masks in dark.items()]
+    return images, means, warnings
 
 
 def made_by(datasets: Sequence[Dataset]) -> list[str]:
@@ -194,32 +249,44 @@ def made_by(datasets: Sequence[Dataset]) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
-        benchmark, datasets, notes = find_datasets(args)
-        notes += check(datasets, args.allow_missing, args.resize)
+        benchmark, methods, notes = find_methods(args)
+        labelled = [
+            one._replace(name=f"{method}, {one.name}") if len(methods) > 1 else one
+            for method, datasets in methods.items() for one in datasets
+        ]  # fmt: skip
+        notes += check(labelled, args.allow_missing, args.resize)
+        tasks, left_out = tasks_in_common(methods)
+        notes += left_out
+        examples = compare.find(tasks, args.examples)
         files.check_output_file("--json", args.json)
         files.output_folder(args.save_path)
 
         command.started()
         columns = tuple(metrics.METRICS) if "all" in args.metrics else tuple(args.metrics) or benchmark.columns
         names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
-        means, images, warnings = evaluate(datasets, args.engine, args.resize, names, args.workers)
-        counts = {dataset.name: len(dataset.pairs()) for dataset in datasets}
-        for name, sets in benchmark.together.items():
-            if all(one in means for one in sets):
-                total = metrics.Mean()
-                for one in sets:
-                    total.add(means[one], counts[one])
-                means[name], counts[name] = total.scores(), total.count
-        results = {name: {"images": counts[name]} | mean.figures(names) for name, mean in means.items()}
-        lines = report.rows(results, {name: benchmarks.published(benchmark, name) for name in results})
-        print(report.text(lines, columns), *notes, *warnings, sep="\n")
-        notes = [*notes, *warnings, f"Maps: {', '.join(args.pred_path)}", *made_by(datasets)]
-        title = benchmark.name or ", ".join(results)
+        images, means, warnings = evaluate(tasks, args.engine, args.resize, names, args.workers)
+        rows = {task.dataset: (task.dataset,) for task in tasks}
+        rows |= {name: sets for name, sets in benchmark.together.items() if rows.keys() >= set(sets)}
+        scores = {
+            method: {
+                name: metrics.together([own[one] for one in sets])
+                for name, sets in rows.items() if own.keys() >= set(sets)
+            }
+            for method, own in means.items()
+        }  # fmt: skip
+        published = {name: benchmarks.published(benchmark, name) for name in rows}
+        about = (tuple(methods), columns, rows, scores, images, names, published, benchmark.groups)
+        scored = compare.Evaluation(*about)
+        compared = compare.differences(scored)
+        legend = [tables.legend(scored.methods[0], "*", "+")] if scored.several() else []
+        print(tables.text(tables.lines(scored, compared), columns), *legend, *notes, *warnings, sep="\n")
+        notes = [*notes, *warnings, f"Maps: {', '.join(args.pred_path)}", *made_by(labelled)]
         notes = [files.printable(note) for note in notes]
-        report.write(args.save_path, title, columns, lines, results, means, images, notes)
+        title, chosen = benchmark.name or ", ".join(rows), [images[i] for i in examples]
+        report.write(args.save_path, title, scored, compared, notes, chosen)
         if args.json:
             with files.replacing(args.json) as file:
-                file.write(report.to_json(results))
+                file.write((args.save_path / "results.json").read_bytes())
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 
 
@@ -231,7 +298,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="for the table"
     )
-    data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
+    data.add_argument(
+        "--pred_path", required=True, nargs="+", metavar="DIR",
+        help="folders of prediction maps, one per data set; with --benchmark one per method, DIR or NAME=DIR",
+    )  # fmt: skip
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
     data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
@@ -242,6 +312,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument(
         "--metrics", nargs="+", default=[], choices=[*metrics.METRICS, "all"], metavar="METRIC",
         help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the first 9",
+    )  # fmt: skip
+    writing.add_argument(
+        "--examples", nargs="+", default=[], metavar="NAME",
+        help="images in examples.png, as NAME or SET/NAME; default: those in which several methods differ most",
     )  # fmt: skip
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 

@@ -8,6 +8,7 @@ work as in file names, `{images}` and `{masks}` stand for the usual names of suc
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -65,6 +66,7 @@ class Benchmark:
     train: tuple[Layout, ...]  # of which one exists
     test: dict[str, tuple[Layout, ...]]
     together: dict[str, tuple[str, ...]]  # rows over several test sets
+    groups: dict[str, str]  # regular expressions that find an image's group in its name, by what they find
     from_paper: bool  # whether the paper has figures for it
 
 
@@ -110,15 +112,16 @@ def load(name: str) -> Benchmark:
         return parse(files.printable(path.stem), yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
+    except (yaml.YAMLError, re.error, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
     """The benchmark that a file's content describes. Raises an error of many kinds if it does not describe one."""
-    if unknown := content.keys() - {"columns", "train", "test", "together"}:
-        raise ValueError(f"{', '.join(sorted(unknown))} is unknown; known are columns, train, test and together")
+    if unknown := content.keys() - {"columns", "train", "test", "together", "groups"}:
+        known = "columns, train, test, together and groups"
+        raise ValueError(f"{', '.join(sorted(unknown))} is unknown; known are {known}")
     columns = content.get("columns", NINE)
     if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
         raise ValueError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
@@ -131,7 +134,11 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
         if key in test or not sets or not test.keys() >= set(sets):
             raise ValueError(f"together: {key} needs a name of its own and a list of test sets")
     train = layouts(content["train"]) if "train" in content else ()
-    return Benchmark(name, tuple(columns), train, test, together, from_paper)
+    groups = {files.printable(kind): pattern for kind, pattern in content.get("groups", {}).items()}
+    for kind, pattern in groups.items():
+        if not re.compile(pattern).groups:
+            raise ValueError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
+    return Benchmark(name, tuple(columns), train, test, together, groups, from_paper)
 
 
 def layouts(split: dict[str, Any] | list[dict[str, Any]]) -> tuple[Layout, ...]:

@@ -49,6 +49,10 @@ class PairScores:
         figure = METRICS[name].figure
         return float(figure(self) if figure else self.others[name])
 
+    def curves(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The curves of those metrics that are the maximum of one."""
+        return {name: getattr(self, curve) for name in names if (curve := METRICS[name].curve)}
+
 
 class Pair(NamedTuple):
     """What a metric may ask for about a map and its ground truth."""
@@ -164,13 +168,12 @@ def mean(scores: Iterable[PairScores]) -> PairScores:
     return total.scores()
 
 
-def score_with_pysodmetrics(prediction: np.ndarray, ground_truth: np.ndarray, names: Iterable[str] = ()) -> PairScores:
-    """`score` by the library itself, with the same arguments, result and errors."""
-    check(prediction, ground_truth)
-    others = library.at_half(names, prediction, ground_truth)
-    if rest := {name for name in names if METRICS[name].of_pair} - others.keys():
-        others |= score(prediction, ground_truth, rest).others
-    return PairScores(**library.scores(prediction, ground_truth, BETA_SQUARED), others=others)
+def together(means: Iterable[Mean]) -> PairScores:
+    """The mean over all pairs of several data sets."""
+    total = Mean()
+    for one in means:
+        total.add(one.scores(), one.count)
+    return total.scores()
 
 
 def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
@@ -197,6 +200,7 @@ class GroundTruth(NamedTuple):
 
 def prepare(ground_truth: np.ndarray) -> GroundTruth:
     """The ground truth, uint8 (H, W), for `score`."""
+    cv2.ipp.setUseIPP(False)  # IPP's last bits depend on the address of an array
     check(ground_truth, ground_truth)
     mask = cv2.threshold(ground_truth, 128, 1, cv2.THRESH_BINARY)[1]
     return GroundTruth(mask, split_at_centroid(mask), surroundings(mask))
@@ -210,7 +214,6 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
     or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises ValueError for
     other arrays.
     """
-    cv2.ipp.setUseIPP(False)  # IPP's last bits depend on the address of an array
     truth = ground_truth if isinstance(ground_truth, GroundTruth) else prepare(ground_truth)
     check(prediction, truth.mask)
     rows, columns = truth.split
@@ -230,6 +233,19 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
         others=other_scores(prediction, truth.mask, background, foreground, levels, names),
         **threshold_curves(background, foreground, levels),
     )
+
+
+def score_with_pysodmetrics(
+    prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names: Iterable[str] = ()
+) -> PairScores:
+    """`score` by the library itself, with the same arguments, result and errors."""
+    if isinstance(ground_truth, GroundTruth):
+        ground_truth = ground_truth.mask * np.uint8(255)
+    check(prediction, ground_truth)
+    others = library.at_half(names, prediction, ground_truth)
+    if rest := {name for name in names if METRICS[name].of_pair} - others.keys():
+        others |= score(prediction, ground_truth, rest).others
+    return PairScores(**library.scores(prediction, ground_truth, BETA_SQUARED), others=others)
 
 
 def other_scores(

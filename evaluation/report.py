@@ -1,172 +1,25 @@
-"""Turns scores into what people read: tables for the terminal, Markdown, LaTeX and CSV, curves, and an HTML page."""
+"""Writes results: the tables and figures as files, and an HTML page with examples."""
 
 import base64
-import csv
 import io
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from evaluation.benchmarks import OURS
-from evaluation.metrics import METRICS, PairScores
+from evaluation import compare, figures, tables
+from evaluation.compare import Difference, Evaluation, ImageScores
+from evaluation.metrics import METRICS
 from unext import files
 
-THIS_RUN, DIFFERENCE = "this run", "difference"
-LATEX_SPECIAL = str.maketrans(
-    {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-)
 MIN_IMAGES, MAX_IMAGES = 6, 18  # on the page; half of the images in between
-THUMBNAIL = (320, 320)  # at most, pixels
-
-
-class Row(NamedTuple):
-    """A line of a table."""
-
-    dataset: str
-    method: str
-    images: int | None
-    figures: Mapping[str, float]  # by metric; a paper does not have all
-
-    def cell(self, column: str) -> str:
-        """The figure, usually to three decimals; empty if there is none."""
-        if column not in self.figures:
-            return ""
-        return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.{METRICS[column].digits}f}"
-
-
-class ImageScores(NamedTuple):
-    """One image and its figures, see `metrics.PairScores.figures`."""
-
-    dataset: str
-    image: Path | None
-    ground_truth: Path
-    map: Path
-    figures: dict[str, float]
-
-
-def rows(
-    results: Mapping[str, Mapping[str, float]], published: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> list[Row]:
-    """For each data set this run and, if there are published figures, those, the difference, the strongest peer."""
-    lines = []
-    for dataset, figures in results.items():
-        lines.append(Row(dataset, THIS_RUN, figures["images"], figures))
-        methods = published[dataset]
-        if OURS in methods:
-            difference = {metric: figures[metric] - value for metric, value in methods[OURS].items()}
-            lines += [Row(dataset, f"{OURS}, paper", None, methods[OURS]), Row(dataset, DIFFERENCE, None, difference)]
-        peers = [name for name in methods if name != OURS]
-        strongest = max(peers, key=lambda name: (methods[name]["Smeasure"], -methods[name]["MAE"]), default=None)
-        if strongest:
-            lines.append(Row(dataset, f"{strongest}, paper", None, methods[strongest]))
-    return lines
-
-
-def cells(lines: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
-    """The table as text, heading first; the name of a data set is in its first line only."""
-    compared = any(row.method != THIS_RUN for row in lines)
-    table = [["dataset", *(["method"] if compared else []), "images", *columns]]
-    for row in lines:
-        name = row.dataset if row.method == THIS_RUN else ""
-        images = "" if row.images is None else f"{row.images:,}"
-        table.append([name, *([row.method] if compared else []), images, *(row.cell(column) for column in columns)])
-    return table
-
-
-def text(lines: Sequence[Row], columns: Sequence[str]) -> str:
-    """A plain table with aligned columns."""
-    table = cells(lines, columns)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    words = len(table[0]) - len(columns) - 1  # columns of words, left-aligned
-    aligned = [
-        "  ".join(f"{cell:{'<' if i < words else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in table
-    ]
-    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
-
-
-def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
-    table = cells(lines, columns)
-    words = len(table[0]) - len(columns) - 1
-    rule = ["---"] * words + ["---:"] * (len(columns) + 1)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
-    body = "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
-    return body + "\n" + "".join(f"\n{note}\n" for note in notes)
-
-
-def to_latex(rows: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """A tabular to \\input in a document that uses booktabs, with rules between the data sets."""
-    table = cells(rows, columns)
-    words = len(table[0]) - len(columns) - 1
-    arrows = [f"{METRICS[name].latex} $\\{'down' if METRICS[name].lower_is_better else 'up'}arrow$" for name in columns]
-    heading = [*table[0][: words + 1], *arrows]
-    body = []
-    for row in table[1:]:
-        if row[0] and words > 1 and body:
-            body.append("\\midrule")
-        escaped = [cell.translate(LATEX_SPECIAL) for cell in row[: words + 1]]
-        body.append(" & ".join([*escaped, *(f"${cell}$" if cell else "" for cell in row[words + 1 :])]) + " \\\\")
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
-    lines += [f"\\begin{{tabular}}{{{'l' * words + 'r' * (len(columns) + 1)}}}", "\\toprule"]
-    return "\n".join([*lines, " & ".join(heading) + " \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}\n"])
-
-
-def to_json(results: Mapping[str, Mapping[str, float]]) -> bytes:
-    """`{data set: {"images": n, metric: value, ...}}`, unrounded."""
-    return (json.dumps(results, indent=1) + "\n").encode()
-
-
-def to_csv(heading: Sequence[str], table: Iterable[Sequence[object]]) -> bytes:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([heading, *table])
-    return buffer.getvalue().encode()
-
-
-def curves(means: Mapping[str, PairScores]) -> bytes:
-    """A PNG with a line for each data set: precision against recall, and the F-measure against the threshold."""
-    from matplotlib.figure import Figure  # not at the top: worker processes import this too and do without
-
-    figure = Figure(figsize=(10.4, 4.4), layout="constrained", dpi=130)
-    left, right = figure.subplots(1, 2)
-    for name, scores in means.items():
-        left.plot(scores.recall, scores.precision, label=name, linewidth=1.6)
-        right.plot(scores.Fm, label=name, linewidth=1.6)
-    left.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(0, 1))
-    right.set(xlabel="threshold, grey levels", ylabel="F-measure", title="F-measure at each threshold", xlim=(0, 255))
-    for axes in (left, right):
-        axes.set_ylim(0, 1.01)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        if means:
-            axes.legend(loc="best", frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Image:
-    """The errors of a map, both greyscale of one size: the object is light grey on white, false positives are red,
-    false negatives blue, the deeper the larger the error."""
-    error = np.asarray(prediction, np.float32)[..., None] / 255
-    is_object = np.asarray(ground_truth)[..., None] > files.OBJECT
-    deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
-    ground = np.where(is_object, np.float32(205), np.float32(255))
-    error = np.where(is_object, 1 - error, error)
-    return Image.fromarray((ground * (1 - error) + deep * error).round().astype(np.uint8))
-
-
-def thumbnail(path: Path, mode: str) -> Image.Image:
-    """The image in a file, reduced while it is decoded. Raises OSError that names the file."""
-    with files.opened(path) as image:
-        image.thumbnail(THUMBNAIL)
-        return files.eight_bits(image, mode)
+LOSSES = 4  # images on the page in which the first method loses most against another one
+FOLDED = 12  # groups of a kind, above which their table is folded
+SHOWN = ("Smeasure", "wFmeasure", "MAE")  # below an image
 
 
 def data_url(image: Image.Image) -> str:
@@ -176,39 +29,106 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def card(scored: ImageScores) -> dict[str, object]:
+def panels(images: Iterable[tuple[str, Image.Image]]) -> list[dict[str, str]]:
+    return [{"title": title, "url": data_url(image)} for title, image in images]
+
+
+def card(scored: ImageScores) -> dict[str, Any]:
     """What the page shows of one image; without the image itself if it cannot be read."""
-    ground_truth = thumbnail(scored.ground_truth, "L")
-    prediction = ImageOps.autocontrast(thumbnail(scored.map, "L"))  # stretched, as it is scored
-    if prediction.size != ground_truth.size:
-        prediction = prediction.resize(ground_truth.size, Image.Resampling.BILINEAR)
-    panels = [("ground truth", ground_truth), ("map", prediction), ("error", error_image(prediction, ground_truth))]
+    ground_truth = figures.thumbnail(scored.ground_truth, "L")
+    shared = [("ground truth", ground_truth)]
     if scored.image:
         with suppress(OSError):
-            panels.insert(0, ("image", thumbnail(scored.image, "RGB")))
-    return {
-        "name": files.printable(scored.ground_truth.stem),
-        "dataset": scored.dataset,
-        "figures": {name: f"{scored.figures[name]:.3f}" for name in ("Smeasure", "wFmeasure", "MAE")},
-        "panels": [{"title": title, "url": data_url(image)} for title, image in panels],
-    }
+            shared.insert(0, ("image", figures.thumbnail(scored.image, "RGB")))
+    methods = []
+    for method, path in scored.maps.items():
+        prediction = figures.read_map(path)
+        if prediction.size != ground_truth.size:
+            prediction = prediction.resize(ground_truth.size, Image.Resampling.BILINEAR)
+        own = [("map", prediction), ("error", figures.error_image(prediction, ground_truth))]
+        scores = {name: f"{scored.figures[method][name]:.3f}" for name in SHOWN}
+        methods.append({"name": method, "scores": scores, "panels": panels(own)})
+    return {"name": scored.name, "dataset": scored.dataset, "panels": panels(shared), "methods": methods}
 
 
-def page(
-    title: str, table: list[list[str]], plotted: bytes, scored: Sequence[ImageScores], notes: Sequence[str]
-) -> bytes:
-    """A self-contained HTML page: the table, the PNG of `curves`, the worst and the best images by S-measure."""
-    import jinja2  # not at the top, like matplotlib
-
-    order = sorted(scored, key=lambda one: (one.figures["Smeasure"], one.dataset, one.ground_truth.name))
+def chosen_images(scored: Evaluation) -> list[tuple[str, list[ImageScores]]]:
+    """The images on the page, by title: worst and best of the first method, and where it loses most against others."""
+    first = scored.methods[0]
+    own = [one for one in scored.images if first in one.maps]
+    order = sorted(own, key=lambda one: (one.figures[first]["Smeasure"], one.dataset, one.name))
     number = min(MAX_IMAGES, max(MIN_IMAGES, len(order) // 2), len(order))
     best = order[::-1][: number // 3]
     worst = order[: number - len(best)]
+    whose = f" of {first}" if scored.several() else ""
+    chosen = [
+        (f"{title} {len(some)} of {len(order):,} by S-measure{whose}", some)
+        for title, some in (("Worst", worst), ("Best", best))
+    ]
+    for method in scored.methods[1:]:
+
+        def loss(one: ImageScores, method: str = method) -> float:
+            return one.figures[method]["Smeasure"] - one.figures[first]["Smeasure"]
+
+        lost = sorted((one for one in own if method in one.maps and loss(one) > 0), key=loss, reverse=True)
+        chosen.append((f"Where {first} loses most against {method}", lost[:LOSSES]))
+    return [(title, some) for title, some in chosen if some]
+
+
+def group_tables(scored: Evaluation, found: Sequence[compare.Group]) -> list[dict[str, Any]]:
+    """A table for each kind of group: the columns of one method, or the S-measure of several."""
+    made = []
+    for kind in dict.fromkeys(group.kind for group in found):
+        columns = scored.methods if scored.several() else scored.columns
+        body = []
+        for group in (one for one in found if one.kind == kind):
+            if scored.several():
+                values = [
+                    group.figures(method, ["Smeasure"])["Smeasure"] if method in group.images[0].maps else None
+                    for method in scored.methods
+                ]
+                cells = ["" if value is None else f"{value:.3f}" for value in values]
+            else:
+                means = group.figures(scored.methods[0], columns)
+                cells = [tables.Row("", "", None, means).cell(column) for column in columns]
+            body.append([group.dataset, group.name, f"{len(group.images):,}", *cells])
+        made.append({"kind": kind, "columns": columns, "body": body, "folded": len(body) > FOLDED})
+    return made
+
+
+def difference_table(scored: Evaluation, compared: Sequence[Difference]) -> list[dict[str, Any]]:
+    """For each data set and other method, what the page shows of the difference in each column."""
+    made: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in compared:
+        row = made.setdefault(one[:2], {"dataset": one.dataset, "method": one.method, "cells": []})
+        better = (one.difference < 0) == METRICS[one.metric].lower_is_better
+        digits = METRICS[one.metric].digits
+        row["cells"].append({
+            "value": f"{one.difference:+.{digits}f}",
+            "interval": f"{one.low:+.{digits}f} to {one.high:+.{digits}f}",
+            "p": f"{one.p_holm:.3f}",
+            "kind": ("good" if better else "bad") if one.is_beyond_chance() else "unclear",
+        })  # fmt: skip
+    return list(made.values())
+
+
+def page(
+    title: str, scored: Evaluation, lines: Sequence[tables.Row], compared: Sequence[Difference],
+    found: Sequence[compare.Group], pictures: Sequence[tuple[str, bytes]], notes: Sequence[str],
+) -> bytes:  # fmt: skip
+    """A self-contained HTML page: tables, the PNG files `pictures` by what they show, examples."""
+    import jinja2  # not at the top: worker processes import this too and do without
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
-        groups = [(words, list(pool.map(card, chosen))) for words, chosen in (("Worst", worst), ("Best", best))]
-    content = {"title": title, "heading": table[0], "body": table[1:], "words": table[0].index("images")}
-    content |= {"difference": DIFFERENCE, "notes": notes, "curves": base64.b64encode(plotted).decode()}
-    content |= {"groups": groups, "images": len(scored), "several": len({one.dataset for one in scored}) > 1}
+        examples = [(words, list(pool.map(card, some))) for words, some in chosen_images(scored)]
+    table = tables.cells(lines, scored.columns)
+    content = {"title": title, "notes": notes, "columns": scored.columns, "methods": scored.methods}
+    content |= {"heading": table[0], "body": table[1:], "words": table[0].index("images")}
+    if scored.several():
+        content["wide"] = tables.wide(lines, scored.columns, lambda cell, marks: (cell, marks))
+    content |= {"difference": tables.DIFFERENCE, "compared": difference_table(scored, compared)}
+    content |= {"groups": group_tables(scored, found), "examples": examples}
+    content["pictures"] = [(what, base64.b64encode(png).decode()) for what, png in pictures]
+    content["several_sets"] = len({one.dataset for one in scored.images}) > 1
     content["lower_is_better"] = [name for name, metric in METRICS.items() if metric.lower_is_better]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = Path(__file__).with_name("report_template.html").read_text("utf-8")
@@ -216,22 +136,67 @@ def page(
 
 
 def write(
-    folder: Path, title: str, columns: Sequence[str], lines: Sequence[Row], results: Mapping[str, Mapping[str, float]],
-    means: Mapping[str, PairScores], scored: Sequence[ImageScores], notes: Sequence[str],
+    folder: Path, title: str, scored: Evaluation, compared: Sequence[Difference], notes: Sequence[str],
+    examples: Sequence[ImageScores],
 ) -> None:  # fmt: skip
-    """Writes results.{json,csv,md,tex}, per_image.csv, curves.png and report.html. Raises OSError."""
-    names = [name for name in METRICS if any(name in figures for figures in results.values())]
-    all_figures = ([*row[:3], *(row.figures.get(name, "") for name in names)] for row in lines)
-    per_image = ([one.dataset, files.printable(one.ground_truth.stem), *one.figures.values()] for one in scored)
-    plotted = curves(means)
-    for name, content in {
-        "results.json": to_json(results),
-        "results.csv": to_csv(["dataset", "method", "images", *names], all_figures),
-        "results.md": to_markdown(lines, columns, notes).encode(),
-        "results.tex": to_latex(lines, columns, notes).encode(),
-        "per_image.csv": to_csv(["dataset", "image", *names], per_image),
-        "curves.png": plotted,
-        "report.html": page(title, cells(lines, columns), plotted, scored, notes),
-    }.items():
+    """Writes the tables, figures and report.html, see docs/benchmarks.md. Raises OSError."""
+    lines = tables.lines(scored, compared)
+    found = compare.groups(scored.images, scored.groups)
+    if scored.several():
+        notes = [tables.legend(scored.methods[0], "bold", "underlined"), *notes]
+    contents, pictures = figure_files(scored, examples)
+    contents |= table_files(scored, lines, compared, found, notes)
+    contents["report.html"] = page(title, scored, lines, compared, found, pictures, notes)
+    for name, content in contents.items():
         with files.replacing(folder / name) as file:
             file.write(content)
+
+
+def table_files(
+    scored: Evaluation, lines: Sequence[tables.Row], compared: Sequence[Difference], found: Sequence[compare.Group],
+    notes: Sequence[str],
+) -> dict[str, bytes]:  # fmt: skip
+    """The contents of results.*, per_image.csv, groups.csv and, of several methods, comparison.csv."""
+    several, names, results = scored.several(), scored.metrics, scored.results()
+    to_latex = tables.to_latex_across if several else tables.to_latex
+    all_figures = ([*row[:3], *(row.figures.get(name, "") for name in names)] for row in lines)
+    per_image = (
+        [one.dataset, *([method] if several else []), one.name, *one.figures[method].values()]
+        for method in scored.methods for one in scored.images if method in one.figures
+    )  # fmt: skip
+    per_group = (
+        [*group[:3], method, len(group.images), *group.figures(method, names).values()]
+        for group in found for method in group.images[0].figures
+    )  # fmt: skip
+    contents = {
+        "results.json": tables.to_json(results if several else results[scored.methods[0]]),
+        "results.csv": tables.to_csv(["dataset", "method", "images", *names], all_figures),
+        "results.md": tables.to_markdown(lines, scored.columns, notes, across=several).encode(),
+        "results.tex": to_latex(lines, scored.columns, notes).encode(),
+        "per_image.csv": tables.to_csv(["dataset", *(["method"] if several else []), "image", *names], per_image),
+        "groups.csv": tables.to_csv(["dataset", "kind", "group", "method", "images", *names], per_group),
+    }
+    if several:
+        contents["comparison.csv"] = tables.to_csv(Difference._fields, compared)
+    return contents
+
+
+def figure_files(
+    scored: Evaluation, examples: Sequence[ImageScores]
+) -> tuple[dict[str, bytes], list[tuple[str, bytes]]]:
+    """The contents of the figures' files, and the PNG of those on the page by what they show."""
+    contents, pictures = {}, []
+    if scored.several():
+        contents["curves.npz"] = figures.values_of_curves(scored)
+        for name, plot in figures.PLOTS.items():
+            drawn = figures.curves_of_methods(scored, plot)
+            contents |= {f"{name}.{kind}": content for kind, content in drawn.items()}
+            pictures.append((f"{plot.y_label.capitalize()} against {plot.x_label}", drawn["png"]))
+        examples = examples or figures.differing(scored.images)
+    else:
+        contents["curves.png"] = figures.curves(scored.means[scored.methods[0]])
+        pictures.append(("Precision against recall; F-measure at each threshold", contents["curves.png"]))
+    if examples:
+        drawn = figures.examples(examples, scored.methods)
+        contents |= {f"examples.{kind}": content for kind, content in drawn.items()}
+    return contents, pictures

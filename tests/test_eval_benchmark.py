@@ -15,7 +15,8 @@ import eval as script
 from evaluation import benchmarks, metrics
 
 SETS = ("DIS-VD", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")
-FILES = ["curves.png", "per_image.csv", "report.html", "results.csv", "results.json", "results.md", "results.tex"]
+FILES = ["curves.png", "groups.csv", "per_image.csv", "report.html"]
+FILES += ["results.csv", "results.json", "results.md", "results.tex"]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,8 @@ def test_conflicting_options_are_errors(archive, capsys):
     plain = ["--dataset_name", "x", "--pred_path", str(archive), "--gt_path", str(archive)]
     for args, message in (
         (arguments(archive, "--gt_path", archive), "--benchmark knows names, ground truth and images"),
-        (arguments(archive, "--pred_path", archive, archive), "one folder that contains those of the test sets"),
+        (arguments(archive, "--pred_path", archive, archive), "two methods are called"),
+        (arguments(archive, "--examples", "case9"), "no image that is scored is called case9"),
         (script.get_args_parser().parse_args([*plain, "--sets", "x"]), "--sets belongs to --benchmark"),
         (script.get_args_parser().parse_args(plain[:4]), "give --benchmark, or --gt_path"),
     ):

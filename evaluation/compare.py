@@ -1,0 +1,201 @@
+"""Methods side by side: what was scored, whether a difference is more than chance, and where methods fail."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evaluation.metrics import METRICS, PairScores
+
+RESAMPLES = 2000  # at least, and PER_COMPARISON for each: with fewer, Holm's correction leaves nothing below LEVEL
+PER_COMPARISON = 100
+LEVEL = 0.05  # of Holm's p, below which a difference is beyond chance
+SEED = 0
+CHUNK = 2**22  # numbers of a resample held at a time
+SIZES = {"under 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": np.inf}  # share of the image that is object -> less than
+
+
+class ImageScores(NamedTuple):
+    """One image and what every method scores on it."""
+
+    dataset: str
+    name: str
+    image: Path | None
+    ground_truth: Path
+    share: float  # of the image that is object
+    maps: Mapping[str, Path]  # by method; one that has no map of the data set is missing
+    figures: Mapping[str, Mapping[str, float]]  # by method and metric
+    curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float64 (256,)
+
+
+class Evaluation(NamedTuple):
+    """All scores of all methods. A row of the tables is a data set or several together."""
+
+    methods: tuple[str, ...]  # the first is compared with the others
+    columns: tuple[str, ...]  # of the tables
+    rows: Mapping[str, tuple[str, ...]]  # the data sets of each row
+    means: Mapping[str, Mapping[str, PairScores]]  # by method and row
+    images: Sequence[ImageScores]
+    metrics: tuple[str, ...]  # all that were computed
+    published: Mapping[str, Mapping[str, Mapping[str, float]]]  # by row, method and metric
+    groups: Mapping[str, str]  # regular expressions by what they group
+
+    def several(self) -> bool:
+        return len(self.methods) > 1
+
+    def images_of(self, row: str) -> list[ImageScores]:
+        return [one for dataset in self.rows[row] for one in self.images if one.dataset == dataset]
+
+    def results(self) -> dict[str, dict[str, dict[str, float]]]:
+        """`{method: {row: {"images": n, metric: value, ...}}}`, unrounded."""
+        counts = {row: len(self.images_of(row)) for row in self.rows}
+        return {
+            method: {row: {"images": counts[row]} | scores.figures(self.metrics) for row, scores in of_rows.items()}
+            for method, of_rows in self.means.items()
+        }
+
+
+class Difference(NamedTuple):
+    """A line of comparison.csv: how much higher the first method scores than another one."""
+
+    dataset: str
+    method: str
+    metric: str
+    images: int
+    difference: float  # of the means, the first minus this method
+    low: float  # its 95 % interval
+    high: float
+    p: float  # two-sided, of the paired bootstrap
+    p_holm: float  # corrected for all comparisons of the table
+
+    def is_beyond_chance(self) -> bool:
+        return self.p_holm < LEVEL
+
+
+def find(images: Sequence[Any], wanted: Sequence[str]) -> list[int]:
+    """The numbers of the images (with `dataset` and `name`) called NAME or DATASET/NAME. Raises ValueError."""
+    found = []
+    for name in wanted:
+        hits = [i for i, one in enumerate(images) if name in (one.name, f"{one.dataset}/{one.name}")]
+        if not hits:
+            raise ValueError(f"--examples: no image that is scored is called {name}; give names without extension")
+        found += hits
+    return found
+
+
+def differences(scored: Evaluation) -> list[Difference]:
+    """The first method against each other, for every row and column of the table (paired bootstrap over images)."""
+    first = scored.methods[0]
+    pairs = [
+        (row, [method for method in scored.methods[1:] if row in scored.means[method]])
+        for row in scored.means[first]
+    ]  # fmt: skip
+    number = max(RESAMPLES, PER_COMPARISON * len(scored.columns) * sum(len(others) for _, others in pairs))
+    found = []
+    for row, others in pairs:
+        images = scored.images_of(row)
+        drawn = resampled_figures(images, [first, *others], scored.columns, number) if others else {}
+        for method in others:
+            for metric in scored.columns:
+                mean = scored.means[first][row].figure(metric) - scored.means[method][row].figure(metric)
+                low, high, p = interval_and_p(drawn[first, metric] - drawn[method, metric])
+                found.append(Difference(row, method, metric, len(images), mean, low, high, p, p))
+    corrected = holm([one.p for one in found])
+    return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def resampled_figures(
+    images: Sequence[ImageScores], methods: Sequence[str], metrics: Sequence[str], number: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """The figures of each (method, metric), float64 (number,), on resamples of the images, the same for all.
+
+    A metric that is the maximum of a curve is that of the resample's mean curve, as in the tables.
+    """
+    plain = [(method, metric) for method in methods for metric in metrics if not METRICS[metric].curve]
+    values = np.array([[one.figures[method][metric] for method, metric in plain] for one in images])  # (images, plain)
+    curves = {
+        (method, metric): np.array([one.curves[method][metric] for one in images])  # (images, 256)
+        for method in methods
+        for metric in metrics
+        if METRICS[metric].curve
+    }
+    drawn: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in (*plain, *curves)}
+    for weights in resamples(len(images), number):
+        for key, figures in zip(plain, (weights @ values).T, strict=True):
+            drawn[key].append(figures)
+        for key, curve in curves.items():
+            drawn[key].append((weights @ curve).max(axis=1))
+    return {key: np.concatenate(parts) for key, parts in drawn.items()}
+
+
+def resamples(images: int, number: int) -> Iterator[np.ndarray]:
+    """The weights of the images, float64 (k, images), in `number` samples drawn with replacement, some at a time."""
+    rng = np.random.default_rng(SEED)
+    step = max(1, CHUNK // images)
+    for start in range(0, number, step):
+        count = min(step, number - start)
+        chosen = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
+        yield np.bincount(chosen.ravel(), minlength=count * images).reshape(count, images) / images
+
+
+def interval_and_p(drawn: np.ndarray) -> tuple[float, float, float]:
+    """The 95 % percentile interval of resampled differences, and the two-sided p of the hypothesis that there is none.
+
+    The p is twice the share of the resamples on the rarer side of 0, counting one more so that it is never 0 (Davison
+    and Hinkley, "Bootstrap Methods and their Application", 1997).
+    """
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    return float(low), float(high), min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p of all comparisons corrected for their number (Holm, 1979)."""
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    corrected = np.empty(len(values))
+    corrected[order] = np.maximum.accumulate(np.array(values)[order] * factors).clip(max=1)
+    return corrected.tolist()
+
+
+class Group(NamedTuple):
+    """The images of a data set that have something in common."""
+
+    dataset: str
+    kind: str  # what they are grouped by
+    name: str
+    images: list[ImageScores]
+
+    def figures(self, method: str, metrics: Sequence[str]) -> dict[str, float]:
+        """The means of a method's metrics over these images."""
+        means = {}
+        for metric in metrics:
+            if METRICS[metric].curve:
+                means[metric] = float(np.mean([one.curves[method][metric] for one in self.images], axis=0).max())
+            else:
+                means[metric] = float(np.mean([one.figures[method][metric] for one in self.images]))
+        return means
+
+
+def groups(images: Sequence[ImageScores], patterns: Mapping[str, str]) -> list[Group]:
+    """The images of each data set by the size of the object, and by what the patterns find in their names.
+
+    The first group of a pattern's match names the group; images that it does not match are in none.
+    """
+    found = []
+    for dataset in dict.fromkeys(one.dataset for one in images):
+        own = [one for one in images if one.dataset == dataset]
+        kinds = {"object size": [next(name for name, bound in SIZES.items() if one.share < bound) for one in own]}
+        for kind, pattern in patterns.items():
+            matches = [re.search(pattern, one.name) for one in own]
+            kinds[kind] = [match[1] if match else None for match in matches]
+        for kind, names in kinds.items():
+            for name in sorted(
+                {*names} - {None}, key=lambda name: ([*SIZES].index(name) if name in SIZES else 0, name)
+            ):
+                found.append(
+                    Group(dataset, kind, name, [one for one, its in zip(own, names, strict=True) if its == name])
+                )
+    return found
