@@ -236,15 +236,15 @@ def evaluate(
 
 def made_by(datasets: Sequence[Dataset]) -> list[str]:
     """What settings.json beside the maps of each data set says, in words."""
-    notes = []
+    notes: dict[str, list[str]] = {}
     for dataset in datasets:
         folder = next(iter(dataset.maps.values())).parent if dataset.maps else None
         if settings := folder and output.read_settings(folder):
             words = ", ".join(
                 f"{name} {value}" for name, value in settings.items() if name not in ("versions", "images")
             )
-            notes.append(f"{dataset.name}: maps of {words}")
-    return notes
+            notes.setdefault(words, []).append(dataset.name)
+    return [f"{'; '.join(names)}: maps of {words}" for words, names in notes.items()]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -257,33 +257,34 @@ def main(args: argparse.Namespace) -> None:
         notes += check(labelled, args.allow_missing, args.resize)
         tasks, left_out = tasks_in_common(methods)
         notes += left_out
-        examples = compare.find(tasks, args.examples)
+        compare.find(tasks, args.examples)  # all of them are there
         files.check_output_file("--json", args.json)
         files.output_folder(args.save_path)
 
         command.started()
-        columns = tuple(metrics.METRICS) if "all" in args.metrics else tuple(args.metrics) or benchmark.columns
+        asked = metrics.METRICS if "all" in args.metrics else args.metrics
+        columns = tuple(dict.fromkeys(asked)) or benchmark.columns
         names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
         images, means, warnings = evaluate(tasks, args.engine, args.resize, names, args.workers)
         rows = {task.dataset: (task.dataset,) for task in tasks}
         rows |= {name: sets for name, sets in benchmark.together.items() if rows.keys() >= set(sets)}
-        scores = {
-            method: {
-                name: metrics.together([own[one] for one in sets])
-                for name, sets in rows.items() if own.keys() >= set(sets)
-            }
-            for method, own in means.items()
-        }  # fmt: skip
-        published = {name: benchmarks.published(benchmark, name) for name in rows}
-        about = (tuple(methods), columns, rows, scores, images, names, published, benchmark.groups)
-        scored = compare.Evaluation(*about)
+        scored = compare.Evaluation(
+            methods=tuple(methods),
+            columns=columns,
+            rows=rows,
+            means={method: compare.of_rows(means[method], rows) for method in methods},
+            images=images,
+            metrics=names,
+            published={name: benchmarks.published(benchmark, name) for name in rows},
+            groups=benchmark.groups,
+        )
         compared = compare.differences(scored)
         legend = [tables.legend(scored.methods[0], "*", "+")] if scored.several() else []
         print(tables.text(tables.lines(scored, compared), columns), *legend, *notes, *warnings, sep="\n")
         notes = [*notes, *warnings, f"Maps: {', '.join(args.pred_path)}", *made_by(labelled)]
         notes = [files.printable(note) for note in notes]
-        title, chosen = benchmark.name or ", ".join(rows), [images[i] for i in examples]
-        report.write(args.save_path, title, scored, compared, notes, chosen)
+        title, examples = benchmark.name or ", ".join(rows), compare.find(images, args.examples)
+        report.write(args.save_path, title, scored, compared, notes, examples)
         if args.json:
             with files.replacing(args.json) as file:
                 file.write((args.save_path / "results.json").read_bytes())

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from evaluation.metrics import METRICS, PairScores
+from evaluation.metrics import METRICS, Mean, PairScores, together
 
+T = TypeVar("T")
 RESAMPLES = 2000  # at least, and PER_COMPARISON for each: with fewer, Holm's correction leaves nothing below LEVEL
 PER_COMPARISON = 100
 LEVEL = 0.05  # of Holm's p, below which a difference is beyond chance
@@ -74,11 +75,16 @@ class Difference(NamedTuple):
         return self.p_holm < LEVEL
 
 
-def find(images: Sequence[Any], wanted: Sequence[str]) -> list[int]:
-    """The numbers of the images (with `dataset` and `name`) called NAME or DATASET/NAME. Raises ValueError."""
+def of_rows(means: Mapping[str, Mean], rows: Mapping[str, Sequence[str]]) -> dict[str, PairScores]:
+    """The scores of the rows from those of the data sets; without rows of which a data set was not scored."""
+    return {row: together([means[one] for one in sets]) for row, sets in rows.items() if means.keys() >= set(sets)}
+
+
+def find(images: Sequence[T], wanted: Sequence[str]) -> list[T]:
+    """Those images (with `dataset` and `name`) that are called NAME or DATASET/NAME. Raises ValueError."""
     found = []
     for name in wanted:
-        hits = [i for i, one in enumerate(images) if name in (one.name, f"{one.dataset}/{one.name}")]
+        hits = [one for one in images if name in (one.name, f"{one.dataset}/{one.name}")]
         if not hits:
             raise ValueError(f"--examples: no image that is scored is called {name}; give names without extension")
         found += hits

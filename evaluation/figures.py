@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # not at the top: worker processes import this too and do wit
 CURVES = ("precision", "recall", "Fm", "Em")  # in curves.npz
 EXAMPLES = 6  # in examples.png unless they are named
 THUMBNAIL = 320  # pixels, at most
-ACROSS = 3  # panels side by side
+ACROSS = 4  # panels side by side, at most
 # For names in scripts that DejaVu Sans lacks: fonts of Linux, Windows and macOS. Without one of them, boxes are drawn.
 FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Yu Gothic",
@@ -95,8 +95,8 @@ def curves_of_methods(scored: Evaluation, plot: Plot) -> dict[str, bytes]:
     """A PNG and a PDF, by extension: a panel for each row of the tables with a line for each method."""
     from matplotlib.figure import Figure
 
-    across = min(ACROSS, len(scored.rows))
-    down = math.ceil(len(scored.rows) / across)
+    down = math.ceil(len(scored.rows) / ACROSS)
+    across = math.ceil(len(scored.rows) / down)
     with drawing():
         figure = Figure(figsize=(3.6 * across, 3.1 * down + 0.5), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False).ravel()
@@ -114,7 +114,9 @@ def curves_of_methods(scored: Evaluation, plot: Plot) -> dict[str, bytes]:
         for axes in panels[len(scored.rows) :]:
             axes.set_visible(False)
         shown = [method for method in scored.methods if method in lines]
-        figure.legend([lines[method] for method in shown], shown, loc="outside lower center", ncols=6, frameon=False)
+        figure.legend(
+            [lines[method] for method in shown], shown, loc="outside lower center", ncols=2 * across, frameon=False
+        )
         return {kind: saved(figure, kind) for kind in ("png", "pdf")}
 
 

@@ -127,7 +127,9 @@ def page(
         content["wide"] = tables.wide(lines, scored.columns, lambda cell, marks: (cell, marks))
     content |= {"difference": tables.DIFFERENCE, "compared": difference_table(scored, compared)}
     content |= {"groups": group_tables(scored, found), "examples": examples}
-    content["pictures"] = [(what, base64.b64encode(png).decode()) for what, png in pictures]
+    content["pictures"] = [  # with their widths in pixels, which a PNG has in its header
+        (what, base64.b64encode(png).decode(), int.from_bytes(png[16:20], "big")) for what, png in pictures
+    ]
     content["several_sets"] = len({one.dataset for one in scored.images}) > 1
     content["lower_is_better"] = [name for name, metric in METRICS.items() if metric.lower_is_better]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -231,8 +231,9 @@ def test_masks_that_read_as_black_cause_a_warning(white, warned, pairs, tmp_path
 @pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
 def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
     path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
-    scores, is_dark = evaluation.score_files((path, path), "fast", resize=False)
-    assert not is_dark and scores.figures()["Smeasure"] == pytest.approx(1)
+    task = evaluation.Task("set", "x", None, path, {"this run": path})
+    [scores], share, is_dark = evaluation.score_files(task, "fast", resize=False, names=())
+    assert not is_dark and share == white / 255 and scores.figures()["Smeasure"] == pytest.approx(1)
     assert findings_of(path, is_mask=True) == {kind: ""}
 
 
