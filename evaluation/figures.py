@@ -117,6 +117,8 @@ def curves_of_methods(scored: Evaluation, plot: Plot) -> dict[str, bytes]:
         figure.legend(
             [lines[method] for method in shown], shown, loc="outside lower center", ncols=2 * across, frameon=False
         )
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out, once for both
         return {kind: saved(figure, kind) for kind in ("png", "pdf")}
 
 
@@ -160,7 +162,8 @@ def examples(chosen: Sequence[ImageScores], methods: Sequence[str]) -> dict[str,
     """A PNG and a PDF, by extension: rows of image, ground truth and the maps of the methods."""
     from matplotlib.figure import Figure
 
-    side = 480  # pixels, at most
+    width, dpi = 1.3, 250  # of a panel, inches
+    side = round(width * dpi)
     table = []
     for one in chosen:
         image = None
@@ -170,7 +173,6 @@ def examples(chosen: Sequence[ImageScores], methods: Sequence[str]) -> dict[str,
         maps = [np.asarray(read_map(one.maps[method], side)) if method in one.maps else None for method in methods]
         table.append([image, np.asarray(thumbnail(one.ground_truth, "L", side)), *maps])
     heights = [row[1].shape[0] / row[1].shape[1] for row in table]
-    width = 1.3  # inches, of a panel
     with drawing():
         figure = Figure(figsize=(width * len(table[0]), width * sum(heights) + 0.3))
         panels = figure.subplots(
@@ -181,10 +183,10 @@ def examples(chosen: Sequence[ImageScores], methods: Sequence[str]) -> dict[str,
         for axes, pixels in zip(panels.ravel(), (panel for row in table for panel in row), strict=True):
             axes.set_axis_off()
             if pixels is not None:
-                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect="auto")
+                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="none")
         for axes, title in zip(panels[0], ("image", "ground truth", *methods), strict=True):
             axes.set_title(title, fontsize=9, pad=3)
-        return {kind: saved(figure, kind, dpi=300) for kind in ("png", "pdf")}
+        return {kind: saved(figure, kind, dpi) for kind in ("png", "pdf")}
 
 
 def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Image:

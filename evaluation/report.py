@@ -119,7 +119,10 @@ def page(
     import jinja2  # not at the top: worker processes import this too and do without
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
-        examples = [(words, list(pool.map(card, some))) for words, some in chosen_images(scored)]
+        chosen = chosen_images(scored)
+        every = {(one.dataset, one.name): one for _, some in chosen for one in some}  # some are in several sections
+        cards = dict(zip(every, pool.map(card, every.values()), strict=True))
+        examples = [(words, [cards[one.dataset, one.name] for one in some]) for words, some in chosen]
     table = tables.cells(lines, scored.columns)
     content = {"title": title, "notes": notes, "columns": scored.columns, "methods": scored.methods}
     content |= {"heading": table[0], "body": table[1:], "words": table[0].index("images")}

@@ -96,8 +96,9 @@ def methods_of(truth: np.ndarray, noise: float, seed: int) -> dict[str, np.ndarr
     maps = {}
     for name, binary in changed.items():
         soft = cv2.GaussianBlur(binary, (0, 0), side * 2 if name == "blur" else 1.5).astype(np.int16)
-        grain = rng.normal(0, noise, truth.shape) * rng.uniform(0, 2)  # some images are harder than others
-        maps[name] = np.clip(soft + grain, 0, 255).astype(np.uint8)
+        grain = rng.normal(0, noise * rng.uniform(0, 2), [length // 4 + 1 for length in truth.shape])
+        soft = soft + cv2.resize(grain, truth.shape[::-1], interpolation=cv2.INTER_CUBIC)  # smooth, like a network's
+        maps[name] = np.clip(soft, 0, 255).astype(np.uint8)
     return maps
 
 
