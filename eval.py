@@ -236,15 +236,15 @@ def evaluate(
 
 def made_by(datasets: Sequence[Dataset]) -> list[str]:
     """What settings.json beside the maps of each data set says, in words."""
-    notes: dict[str, list[str]] = {}
+    notes = []
     for dataset in datasets:
         folder = next(iter(dataset.maps.values())).parent if dataset.maps else None
         if settings := folder and output.read_settings(folder):
             words = ", ".join(
                 f"{name} {value}" for name, value in settings.items() if name not in ("versions", "images")
             )
-            notes.setdefault(words, []).append(dataset.name)
-    return [f"{'; '.join(names)}: maps of {words}" for words, names in notes.items()]
+            notes.append(f"{dataset.name}: maps of {words}")
+    return notes
 
 
 def main(args: argparse.Namespace) -> None:

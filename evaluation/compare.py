@@ -94,45 +94,48 @@ def find(images: Sequence[T], wanted: Sequence[str]) -> list[T]:
 def differences(scored: Evaluation) -> list[Difference]:
     """The first method against each other, for every row and column of the table (paired bootstrap over images)."""
     first = scored.methods[0]
-    pairs = [
-        (row, [method for method in scored.methods[1:] if row in scored.means[method]])
-        for row in scored.means[first]
-    ]  # fmt: skip
-    number = max(RESAMPLES, PER_COMPARISON * len(scored.columns) * sum(len(others) for _, others in pairs))
+    pairs = {
+        row: [method for method in scored.methods[1:] if row in scored.means[method]] for row in scored.means[first]
+    }
+    number = max(RESAMPLES, PER_COMPARISON * len(scored.columns) * sum(map(len, pairs.values())))
     found = []
-    for row, others in pairs:
+    for row, others in pairs.items():
         images = scored.images_of(row)
-        drawn = resampled_figures(images, [first, *others], scored.columns, number) if others else {}
-        for method in others:
-            for metric in scored.columns:
-                mean = scored.means[first][row].figure(metric) - scored.means[method][row].figure(metric)
-                low, high, p = interval_and_p(drawn[first, metric] - drawn[method, metric])
-                found.append(Difference(row, method, metric, len(images), mean, low, high, p, p))
+        drawn = resampled(images, first, others, scored.columns, number) if others else {}
+        for (method, metric), values in drawn.items():
+            mean = scored.means[first][row].figure(metric) - scored.means[method][row].figure(metric)
+            low, high, p = interval_and_p(values)
+            found.append(Difference(row, method, metric, len(images), mean, low, high, p, p))
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
-def resampled_figures(
-    images: Sequence[ImageScores], methods: Sequence[str], metrics: Sequence[str], number: int
+def resampled(
+    images: Sequence[ImageScores], first: str, others: Sequence[str], metrics: Sequence[str], number: int
 ) -> dict[tuple[str, str], np.ndarray]:
-    """The figures of each (method, metric), float64 (number,), on resamples of the images, the same for all.
+    """The first method minus each other, by (method, metric), on resamples of the images: float64 (number,).
 
     A metric that is the maximum of a curve is that of the resample's mean curve, as in the tables.
     """
-    plain = [(method, metric) for method in methods for metric in metrics if not METRICS[metric].curve]
-    values = np.array([[one.figures[method][metric] for method, metric in plain] for one in images])  # (images, plain)
+    keys = [(method, metric) for method in others for metric in metrics]
+    plain = [key for key in keys if not METRICS[key[1]].curve]
+    apart = np.array(  # (images, plain)
+        [[one.figures[first][metric] - one.figures[method][metric] for method, metric in plain] for one in images]
+    )
     curves = {
         (method, metric): np.array([one.curves[method][metric] for one in images])  # (images, 256)
-        for method in methods
+        for method in (first, *others)
         for metric in metrics
         if METRICS[metric].curve
     }
-    drawn: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in (*plain, *curves)}
+    drawn: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in keys}
     for weights in resamples(len(images), number):
-        for key, figures in zip(plain, (weights @ values).T, strict=True):
-            drawn[key].append(figures)
-        for key, curve in curves.items():
-            drawn[key].append((weights @ curve).max(axis=1))
+        for key, values in zip(plain, (weights @ apart).T, strict=True):
+            drawn[key].append(values)
+        maxima = {key: (weights @ curve).max(axis=1) for key, curve in curves.items()}
+        for method, metric in keys:
+            if METRICS[metric].curve:
+                drawn[method, metric].append(maxima[first, metric] - maxima[method, metric])
     return {key: np.concatenate(parts) for key, parts in drawn.items()}
 
 
@@ -198,10 +201,7 @@ def groups(images: Sequence[ImageScores], patterns: Mapping[str, str]) -> list[G
             matches = [re.search(pattern, one.name) for one in own]
             kinds[kind] = [match[1] if match else None for match in matches]
         for kind, names in kinds.items():
-            for name in sorted(
-                {*names} - {None}, key=lambda name: ([*SIZES].index(name) if name in SIZES else 0, name)
-            ):
-                found.append(
-                    Group(dataset, kind, name, [one for one, its in zip(own, names, strict=True) if its == name])
-                )
+            for name in SIZES if kind == "object size" else sorted({*names} - {None}):
+                if some := [one for one, its in zip(own, names, strict=True) if its == name]:
+                    found.append(Group(dataset, kind, name, some))
     return found

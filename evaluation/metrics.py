@@ -4,7 +4,7 @@ pysodmetrics (https://github.com/lartpang/PySODMetrics) defines them. `score` co
 the pixels; `score_with_pysodmetrics` calls the library itself. Free of torch. H, W: height and width of a map.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -168,8 +168,10 @@ def mean(scores: Iterable[PairScores]) -> PairScores:
     return total.scores()
 
 
-def together(means: Iterable[Mean]) -> PairScores:
+def together(means: Sequence[Mean]) -> PairScores:
     """The mean over all pairs of several data sets."""
+    if len(means) == 1:  # to the last bit
+        return means[0].scores()
     total = Mean()
     for one in means:
         total.add(one.scores(), one.count)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 
 import numpy as np
@@ -203,7 +204,7 @@ def test_folders_that_macos_adds_to_archives_are_ignored(tmp_path):
 
 
 EXAMPLE = """
-columns: [Smeasure, MAE]
+columns: [Smeasure, HCE]
 train: [{folder: summer/train, images: photos, masks: drawings}, {folder: winter}]
 test:
   easy: {folder: test/easy, images: photos|snaps, masks: drawings, count: 3}
@@ -219,7 +220,7 @@ def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
     benchmark = benchmarks.load(str(tmp_path / "Leaves.yaml"))
     assert (benchmark.name, benchmark.columns, benchmark.together) == (
         "Leaves",
-        ("Smeasure", "MAE"),
+        ("Smeasure", "HCE"),
         {"all": ("easy",)},
     )
     assert [len(place.pairs) for place in benchmarks.find_train(benchmark, tmp_path)] == [3, 3]
@@ -244,6 +245,8 @@ def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
         ("test: {a: {folder: 3}}", "folder: 3 is not a"),
         ("test: {a: {}}\ntogether: {b: [c]}", "b needs a name of its own and a list of test sets"),
         ("test: {a: [", "does not describe a benchmark"),
+        ("test: {a: {}}\ngroups: {kind: x-y}", "kind needs a regular expression with a group in parentheses"),
+        ("test: {a: {}}\ngroups: {kind: '('}", "does not describe a benchmark"),
     ],
 )
 def test_a_yaml_file_that_describes_no_benchmark_is_refused_with_the_reason(text, message, tmp_path):
@@ -251,6 +254,15 @@ def test_a_yaml_file_that_describes_no_benchmark_is_refused_with_the_reason(text
     with pytest.raises(ValueError, match=message) as error:
         benchmarks.load(str(tmp_path / "x.yml"))
     assert "\n" not in str(error.value)
+
+
+def test_cod10ks_names_have_their_classes():
+    patterns = benchmarks.load("COD").groups
+    name = "COD10K-CAM-3-Flying-65-Owl-4620"
+    assert {kind: re.search(pattern, name)[1] for kind, pattern in patterns.items()} == {
+        "super-class": "Flying",
+        "sub-class": "Owl",
+    }
 
 
 def test_unknown_names_list_the_known_ones():
