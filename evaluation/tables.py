@@ -53,10 +53,10 @@ def latex(cell: str, marks: frozenset[str]) -> str:
     return cell + ("\\rlap{$^{\\sim}$}" if UNCLEAR in marks else "")
 
 
-def legend(first: str, best: str, second: str, sign: str = "~") -> str:
+def legend(first: str, best: str, second: str) -> str:
     """What the marks mean."""
     return (
-        f"{best}: best, {second}: second; {sign}: the difference to {first} is not beyond chance "
+        f"{best}: best, {second}: second; ~: the difference to {first} is not beyond chance "
         f"(paired bootstrap over images, Holm's correction, {LEVEL:.0%})"
     )
 
