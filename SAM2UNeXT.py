@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
-from unext import checkpoint, files, weights
+from unext import checkpoint, imaging, weights
 from unext.hub import Hub
 
 WIDTH = 128  # channels of the decoder's maps
@@ -209,7 +209,7 @@ class SAM2UNeXT(nn.Module, Hub):
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        x = image_tensor(files.eight_bits(image, "RGB"), self.size).to(self.head.weight.device)
+        x = image_tensor(imaging.eight_bits(image, "RGB"), self.size).to(self.head.weight.device)
         return probability_map(self(x[None])[0], (image.height, image.width)).cpu().numpy()
 
 

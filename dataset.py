@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-from unext import files
+from unext import files, imaging
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ class SegmentationDataset(Dataset):
         epoch, index = key
         image_path, mask_path = self.pairs[index]
         rng = np.random.default_rng([self.seed, epoch, index])
-        image, mask = augment(files.read_image(image_path), files.read_mask(mask_path), rng)
+        image, mask = augment(imaging.read_image(image_path), imaging.read_mask(mask_path), rng)
         return image_tensor(image, self.size), mask_tensor(mask, self.size), str(image_path)
 
 
@@ -111,10 +111,10 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
     def check(pair: tuple[Path, Path]) -> None:
         image, mask = pair
         try:
-            expected, found = files.read_size(image), files.read_size(mask)
+            expected, found = imaging.read_size(image), imaging.read_size(mask)
             if found != expected:
                 wrong.append(f"{mask.name} {found} instead of {expected}")
-            if mask in decoded and files.is_dark(files.read_mask(mask)):
+            if mask in decoded and imaging.is_dark(imaging.read_mask(mask)):
                 dark.append(mask.name)
         except OSError as error:
             failed.append(str(error))

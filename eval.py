@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation import benchmarks, metrics, report
-from unext import cli, files, output
+from unext import cli, files, imaging, output
 from unext.workers import in_processes
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
@@ -43,12 +43,12 @@ class Dataset(NamedTuple):
 
 
 def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
-    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `files.is_dark`."""
+    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `imaging.is_dark`."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    prediction, mask = (files.read_mask(path) for path in pair)
+    prediction, mask = (imaging.read_mask(path) for path in pair)
     if resize and prediction.size != mask.size:
         prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
-    return ENGINES[engine](np.array(prediction), np.array(mask)), files.is_dark(mask)
+    return ENGINES[engine](np.array(prediction), np.array(mask)), imaging.is_dark(mask)
 
 
 def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
@@ -135,7 +135,9 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
             elif listed:
                 problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
                 remedies.add("--allow_missing scores the rest")
-        both = [(maps[stem], files.read_size(maps[stem]), files.read_size(masks[stem])) for stem in maps.keys() & masks]
+        both = [
+            (maps[stem], imaging.read_size(maps[stem]), imaging.read_size(masks[stem])) for stem in maps.keys() & masks
+        ]
         wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
         if wrong and resize:
             notes.append(f"{dataset}: {files.count(len(wrong), 'map')} resized to the ground truth")

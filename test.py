@@ -32,7 +32,7 @@ from tqdm import tqdm
 from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, output
+from unext import checkpoint, cli, device, files, imaging, output
 from unext.log import versions
 from unext.output import Task
 from unext.workers import in_order
@@ -53,8 +53,8 @@ def read(task: Task, size: int) -> Sample | OSError:
     """The sample for a network whose input has the side `size`, or the error that names an unreadable file."""
     try:
         # Benchmarks take pixels as they are stored; a user's own image is shown upright.
-        image = files.read_image(task.image, upright=task.ground_truth is None)
-        map_size = files.read_size(task.ground_truth) if task.ground_truth else (image.height, image.width)
+        image = imaging.read_image(task.image, upright=task.ground_truth is None)
+        map_size = imaging.read_size(task.ground_truth) if task.ground_truth else (image.height, image.width)
     except OSError as error:
         return error
     return Sample(task, image_tensor(image, size), map_size, image)

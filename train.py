@@ -38,7 +38,7 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files
+from unext import checkpoint, cli, device, files, imaging
 from unext.log import Log, Step, panels, write_arguments
 from unext.run import Run
 from unext.workers import in_order
@@ -137,7 +137,7 @@ def validate(
     scores = []
 
     def read(pair: tuple[Path, Path]) -> tuple[Tensor, np.ndarray]:
-        return image_tensor(files.read_image(pair[0]), model.size), np.array(files.read_mask(pair[1]))
+        return image_tensor(imaging.read_image(pair[0]), model.size), np.array(imaging.read_mask(pair[1]))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for image, mask in in_order(pool, read, pairs[rank::processes], ahead=2 * workers):

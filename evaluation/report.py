@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from evaluation.benchmarks import OURS
 from evaluation.metrics import METRICS, PairScores
-from unext import files
+from unext import files, imaging
 
 THIS_RUN, DIFFERENCE = "this run", "difference"
 LATEX_SPECIAL = str.maketrans(
@@ -155,7 +155,7 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
     """The errors of a map, both greyscale of one size: the object is light grey on white, false positives are red,
     false negatives blue, the deeper the larger the error."""
     error = np.asarray(prediction, np.float32)[..., None] / 255
-    is_object = np.asarray(ground_truth)[..., None] > files.OBJECT
+    is_object = np.asarray(ground_truth)[..., None] > imaging.OBJECT
     deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
     ground = np.where(is_object, np.float32(205), np.float32(255))
     error = np.where(is_object, 1 - error, error)
@@ -164,9 +164,9 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
 
 def thumbnail(path: Path, mode: str) -> Image.Image:
     """The image in a file, reduced while it is decoded. Raises OSError that names the file."""
-    with files.opened(path) as image:
+    with imaging.opened(path) as image:
         image.thumbnail(THUMBNAIL)
-        return files.eight_bits(image, mode)
+        return imaging.eight_bits(image, mode)
 
 
 def data_url(image: Image.Image) -> str:

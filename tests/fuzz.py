@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
 from tools import check_dataset, toy_dataset
-from unext import cli, files, workers
+from unext import cli, imaging, workers
 
 PATIENCE = 60  # seconds a file
 MEMORY = 1024  # MB a process
@@ -133,8 +133,8 @@ def read_image(path: Path) -> None:
     found = {check_dataset.inspect(path, is_mask).size is not None for is_mask in (False, True)}
     read = set()
     try:
-        files.read_size(path)
-        for function in (files.read_mask, partial(files.read_image, upright=True), files.read_image):
+        imaging.read_size(path)
+        for function in (imaging.read_mask, partial(imaging.read_image, upright=True), imaging.read_image):
             function(path)
         read.add(True)
     finally:

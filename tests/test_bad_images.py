@@ -17,7 +17,7 @@ import eval as evaluation
 import test as script
 import train
 from tools import check_dataset
-from unext import files
+from unext import files, imaging
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
@@ -53,9 +53,9 @@ def write(path, content):
 )
 def test_grey_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, save, tmp_path):
     save(tmp_path / name)
-    assert np.array_equal(np.array(files.read_image(tmp_path / name)), np.dstack([RAMP] * 3))
-    assert np.array_equal(np.array(files.read_mask(tmp_path / name)), RAMP)
-    deep = Image.open(tmp_path / name).mode.startswith(files.DEEP)
+    assert np.array_equal(np.array(imaging.read_image(tmp_path / name)), np.dstack([RAMP] * 3))
+    assert np.array_equal(np.array(imaging.read_mask(tmp_path / name)), RAMP)
+    deep = Image.open(tmp_path / name).mode.startswith(imaging.DEEP)
     assert ("16 bits or floats" in findings_of(tmp_path / name)) == deep
     assert "mask not binary" in findings_of(tmp_path / name, is_mask=True)  # as it is read
 
@@ -63,7 +63,7 @@ def test_grey_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, save,
 @pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf], [0, 70000]])
 def test_floats_outside_the_grey_range_are_named(values, tmp_path):
     save_image(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
-    for read in (files.read_image, files.read_mask):
+    for read in (imaging.read_image, imaging.read_mask):
         with pytest.raises(OSError, match=r"x\.tif: cannot be read as an image: its values from .*; save it as 8 bits"):
             read(tmp_path / "x.tif")
     assert "values from" in findings_of(tmp_path / "x.tif")["unreadable"]
@@ -86,11 +86,11 @@ def test_floats_outside_the_grey_range_are_named(values, tmp_path):
 def test_any_colour_mode_is_read_as_its_first_frame_without_transparency(name, options, tmp_path):
     mode = options.pop("mode", "RGB")
     Image.fromarray(PHOTO).convert(mode).save(tmp_path / name, **options)
-    read = np.array(files.read_image(tmp_path / name))
+    read = np.array(imaging.read_image(tmp_path / name))
     assert read.shape == PHOTO.shape  # not turned
     tolerance = 30 if mode == "P" or name.endswith("gif") else 20  # a palette and JPEG change noise
     assert np.abs(read.astype(int) - PHOTO).mean() < tolerance
-    assert files.read_size(tmp_path / name) == PHOTO.shape[:2]
+    assert imaging.read_size(tmp_path / name) == PHOTO.shape[:2]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_files_that_are_not_images_are_named_with_the_reason(name, content, reas
     if content is None:
         content = save_image(path, PHOTO).read_bytes()[:-300]
     path.write_bytes(content)
-    for read in (files.read_image, files.read_mask):
+    for read in (imaging.read_image, imaging.read_mask):
         with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: [^\n]*{reason}"):
             read(path)
     assert reason in "".join(findings_of(path).values())
@@ -119,7 +119,7 @@ def test_an_image_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO.shape[0] * PHOTO.shape[1] - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for read in (files.read_image, files.read_mask, files.read_size):
+        for read in (imaging.read_image, imaging.read_mask, imaging.read_size):
             with pytest.raises(OSError, match="2,400 pixels exceed Pillow's limit of 2,399"):
                 read(tmp_path / "x.png")
         assert "limit" in findings_of(tmp_path / "x.png")["unreadable"]
@@ -239,7 +239,7 @@ def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, ki
 def test_a_mask_of_another_size_causes_a_warning(pairs, from_files, capsys):
     folder, args = pairs
     mask = folder / "Mask" / "toy_0003.png"
-    height, width = files.read_size(mask)
+    height, width = imaging.read_size(mask)
     save_image(mask, np.full((30, 50), 255, np.uint8))
     train.main(args(from_files))
     printed = capsys.readouterr().out
@@ -249,6 +249,6 @@ def test_a_mask_of_another_size_causes_a_warning(pairs, from_files, capsys):
 def test_colour_masks_become_greyscale_and_soft_ones_stay_soft(tmp_path):
     save_image(tmp_path / "colour.png", np.full((4, 6, 3), (255, 255, 0), np.uint8))
     save_image(tmp_path / "soft.png", np.full((4, 6), 90, np.uint8))
-    assert files.read_mask(tmp_path / "colour.png").getextrema() == (226, 226)
-    assert files.read_mask(tmp_path / "soft.png").getextrema() == (90, 90)
+    assert imaging.read_mask(tmp_path / "colour.png").getextrema() == (226, 226)
+    assert imaging.read_mask(tmp_path / "soft.png").getextrema() == (90, 90)
     assert "mask in colour" in findings_of(tmp_path / "colour.png", is_mask=True)

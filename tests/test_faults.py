@@ -14,7 +14,7 @@ from conftest import train_arguments as arguments
 
 import test as script
 import train
-from unext import checkpoint, cli, files, log, run
+from unext import checkpoint, cli, files, imaging, log, run
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.posix
@@ -117,7 +117,7 @@ def test_a_folder_removed_during_training_is_named(gone, toy, from_files, tmp_pa
 
 
 def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files, tmp_path, monkeypatch, capsys):
-    read_mask, parent = files.read_mask, os.getpid()
+    read_mask, parent = imaging.read_mask, os.getpid()
 
     def read_or_die(path):
         if os.getpid() != parent and path.stem == "toy_0003":

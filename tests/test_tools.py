@@ -9,7 +9,7 @@ import pytest
 
 from evaluation import metrics
 from tools import benchmark, check_dataset, toy_dataset
-from unext import files
+from unext import files, imaging
 
 
 def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
@@ -19,8 +19,8 @@ def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
     assert {(image.suffix, mask.suffix) for image, mask in train + test} == {(".jpg", ".png")}
     assert files.pair([toy / "test/Mask"], [toy / "test/Blob"])
     for image, mask in train + test:
-        assert files.read_size(image) == files.read_size(mask)
-        assert set(np.unique(files.read_mask(mask))) == {0, 255}
+        assert imaging.read_size(image) == imaging.read_size(mask)
+        assert set(np.unique(imaging.read_mask(mask))) == {0, 255}
 
 
 def test_the_seed_decides_the_files(toy, tmp_path):

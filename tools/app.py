@@ -22,7 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
-from unext import cli, device, files, output
+from unext import cli, device, files, imaging, output
 
 if TYPE_CHECKING:
     import gradio
@@ -36,7 +36,7 @@ KEPT = 300  # seconds that files and answers are kept after they were made
 
 def find_object(model: SAM2UNeXT, path: str) -> Answer:
     """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
-    image = files.read_image(path, upright=True)
+    image = imaging.read_image(path, upright=True)
     return image, stretch(torch.from_numpy(model.predict(image))).numpy()
 
 

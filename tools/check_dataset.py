@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
-from unext import cli, files
+from unext import cli, files, imaging
 from unext.workers import in_processes
 
 ERRORS_FOUND = 1  # exit status
@@ -148,42 +148,42 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
 def inspect(path: Path, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
     try:
-        with files.open_image(path) as image:
+        with imaging.open_image(path) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
             if (orientation := image.getexif().get(0x0112)) in range(2, 9):
                 kinds[ROTATED] = f"orientation {orientation}"
             if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
                 kinds["transparent pixels"] = f"mode {image.mode}"
-            elif image.mode.startswith(files.DEEP):
+            elif image.mode.startswith(imaging.DEEP):
                 kinds["16 bits or floats"] = f"mode {image.mode}"
             elif image.mode not in PLAIN:
                 kinds["unusual colour mode"] = f"mode {image.mode}"
             if is_mask:
                 return Inspection(image.size, kinds | mask_kinds(image))
-            files.eight_bits(image, "RGB")
+            imaging.eight_bits(image, "RGB")
             return Inspection(image.size, kinds, fingerprint(image))
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        return Inspection(kinds={"unreadable": files.why(path, error)})
+        return Inspection(kinds={"unreadable": imaging.why(path, error)})
 
 
 def mask_kinds(mask: Image.Image) -> dict[str, str]:
     """What is wrong with the values of a mask, read as greyscale: finding -> detail."""
     kinds = {}
-    if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(files.DEEP):
+    if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(imaging.DEEP):
         red, green, blue = mask.convert("RGB").split()
         if max(ImageChops.difference(red, other).getextrema()[1] for other in (green, blue)) > TOLERANCE:
             kinds["mask in colour"] = f"mode {mask.mode}"
-    counts = files.eight_bits(mask, "L").histogram()
+    counts = imaging.eight_bits(mask, "L").histogram()
     levels = [level for level, count in enumerate(counts) if count]
     grey = sum(counts[TOLERANCE + 1 : 255 - TOLERANCE]) / sum(counts)
     if levels[-1] <= (TOLERANCE if mask.format in LOSSY else 0):
         return kinds | {"empty mask": ""}
     if levels[-1] == 1:
         return kinds | {"0/1 mask": ""}
-    if levels[-1] <= files.OBJECT:
+    if levels[-1] <= imaging.OBJECT:
         return kinds | {"mask too dark": f"brightest pixel {levels[-1]}"}
-    if levels[0] > files.OBJECT:
+    if levels[0] > imaging.OBJECT:
         kinds["full mask"] = ""
     if grey:
         kinds["mask not binary" if grey > SOFT else "mask with soft edges"] = f"{grey:.1%} grey"
@@ -192,7 +192,7 @@ def mask_kinds(mask: Image.Image) -> dict[str, str]:
 
 def fingerprint(image: Image.Image) -> bytes:
     """A digest of the pixels, the same for every lossless format."""
-    pixels = image if image.mode.startswith(files.DEEP) else image.convert("RGB")
+    pixels = image if image.mode.startswith(imaging.DEEP) else image.convert("RGB")
     return hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode() + pixels.tobytes(), digest_size=16).digest()
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from unext import files
+from unext import files, imaging
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
@@ -127,7 +127,7 @@ def is_done(task: Task, kinds: Sequence[str]) -> bool:
     mask, map_path = task.ground_truth, task.output("map")
     try:
         newest = max(path.stat().st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
-        fits = not mask or "map" not in kinds or files.read_size(mask) == files.read_size(map_path)
+        fits = not mask or "map" not in kinds or imaging.read_size(mask) == imaging.read_size(map_path)
         return fits and all(task.output(kind).stat().st_mtime_ns >= newest for kind in kinds)
     except OSError:  # one is missing
         return False
