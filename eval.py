@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation import benchmarks, metrics, report
-from unext import cli, files, imaging, output
+from unext import cli, files, imaging, output, pairing
 from unext.workers import in_processes
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
@@ -82,9 +82,9 @@ def find_own_datasets(
         )
     if len(set(names)) < len(names):
         raise ValueError("--dataset_name: each name may occur only once")
-    images = [files.find(path) for path in image_paths] or [{}] * len(names)
+    images = [pairing.find(path) for path in image_paths] or [{}] * len(names)
     return [
-        Dataset(name, files.find(pred), files.find(masks), own)
+        Dataset(name, pairing.find(pred), pairing.find(masks), own)
         for name, pred, masks, own in zip(names, pred_paths, gt_paths, images, strict=True)
     ]
 
@@ -103,7 +103,7 @@ def find_benchmark_datasets(
             )
         pairs = [pair for split in splits for pair in split.pairs]
         images, masks = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
-        maps = files.find(folder) if folder and files.images_in(folder) else {}
+        maps = pairing.find(folder) if folder and pairing.images_in(folder) else {}
         datasets.append(Dataset(name, maps, masks, images))
     return datasets
 
@@ -116,7 +116,7 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
     wanted = plain.sub("", name.casefold())
     hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
-    hits = [folder for folder in hits if files.images_in(folder)]
+    hits = [folder for folder in hits if pairing.images_in(folder)]
     if len(hits) > 1:
         raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None

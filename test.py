@@ -32,7 +32,7 @@ from tqdm import tqdm
 from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, imaging, output
+from unext import checkpoint, cli, device, files, imaging, output, pairing
 from unext.log import versions
 from unext.output import Task
 from unext.workers import in_order
@@ -145,8 +145,8 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
 
 def find_own_tasks(image_paths: Sequence[str], gt_path: str | None, save_path: Path) -> list[Task]:
     """One task per image, with its ground truth if `gt_path` has one. Raises ValueError if it has none at all."""
-    masks = files.find(gt_path) if gt_path else {}
-    tasks = [Task(path, masks.get(stem), save_path) for stem, path in files.gather(image_paths).items()]
+    masks = pairing.find(gt_path) if gt_path else {}
+    tasks = [Task(path, masks.get(stem), save_path) for stem, path in pairing.gather(image_paths).items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
         raise ValueError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}")

@@ -38,7 +38,7 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, imaging
+from unext import checkpoint, cli, device, files, imaging, pairing
 from unext.log import Log, Step, panels, write_arguments
 from unext.run import Run
 from unext.workers import in_order
@@ -180,9 +180,9 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
-    validation = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired)
+    validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired)
     if not args.benchmark:
-        return files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired), validation
+        return pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired), validation
     name, root = args.benchmark
     splits = benchmarks.find_train(benchmarks.load(name), root)
     print(*splits, sep="\n")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_args
 import yaml
 
 from evaluation.metrics import METRICS
-from unext import files
+from unext import files, pairing
 
 ALIASES = {
     "{images}": ("im", "ims", "img", "imgs", "image", "images"),
@@ -177,8 +177,8 @@ def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[S
     """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
     found = []
     for place, images, masks in locate(split, alternatives, root):
-        left, right, left_out = belonging(place, files.find(images), files.find(masks))
-        pairs = files.match(left, right, f"{images} and {masks}")
+        left, right, left_out = belonging(place, pairing.find(images), pairing.find(masks))
+        pairs = pairing.match(left, right, f"{images} and {masks}")
         found.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
     return found
 

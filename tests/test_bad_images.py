@@ -17,7 +17,7 @@ import eval as evaluation
 import test as script
 import train
 from tools import check_dataset
-from unext import files, imaging
+from unext import imaging, pairing
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
@@ -217,7 +217,7 @@ def test_masks_that_read_as_black_cause_a_warning(white, warned, pairs, tmp_path
     folder, _ = pairs
     mask = folder / "Mask" / "toy_0003.png"
     save_image(mask, np.where(np.array(Image.open(mask)) > 128, white, 0).astype(np.uint8))
-    dataset.check_files(files.pair([folder / "Image"], [folder / "Mask"]), workers=2)
+    dataset.check_files(pairing.pair([folder / "Image"], [folder / "Mask"]), workers=2)
     printed = capsys.readouterr().out
     assert ("warning: 1 of 6 masks are black or nearly" in printed and "(toy_0003.png)" in printed) == warned
     words = ["--pred_path", folder / "Mask", "--gt_path", folder / "Mask", "--dataset_name", "set", "--workers", 1]

@@ -17,7 +17,7 @@ import train
 from dataset import image_tensor
 from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, files, imaging, log, run
+from unext import checkpoint, imaging, log, pairing, run
 
 FIGURES = ("loss", "bce", "wiou", "lr", "grad_norm", "images_per_second", "seconds_left")
 
@@ -94,7 +94,7 @@ def test_args_json_records_arguments_versions_and_revision(told, toy):
 def test_scores_are_those_of_the_maps_that_the_commands_write(told, toy):
     model = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
     scores = []
-    for image, mask in files.pair([toy / "test/Image"], [toy / "test/Mask"]):
+    for image, mask in pairing.pair([toy / "test/Image"], [toy / "test/Mask"]):
         truth = np.array(imaging.read_mask(mask))
         with torch.no_grad():
             logits = model(image_tensor(imaging.read_image(image), 64)[None])[0]

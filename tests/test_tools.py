@@ -9,15 +9,15 @@ import pytest
 
 from evaluation import metrics
 from tools import benchmark, check_dataset, toy_dataset
-from unext import files, imaging
+from unext import imaging, pairing
 
 
 def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
-    train = files.pair([toy / "train/Image"], [toy / "train/Mask"])
-    test = files.pair([toy / "test/Image"], [toy / "test/Mask"])
+    train = pairing.pair([toy / "train/Image"], [toy / "train/Mask"])
+    test = pairing.pair([toy / "test/Image"], [toy / "test/Mask"])
     assert (len(train), len(test)) == (6, 4)
     assert {(image.suffix, mask.suffix) for image, mask in train + test} == {(".jpg", ".png")}
-    assert files.pair([toy / "test/Mask"], [toy / "test/Blob"])
+    assert pairing.pair([toy / "test/Mask"], [toy / "test/Blob"])
     for image, mask in train + test:
         assert imaging.read_size(image) == imaging.read_size(mask)
         assert set(np.unique(imaging.read_mask(mask))) == {0, 255}

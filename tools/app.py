@@ -22,7 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
-from unext import cli, device, files, imaging, output
+from unext import cli, device, imaging, output, pairing
 
 if TYPE_CHECKING:
     import gradio
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("--precision bf16 needs less"), ExitStack() as stack:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
-        examples = files.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
+        examples = pairing.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         tempfile.tempdir = stack.enter_context(tempfile.TemporaryDirectory())  # where uploads are collected

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
-from unext import cli, files, imaging
+from unext import cli, files, imaging, pairing
 from unext.workers import in_processes
 
 ERRORS_FOUND = 1  # exit status
@@ -101,7 +101,7 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
     def add(kind: str, path: Path, detail: str = "") -> None:
         everything.findings.append(Finding(split, kind, path, detail))
 
-    listed = [files.images_in(folder) for folder in (images, masks)]
+    listed = [pairing.images_in(folder) for folder in (images, masks)]
     sides: tuple[dict[str, Path], dict[str, Path]] = {}, {}
     for folder, paths, side in zip((images, masks), listed, sides, strict=True):
         for path in paths:
@@ -110,7 +110,7 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
             if not path.is_dir() and not path.name.startswith("."):
                 add("not an image by its extension", path, "" if path.exists() else "a broken link")
     left, right, left_out = benchmarks.belonging(place, *sides)
-    pairs = files.match(left, right, str(images), skip=True)
+    pairs = pairing.match(left, right, str(images), skip=True)
     everything.splits.append(benchmarks.SplitFolder(split, images, masks, pairs, place.count, left_out))
     everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
     for kind, paths, here, there in (
