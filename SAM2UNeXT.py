@@ -204,12 +204,12 @@ class SAM2UNeXT(nn.Module, Hub):
     def predict(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1].
 
-        `image` is a PIL image, or uint8 RGB (H, W, 3), of any size; the network sees it resized to `self.size` squared.
-        Call `eval()` first.
+        `image` is a PIL image, or uint8 RGB (H, W, 3), of any size. The network sees it resized to `self.size` squared,
+        in sRGB if it has a profile, on white where it is transparent, and not rotated by EXIF. Call `eval()` first.
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        x = image_tensor(imaging.eight_bits(image, "RGB"), self.size).to(self.head.weight.device)
+        x = image_tensor(imaging.for_network(imaging.photo_of(image)), self.size).to(self.head.weight.device)
         return probability_map(self(x[None])[0], (image.height, image.width)).cpu().numpy()
 
 

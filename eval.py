@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from evaluation import benchmarks, metrics, report
 from unext import cli, files, imaging, output, pairing
+from unext.pairing import MaskNames
 from unext.workers import in_processes
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
@@ -33,22 +34,23 @@ class Dataset(NamedTuple):
     """What is scored under one name."""
 
     name: str
-    maps: dict[str, Path]  # by stem
+    maps: dict[str, Path]  # by the image's name
     masks: dict[str, Path]
     images: dict[str, Path]  # for the page; some may be missing
 
-    def pairs(self) -> list[tuple[Path, Path]]:
-        """(prediction map, ground truth) for the stems that have both."""
-        return [(path, self.masks[stem]) for stem, path in self.maps.items() if stem in self.masks]
+    def pairs(self) -> list[tuple[str, Path, Path]]:
+        """(name, prediction map, ground truth) for the names that have both."""
+        return [(name, path, self.masks[name]) for name, path in self.maps.items() if name in self.masks]
 
 
-def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, bool]:
-    """The scores of one (prediction map, ground truth), and whether the latter is dark, see `imaging.is_dark`."""
+def score_files(pair: tuple[Path, Path], engine: str, resize: bool) -> tuple[metrics.PairScores, str]:
+    """The scores of one (prediction map, ground truth), and what is wrong with the latter: of MASK_PROBLEMS."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    prediction, mask = (imaging.read_mask(path) for path in pair)
+    prediction = imaging.read_mask(pair[0])
+    mask, problem = imaging.read_and_check_mask(pair[1])
     if resize and prediction.size != mask.size:
         prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
-    return ENGINES[engine](np.array(prediction), np.array(mask)), imaging.is_dark(mask)
+    return ENGINES[engine](np.array(prediction), np.array(mask)), problem
 
 
 def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[Dataset], list[str]]:
@@ -59,7 +61,11 @@ def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[
         if args.sets or not args.gt_path:
             raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
         nameless = benchmarks.Benchmark("", tuple(metrics.METRICS), (), {}, {}, from_paper=False)
-        return nameless, find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path), []
+        return nameless, find_own_datasets(args), []
+    if args.mask_suffix or args.mask_prefix:
+        raise ValueError(
+            "--mask_suffix and --mask_prefix belong to --gt_path; a benchmark's YAML file says them itself"
+        )
     name, root = args.benchmark
     benchmark = benchmarks.load(name)
     if len(args.pred_path) > 1:
@@ -71,22 +77,30 @@ def find_datasets(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, list[
     return benchmark, find_benchmark_datasets(found, Path(args.pred_path[0]), args.allow_missing), notes
 
 
-def find_own_datasets(
-    names: Sequence[str], pred_paths: Sequence[str], gt_paths: Sequence[str], image_paths: Sequence[str]
-) -> list[Dataset]:
+def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
     """The data sets of plain folders. Raises ValueError or OSError that names the remedy."""
-    if not len(names) == len(pred_paths) == len(gt_paths) or len(image_paths) not in (0, len(names)):
+    labels, image_paths = args.dataset_name, args.image_path
+    if not len(labels) == len(args.pred_path) == len(args.gt_path) or len(image_paths) not in (0, len(labels)):
         raise ValueError(
             "--dataset_name, --pred_path, --gt_path, --image_path: give one of each per data set, in the same order "
             "(--image_path may be left out)"
         )
-    if len(set(names)) < len(names):
+    if len(set(labels)) < len(labels):
         raise ValueError("--dataset_name: each name may occur only once")
-    images = [pairing.find(path) for path in image_paths] or [{}] * len(names)
-    return [
-        Dataset(name, pairing.find(pred), pairing.find(masks), own)
-        for name, pred, masks, own in zip(names, pred_paths, gt_paths, images, strict=True)
-    ]
+    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    datasets = []
+    for i, (label, pred_path, gt_path) in enumerate(zip(labels, args.pred_path, args.gt_path, strict=True)):
+        pairing.require_apart(pred_path, gt_path, names)
+        found, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
+        maps, masks = pairing.tell_apart(found, ground_truth, names)
+        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(maps, masks, names)):
+            raise ValueError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
+        images = {}
+        if image_paths:
+            pairing.require_apart(image_paths[i], gt_path, names)
+            images, _ = pairing.tell_apart(pairing.find(image_paths[i]), ground_truth, names)
+        datasets.append(Dataset(label, maps, masks, images))
+    return datasets
 
 
 def find_benchmark_datasets(
@@ -102,7 +116,7 @@ def find_benchmark_datasets(
                 "test.py, choose with --sets, or score what is there with --allow_missing"
             )
         pairs = [pair for split in splits for pair in split.pairs]
-        images, masks = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
+        images, masks = ({pairing.name_of(pair[0]): pair[side] for pair in pairs} for side in (0, 1))
         maps = pairing.find(folder) if folder and pairing.images_in(folder) else {}
         datasets.append(Dataset(name, maps, masks, images))
     return datasets
@@ -157,7 +171,7 @@ def evaluate(
     datasets: Sequence[Dataset], engine: str, resize: bool, workers: int
 ) -> tuple[dict[str, metrics.PairScores], list[report.ImageScores], list[str]]:
     """The mean scores of each data set, the figures of each image, and warnings; with one progress bar."""
-    every = [pair for dataset in datasets for pair in dataset.pairs()]
+    every = [pair[1:] for dataset in datasets for pair in dataset.pairs()]
     means, images, warnings = {}, [], []
     function = partial(score_files, engine=engine, resize=resize)
     with (
@@ -165,17 +179,15 @@ def evaluate(
         tqdm(total=len(every), unit="img", desc="scoring") as bar,
     ):
         for dataset in datasets:
-            scores, dark = [], []
-            for (path, mask), (one, is_dark) in zip(dataset.pairs(), results, strict=False):
+            scores, problems = [], {}
+            for (name, path, mask), (one, problem) in zip(dataset.pairs(), results, strict=False):
                 bar.update()
                 scores.append(one)
-                image = dataset.images.get(mask.stem)
-                images.append(report.ImageScores(dataset.name, image, mask, path, one.figures()))
-                dark += [mask.name] if is_dark else []
+                images.append(report.ImageScores(dataset.name, dataset.images.get(name), mask, path, one.figures()))
+                problems[mask.name] = problem
             if scores:
                 means[dataset.name] = metrics.mean(scores)
-            if dark:
-                warnings.append(f"warning: {dataset.name}: {files.dark_masks(dark, len(scores))}")
+            warnings += [f"warning: {dataset.name}: {line}" for line in pairing.mask_warnings(problems, len(scores))]
     return means, images, warnings
 
 
@@ -194,8 +206,11 @@ def made_by(datasets: Sequence[Dataset]) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
+        imaging.allow_pixels(args.max_pixels)
         benchmark, datasets, notes = find_datasets(args)
         notes += check(datasets, args.allow_missing, args.resize)
+        if others := pairing.left_out(path.parent for one in datasets for pair in one.pairs() for path in pair[1:]):
+            notes.append(f"left out: {others}")
         files.check_output_file("--json", args.json)
         files.output_folder(args.save_path)
 
@@ -230,6 +245,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help="folders of prediction maps")
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
+    cli.add_reading(data)
     data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
 

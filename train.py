@@ -40,6 +40,7 @@ from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, imaging, pairing
 from unext.log import Log, Step, panels, write_arguments
+from unext.pairing import SAME, MaskNames
 from unext.run import Run
 from unext.workers import in_order
 
@@ -180,13 +181,19 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
-    validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired)
-    if not args.benchmark:
-        return pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired), validation
-    name, root = args.benchmark
-    splits = benchmarks.find_train(benchmarks.load(name), root)
-    print(*splits, sep="\n")
-    return [pair for split in splits for pair in split.pairs], validation
+    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    if names != SAME and not (args.train_mask_path or args.val_mask_path):
+        raise ValueError(f"{names.options()}: a benchmark's YAML file says it itself")
+    pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
+    validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, names)
+    if args.benchmark:
+        name, root = args.benchmark
+        splits = benchmarks.find_train(benchmarks.load(name), root)
+        print(*splits, sep="\n")
+        pairs = [pair for split in splits for pair in split.pairs]
+    if others := pairing.left_out(path.parent for pair in pairs + validation for path in pair):
+        print(f"left out: {others}")
+    return pairs, validation
 
 
 def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
@@ -236,6 +243,7 @@ def main(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 left out
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         dtype = device.start(args)
+        imaging.allow_pixels(args.max_pixels)
         rank, _, processes = device.ranks()
         check_options(args)
         pairs, val_pairs = find_pairs(args)
@@ -309,6 +317,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--val_image_path", nargs="+", default=[], metavar="DIR", help="images to validate on each epoch")
     data.add_argument("--val_mask_path", nargs="+", default=[], metavar="DIR", help="their masks")
     data.add_argument("--skip_unpaired", action="store_true", help="ignore images and masks without a partner")
+    cli.add_reading(data)
     data.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="side of the input, px")
     data.add_argument("--aux_size", type=cli.number(), default=448, help="side of the auxiliary encoder's input, px")
     positive, none, share = cli.number(), cli.number(minimum=0), cli.number(float, minimum=0)

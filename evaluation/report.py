@@ -165,8 +165,9 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
 def thumbnail(path: Path, mode: str) -> Image.Image:
     """The image in a file, reduced while it is decoded. Raises OSError that names the file."""
     with imaging.opened(path) as image:
+        image = imaging.decoded(image)
         image.thumbnail(THUMBNAIL)
-        return imaging.eight_bits(image, mode)
+        return imaging.mask_of(image) if mode == "L" else image.convert("RGB")
 
 
 def data_url(image: Image.Image) -> str:

@@ -124,7 +124,7 @@ def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files
             os.kill(os.getpid(), signal.SIGKILL)
         return read_mask(path)
 
-    monkeypatch.setattr(files, "read_mask", read_or_die)
+    monkeypatch.setattr(imaging, "read_mask", read_or_die)
     status, line = failure(train.main, arguments("--workers 2", toy, tmp_path, from_files), capsys)
     assert status == 1 and line.endswith(f": {cli.WORKER_LOST}")
 

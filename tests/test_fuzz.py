@@ -6,6 +6,7 @@ import io
 import math
 import os
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def test_failures_are_reported():
 
 
 STEMS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
+STEMS = STEMS.map(lambda stem: unicodedata.normalize("NFC", stem))  # by which they are paired
 STEMS = STEMS.filter(lambda stem: not stem.startswith(".") and Path(f"{stem}.png").stem == stem)
 SIDES = st.sets(STEMS, max_size=6)
 

@@ -118,5 +118,5 @@ def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path
         arguments(micro_checkpoint, toy / "test/Image", tmp_path / "images", "--test_gt_path", tmp_path / "images"),
     ):
         status, line = failure(script.main, args, capsys)
-        assert status == 2 and "would replace images or ground truth" in line
+        assert status == 2 and "has images or ground truth; name another folder" in line
     assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "images").items())

@@ -36,7 +36,7 @@ KEPT = 300  # seconds that files and answers are kept after they were made
 
 def find_object(model: SAM2UNeXT, path: str) -> Answer:
     """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
-    image = imaging.read_image(path, upright=True)
+    image = imaging.in_srgb(imaging.read_photo(path))
     return image, stretch(torch.from_numpy(model.predict(image))).numpy()
 
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from unext.files import printable
+from unext.imaging import MAX_PIXELS
 
 NOTHING_STARTED = 2  # exit status: the user's input is invalid
 NOT_COMPLETED = 1  # started and not completed
@@ -162,6 +163,19 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
     parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
     parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
+
+
+def add_reading(group: argparse._ActionsContainer) -> None:
+    """Adds the options that say how masks are called and how large images may be."""
+    group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
+    group.add_argument("--mask_prefix", default="", help="of masks called gt_NAME.png: gt_")
+    group.add_argument(
+        "--max_pixels",
+        type=number(),
+        default=MAX_PIXELS,
+        metavar="N",
+        help="of the largest image, for which memory must do",
+    )
 
 
 def add_device(group: argparse._ActionsContainer) -> None:

@@ -4,15 +4,13 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from PIL import Image
-
-from unext import imaging
 
 LISTED = 10  # names that a message lists before it only counts
 LOCK = ".lock"  # the file in a folder that is locked
@@ -43,14 +41,6 @@ def listing(names: Iterable[object]) -> str:
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + more
-
-
-def dark_masks(names: Sequence[str], total: int) -> str:
-    """A warning about the masks that are dark, of `total` that were checked."""
-    return (
-        f"{len(names):,} of {count(total, 'mask')} are black or nearly so, with no pixel above {imaging.OBJECT} of 255: white "
-        f"is the object, so multiply masks of 0 and 1 by 255 ({listing(names)})"
-    )
 
 
 def require_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
