@@ -196,7 +196,10 @@ def write_weights(folder: Path) -> None:
     parts = {"optimizer": {"state": {0: {"step": torch.ones(3)}}, "param_groups": []}, "scheduler": {}, "scaler": {}}
     progress = {"epoch": 1, "step": 2, "images": 3, "terms": {"bce": 0.5, "wiou": 0.5}, "best": 0.5}
     torch.save(content | parts | {"progress": progress, "recipe": {"--epoch": 3}}, folder / "last.pth")
-    torch.save(spread(SAM2UNeXT(sam2="tiny", aux="none").state_dict()), folder / "original.pth")
+    original = spread(SAM2UNeXT(sam2="tiny", aux="none").state_dict())
+    torch.save(original, folder / "original.pth")
+    wrapped = {f"model._orig_mod.{key}": tensor for key, tensor in original.items()}
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer_states": [parts["optimizer"]]}, folder / "wrapped.ckpt")
 
 
 def read_weights(path: Path) -> None:
