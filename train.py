@@ -282,6 +282,7 @@ def main(args: argparse.Namespace) -> None:
                     if args.save_every and progress.step % args.save_every == 0:
                         run.save()
                     run.stop_if_asked(stop)
+            device.share_buffers(model)
             if val_pairs:
                 run.save()  # whatever happens to the validation
             scores = validate(model, val_pairs, args.workers, stop)
