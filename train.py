@@ -103,8 +103,9 @@ def train_one_epoch(
                 scaler.scale(loss * (len(images) / own_images)).backward()
             sums.append(torch.stack([*terms.values(), torch.ones_like(loss)]).detach() * len(images))
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trained, clip_grad).item()
-        *totals, count = device.reduce_all(torch.stack(sums).sum(0)).tolist()
+        norm = nn.utils.clip_grad_norm_(trained, clip_grad)
+        figures = device.reduce_all(torch.stack(sums).sum(0))
+        *totals, count, norm = torch.hstack([figures, norm]).tolist()  # the only time that a step waits for the GPU
         # fp16 gradients overflow now and then; the scaler skips such a step and lowers the scale, down to 1.
         if not math.isfinite(sum(totals)) or not (math.isfinite(norm) or scaler.get_scale() > 1):
             stop_on_non_finite(sums, [names for _, _, names in group], norm)
