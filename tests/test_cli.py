@@ -111,6 +111,12 @@ def test_running_out_of_memory_is_one_line(error, capsys):
     assert status == 1 and line.endswith("out of memory: buy more")
 
 
+def test_a_batch_beyond_cudas_grid_is_one_line(capsys):
+    error = RuntimeError("CUDA error: invalid configuration argument\nCompile with `TORCH_USE_CUDA_DSA`")
+    status, line = failure(raised(error, started=True), None, capsys)
+    assert status == 1 and line.endswith("the batch is too large for a kernel of CUDA: give a smaller --batch_size")
+
+
 def test_other_errors_are_bugs_and_not_hidden():
     with pytest.raises(RuntimeError, match="a mistake of ours"), cli.one_line_errors("less"):
         raise RuntimeError("a mistake of ours")

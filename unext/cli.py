@@ -26,6 +26,7 @@ DIAGNOSES = {
         "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
     ),
     ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
+    ("invalid configuration argument",): "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
     ("not implemented for '",): "torch cannot do this here in this precision: give --precision fp32",
     ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
         "another process of the run is gone; the same command with --resume continues"
