@@ -163,7 +163,8 @@ def make_optimizer(
         return cosine + (1 - cosine) * MIN_LEARNING_RATE / (lr or 1)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    fused = trained[0].is_cuda or None  # None: torch's choice
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=fused)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
