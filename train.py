@@ -12,7 +12,8 @@ No GPU, to try it: a small network with random encoders and few pixels:
         --size 128 --aux_size 112 --batch_size 8 --lr 1e-3 \\
         --train_image_path data/images --train_mask_path data/masks --save_path runs/small
 
-If it was stopped or killed, the same command with --resume continues where last.pth was written.
+If it was stopped or killed, the same command with --resume continues where last.pth was written. On GPUs, convolutions
+in fp32 use TF32, as torch has it by default.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files
+from unext import checkpoint, cli, device, files, memory
 from unext.log import Log, Step, panels, write_arguments
 from unext.run import Run
 from unext.workers import in_order
@@ -134,6 +135,7 @@ def validate(
     It stops early when `stop` gets a signal's number. Empty if there was no pair.
     """
     rank, _, processes = device.ranks()
+    device.share_buffers(model)  # all score the network that is saved
     model.eval()
     scores = []
 
@@ -265,6 +267,7 @@ def main(args: argparse.Namespace) -> None:
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         wrapped = device.distribute(model, args.device, args.sync_bn)
+        command.smaller_batch = lambda: memory.smaller_batch(model, args.batch_size, structure_loss, args.device)
         command.started()
         if rank == 0:
             log = stack.enter_context(start_log(args, run, len(pairs), steps))
@@ -284,7 +287,6 @@ def main(args: argparse.Namespace) -> None:
                     if args.save_every and progress.step % args.save_every == 0:
                         run.save()
                     run.stop_if_asked(stop)
-            device.share_buffers(model)
             if val_pairs:
                 run.save()  # whatever happens to the validation
             scores = validate(model, val_pairs, args.workers, stop)

@@ -43,6 +43,7 @@ class Command:
     """A running command, which is told when its work begins: this decides the exit status of an error."""
 
     status = NOTHING_STARTED
+    smaller_batch: Callable[[], str] = str  # what to add to the line about lack of memory; must not fail
 
     def started(self) -> None:
         self.status = NOT_COMPLETED
@@ -63,7 +64,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             fail(message(error), command.status)
         except (RuntimeError, MemoryError) as error:  # torch's and Python's
             if line := diagnosis(error, less_memory):
-                fail(line, NOT_COMPLETED)
+                fail(line + (command.smaller_batch() if is_out_of_memory(error) else ""), NOT_COMPLETED)
             raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
@@ -108,9 +109,12 @@ def diagnosis(error: Exception, less_memory: str) -> str:
     for signs, line in DIAGNOSES.items():
         if any(sign in words for sign in signs):
             return line
-    if less_memory and any(sign in words for sign in OUT_OF_MEMORY):
-        return f"out of memory: {less_memory}"
-    return ""
+    return f"out of memory: {less_memory}" if less_memory and is_out_of_memory(error) else ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    words = f"{type(error).__name__}: {error}"
+    return any(sign in words for sign in OUT_OF_MEMORY)
 
 
 @contextmanager
