@@ -22,6 +22,7 @@ from unext.hub import Hub
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
+LAYOUT = torch.channels_last  # of the weights, and so of what convolutions compute; files hold NCHW
 
 
 class Adapter(nn.Module):
@@ -134,6 +135,7 @@ class SAM2UNeXT(nn.Module, Hub):
         self.up1, self.up2, self.up3 = (Up(2 * WIDTH, WIDTH) for _ in range(3))
         self.up4 = Up(WIDTH, WIDTH)
         self.head = nn.Conv2d(WIDTH, 1, 1)
+        self.to(memory_format=LAYOUT)
 
     @classmethod
     def from_checkpoint(
@@ -146,7 +148,8 @@ class SAM2UNeXT(nn.Module, Hub):
         `download`, from their published addresses. A whole one holds them; if both paths are given, they must be its
         own. Raises OSError or ValueError that names the file and the remedy.
         """
-        return checkpoint.restore(cls, path, hiera_path, dinov2_path, precision, download)
+        model = checkpoint.restore(cls, path, hiera_path, dinov2_path, precision, download)
+        return model.to(memory_format=LAYOUT)  # a model without memory has taken over the file's tensors
 
     def set_precision(self, dtype: torch.dtype) -> "SAM2UNeXT":
         """Makes the network compute in `dtype` (float32, bfloat16, float16) by autocast; returns itself.

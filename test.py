@@ -70,10 +70,10 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_ima
     """
     device = next(model.parameters()).device
     images = [sample.tensor for sample in batch]
-    images = torch.stack(images + images[:1] * (min_images - len(images)))  # (B, 3, S, S)
-    if device.type == "cuda":
-        images = images.pin_memory()  # otherwise the copy would wait for the network
-    images = images.to(device, non_blocking=True)
+    images += images[:1] * (min_images - len(images))
+    # Pinned: from other memory, the copy would wait for the network.
+    pinned = torch.empty(len(images), *images[0].shape, pin_memory=device.type == "cuda")  # (B, 3, S, S)
+    images = torch.stack(images, out=pinned).to(device, non_blocking=True)
     views = [model(images)]
     if flip:
         views.append(model(images.flip(-1)).flip(-1))
@@ -109,8 +109,8 @@ def write(grey: np.ndarray, sample: Sample, args: argparse.Namespace) -> OSError
 def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, bar: tqdm) -> list[OSError]:
     """Reads, predicts and writes: threads decode the next images and encode the last maps while the network runs.
 
-    Whatever the number of images, about 4 batches and 2 maps per worker are in memory. Returns the errors of the images
-    that cannot be read or rendered. Raises OSError that names the file that cannot be written.
+    Whatever the number of images, about 4 batches and 2 maps per worker, or those of a batch, are in memory. Returns
+    the errors of the images that cannot be read or rendered. Raises OSError for a file that cannot be written.
     """
 
     def finish(logits: Tensor, sample: Sample) -> OSError | None:
@@ -130,7 +130,7 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
                 else:  # computing in several threads would slow the network down
                     grey = grey_map(views, sample.size, not args.no_stretch)
                     written.append(writers.submit(write, grey, sample, args))
-                if len(written) > 2 * args.workers:
+                if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the last batch
                     failed.append(written.popleft().result())
             bar.update(len(group))
         failed += [one.result() for one in written]

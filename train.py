@@ -12,7 +12,8 @@ No GPU, to try it: a small network with random encoders and few pixels:
         --size 128 --aux_size 112 --batch_size 8 --lr 1e-3 \\
         --train_image_path data/images --train_mask_path data/masks --save_path runs/small
 
-If it was stopped or killed, the same command with --resume continues where last.pth was written.
+If it was stopped or killed, the same command with --resume continues where last.pth was written. On GPUs, convolutions
+in fp32 use TF32, as torch has it by default.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, imaging, pairing
+from unext import checkpoint, cli, device, files, imaging, memory, pairing
 from unext.log import Log, Step, panels, write_arguments
 from unext.pairing import SAME, MaskNames
 from unext.run import Run
@@ -104,8 +105,9 @@ def train_one_epoch(
                 scaler.scale(loss * (len(images) / own_images)).backward()
             sums.append(torch.stack([*terms.values(), torch.ones_like(loss)]).detach() * len(images))
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trained, clip_grad).item()
-        *totals, count = device.reduce_all(torch.stack(sums).sum(0)).tolist()
+        norm = nn.utils.clip_grad_norm_(trained, clip_grad)
+        figures = device.reduce_all(torch.stack(sums).sum(0))
+        *totals, count, norm = torch.hstack([figures, norm]).tolist()  # the only time that a step waits for the GPU
         # fp16 gradients overflow now and then; the scaler skips such a step and lowers the scale, down to 1.
         if not math.isfinite(sum(totals)) or not (math.isfinite(norm) or scaler.get_scale() > 1):
             stop_on_non_finite(sums, [names for _, _, names in group], norm)
@@ -134,6 +136,7 @@ def validate(
     It stops early when `stop` gets a signal's number. Empty if there was no pair.
     """
     rank, _, processes = device.ranks()
+    device.share_buffers(model)  # all score the network that is saved
     model.eval()
     scores = []
 
@@ -163,7 +166,8 @@ def make_optimizer(
         return cosine + (1 - cosine) * MIN_LEARNING_RATE / (lr or 1)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    fused = trained[0].is_cuda or None  # None: torch's choice
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=fused)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
@@ -271,6 +275,7 @@ def main(args: argparse.Namespace) -> None:
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         wrapped = device.distribute(model, args.device, args.sync_bn)
+        command.smaller_batch = lambda: memory.smaller_batch(model, args.batch_size, structure_loss, args.device)
         command.started()
         if rank == 0:
             log = stack.enter_context(start_log(args, run, len(pairs), steps))

@@ -85,7 +85,7 @@ def figures_of(tmp_path, *words):
 def test_the_benchmark_of_training_compares_all_ways_with_the_plain_one(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     figures = figures_of(tmp_path, "train", *NETWORK, "micro", "--batch_size", "2")
-    assert list(figures) == ["plain", "fp32", "bf16", "bf16 checkpointed"]
+    assert list(figures) == ["plain", "fp32", "bf16", "bf16 NCHW", "bf16 checkpointed"]
     for way, found in figures.items():
         assert found["times as fast"] == figures["plain"]["s"] / found["s"] > 0
         assert 100 < found["peak MB"] < 24_000  # of all tests
@@ -98,6 +98,15 @@ def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, mon
     words = [*NETWORK, "micro", "--images", "8", "--precision", "fp32"]
     figures = figures_of(tmp_path, "predict", *words)["test.py"]
     assert figures["share"] > 0 and figures["images a second"] > 0
+
+
+def test_the_benchmark_of_memory_predicts_peaks_and_batches_without_a_gpu(tmp_path):
+    network = ["--sam2", "micro", "--aux", "none", "--size", "64", "--batch_size", "2"]
+    figures = figures_of(tmp_path, "memory", *network)
+    assert list(figures) == ["train bf16", "train bf16 checkpointed", "infer bf16"]
+    for found in figures.values():
+        assert 0 < found["held GiB"] <= found["peak GiB"]
+        assert 0 < found["batch for 8 GB"] < found["batch for 80 GB"]
 
 
 @pytest.mark.parametrize("tool", [benchmark, check_dataset, toy_dataset])

@@ -27,6 +27,7 @@ DIAGNOSES = {
         "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
     ),
     ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
+    ("invalid configuration argument",): "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
     ("not implemented for '",): "torch cannot do this here in this precision: give --precision fp32",
     ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
         "another process of the run is gone; the same command with --resume continues"
@@ -43,6 +44,7 @@ class Command:
     """A running command, which is told when its work begins: this decides the exit status of an error."""
 
     status = NOTHING_STARTED
+    smaller_batch: Callable[[], str] = str  # what to add to the line about lack of memory; must not fail
 
     def started(self) -> None:
         self.status = NOT_COMPLETED
@@ -63,7 +65,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             fail(message(error), command.status)
         except (RuntimeError, MemoryError) as error:  # torch's and Python's
             if line := diagnosis(error, less_memory):
-                fail(line, NOT_COMPLETED)
+                fail(line + (command.smaller_batch() if is_out_of_memory(error) else ""), NOT_COMPLETED)
             raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
@@ -108,9 +110,12 @@ def diagnosis(error: Exception, less_memory: str) -> str:
     for signs, line in DIAGNOSES.items():
         if any(sign in words for sign in signs):
             return line
-    if less_memory and any(sign in words for sign in OUT_OF_MEMORY):
-        return f"out of memory: {less_memory}"
-    return ""
+    return f"out of memory: {less_memory}" if less_memory and is_out_of_memory(error) else ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    words = f"{type(error).__name__}: {error}"
+    return any(sign in words for sign in OUT_OF_MEMORY)
 
 
 @contextmanager
