@@ -241,10 +241,10 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
 def probability_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (1, H, W) resized bilinearly to `size` (height, width), then a sigmoid: float32 (height, width)."""
     logits = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)
-    return logits.sigmoid()[0, 0]
+    return logits.sigmoid_()[0, 0]  # in place: an image may have hundreds of megapixels
 
 
 def stretch(probability: Tensor) -> Tensor:
     """A map in [0, 1] stretched to the full range: uint8 0 to 255, fractions cut off."""
     low, high = probability.aminmax()
-    return ((probability - low) / (high - low + 1e-8) * 255).to(torch.uint8)
+    return (probability - low).div_(high - low + 1e-8).mul_(255).to(torch.uint8)

@@ -47,11 +47,11 @@ class Sample(NamedTuple):
     task: Task
     tensor: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
-    photo: Image.Image  # RGB or RGBA, for overlay and cutout
+    photo: Image.Image | None  # RGB or RGBA, for overlay and cutout
 
 
-def read(task: Task, size: int) -> Sample | OSError:
-    """The sample for a network whose input has the side `size`, or the error that names an unreadable file."""
+def read(task: Task, size: int, kinds: Sequence[str] = ()) -> Sample | OSError:
+    """The sample for a network whose input has the side `size` and files of `kinds`, or the error that names a file."""
     try:
         # Benchmarks take pixels as they are stored; a user's own image is taken as viewers show it.
         photo = imaging.read_photo(task.image, as_shown=task.ground_truth is None)
@@ -59,7 +59,7 @@ def read(task: Task, size: int) -> Sample | OSError:
     except OSError as error:
         return error
     seen = photo.convert("RGB") if task.ground_truth else imaging.for_network(photo)
-    return Sample(task, image_tensor(seen, size), map_size, photo)
+    return Sample(task, image_tensor(seen, size), map_size, photo if output.needs_photo(kinds) else None)
 
 
 @torch.inference_mode()
@@ -83,7 +83,8 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_ima
 @torch.inference_mode()
 def grey_map(logits: Tensor, size: tuple[int, int], stretched: bool = True) -> np.ndarray:
     """The map of one image in grey levels, uint8 (H, W), from its logits (views, 1, S, S)."""
-    probability = torch.stack([probability_map(view, size) for view in logits]).mean(0)
+    maps = [probability_map(view, size) for view in logits]
+    probability = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
     return (stretch(probability) if stretched else (probability * 255).to(torch.uint8)).cpu().numpy()
 
 
@@ -97,7 +98,7 @@ def write(grey: np.ndarray, sample: Sample, args: argparse.Namespace) -> OSError
     try:
         for kind in args.save:
             pixels = output.render(kind, grey, photo, args.threshold)
-            contents[kind] = output.encode(kind, pixels, photo.info.get("icc_profile"))
+            contents[kind] = output.encode(kind, pixels, photo and photo.info.get("icc_profile"))
     except Exception as error:  # the libraries raise almost anything
         return OSError(f"{task.image}: its {kind} cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
     for kind, content in contents.items():
@@ -119,7 +120,8 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
     written: deque[Future[OSError | None]] = deque()
     failed: list[OSError | None] = []
     with ThreadPoolExecutor(args.workers) as readers, ThreadPoolExecutor(args.workers) as writers:
-        samples = in_order(readers, lambda task: read(task, model.size), tasks, max(args.workers, 2 * args.batch_size))
+        ahead = max(args.workers, 2 * args.batch_size)
+        samples = in_order(readers, lambda task: read(task, model.size, args.save), tasks, ahead)
         while group := list(islice(samples, args.batch_size)):
             failed += [sample for sample in group if isinstance(sample, OSError)]
             batch = [sample for sample in group if isinstance(sample, Sample)]

@@ -16,6 +16,7 @@ from unext import files, imaging
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 MAX_JPEG = 65500  # px, of a side
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
+TINTED = 0.55 * np.arange(256, dtype=np.uint8)[None, :, None] + 0.45 * np.array(TINT, np.float32)  # by grey level
 SETTINGS = "settings.json"
 RECORDED = ("path", "versions")  # in settings.json, but not compared
 
@@ -36,10 +37,15 @@ def place(folder: Path, kind: str) -> Path:
     return folder if kind == "map" else folder / kind
 
 
-def render(kind: str, grey: np.ndarray, image: Image.Image, threshold: float = 0.5) -> np.ndarray:
+def needs_photo(kinds: Sequence[str]) -> bool:
+    """Whether one of the kinds shows the image."""
+    return not {"map", "mask"}.issuperset(kinds)
+
+
+def render(kind: str, grey: np.ndarray, image: Image.Image | None, threshold: float = 0.5) -> np.ndarray:
     """The pixels of one of KINDS, from the map in grey levels, uint8 (H, W): grey (H, W), RGB or (cutout) RGBA.
 
-    `image` is RGB or RGBA; what is transparent in it is so in the cutout.
+    `image`, for what shows it, is RGB or RGBA; what is transparent in it is so in the cutout.
     """
     if kind == "map":
         return grey
@@ -53,7 +59,7 @@ def render(kind: str, grey: np.ndarray, image: Image.Image, threshold: float = 0
             grey = np.rint(pixels[..., 3] * (grey / np.float32(255))).astype(np.uint8)
         return np.dstack([pixels[..., :3], grey])
     mask = (grey >= threshold * 255).astype(np.uint8)
-    pixels = np.where(mask[..., None] > 0, 0.55 * pixels + 0.45 * np.array(TINT, np.float32), pixels).astype(np.uint8)
+    pixels = np.where(mask[..., None] > 0, cv2.LUT(pixels, TINTED.astype(np.uint8)), pixels)
     outline, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(pixels, outline, -1, TINT, thickness=max(1, round(max(mask.shape) / 400)))
 
