@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
-from unext import checkpoint, files, weights
+from unext import checkpoint, imaging, weights
 from unext.hub import Hub
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
+LAYOUT = torch.channels_last  # of the weights, and so of what convolutions compute; files hold NCHW
 
 
 class Adapter(nn.Module):
@@ -134,6 +135,7 @@ class SAM2UNeXT(nn.Module, Hub):
         self.up1, self.up2, self.up3 = (Up(2 * WIDTH, WIDTH) for _ in range(3))
         self.up4 = Up(WIDTH, WIDTH)
         self.head = nn.Conv2d(WIDTH, 1, 1)
+        self.to(memory_format=LAYOUT)
 
     @classmethod
     def from_checkpoint(
@@ -146,7 +148,8 @@ class SAM2UNeXT(nn.Module, Hub):
         `download`, from their published addresses. A whole one holds them; if both paths are given, they must be its
         own. Raises OSError or ValueError that names the file and the remedy.
         """
-        return checkpoint.restore(cls, path, hiera_path, dinov2_path, precision, download)
+        model = checkpoint.restore(cls, path, hiera_path, dinov2_path, precision, download)
+        return model.to(memory_format=LAYOUT)  # a model without memory has taken over the file's tensors
 
     def set_precision(self, dtype: torch.dtype) -> "SAM2UNeXT":
         """Makes the network compute in `dtype` (float32, bfloat16, float16) by autocast; returns itself.
@@ -204,12 +207,12 @@ class SAM2UNeXT(nn.Module, Hub):
     def predict(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1].
 
-        `image` is a PIL image, or uint8 RGB (H, W, 3), of any size; the network sees it resized to `self.size` squared.
-        Call `eval()` first.
+        `image` is a PIL image, or uint8 RGB (H, W, 3), of any size. The network sees it resized to `self.size` squared,
+        in sRGB if it has a profile, on white where it is transparent, and not rotated by EXIF. Call `eval()` first.
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        x = image_tensor(files.eight_bits(image, "RGB"), self.size).to(self.head.weight.device)
+        x = image_tensor(imaging.for_network(imaging.photo_of(image)), self.size).to(self.head.weight.device)
         return probability_map(self(x[None])[0], (image.height, image.width)).cpu().numpy()
 
 
@@ -238,10 +241,10 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
 def probability_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (1, H, W) resized bilinearly to `size` (height, width), then a sigmoid: float32 (height, width)."""
     logits = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)
-    return logits.sigmoid()[0, 0]
+    return logits.sigmoid_()[0, 0]  # in place: an image may have hundreds of megapixels
 
 
 def stretch(probability: Tensor) -> Tensor:
     """A map in [0, 1] stretched to the full range: uint8 0 to 255, fractions cut off."""
     low, high = probability.aminmax()
-    return ((probability - low) / (high - low + 1e-8) * 255).to(torch.uint8)
+    return (probability - low).div_(high - low + 1e-8).mul_(255).to(torch.uint8)

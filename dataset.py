@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-from unext import files
+from unext import files, imaging, pairing
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
@@ -64,7 +64,7 @@ class SegmentationDataset(Dataset):
         epoch, index = key
         image_path, mask_path = self.pairs[index]
         rng = np.random.default_rng([self.seed, epoch, index])
-        image, mask = augment(files.read_image(image_path), files.read_mask(mask_path), rng)
+        image, mask = augment(imaging.read_image(image_path), imaging.read_mask(mask_path), rng)
         return image_tensor(image, self.size), mask_tensor(mask, self.size), str(image_path)
 
 
@@ -105,17 +105,18 @@ def obey_parent_alone(worker: int) -> None:
 
 def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
     """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files."""
-    decoded = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
-    failed, dark, wrong = [], [], []
+    looked_at = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
+    failed, wrong = [], []
+    problems = {}
 
     def check(pair: tuple[Path, Path]) -> None:
         image, mask = pair
         try:
-            expected, found = files.read_size(image), files.read_size(mask)
+            expected, found = imaging.read_size(image), imaging.read_size(mask)
             if found != expected:
                 wrong.append(f"{mask.name} {found} instead of {expected}")
-            if mask in decoded and files.is_dark(files.read_mask(mask)):
-                dark.append(mask.name)
+            if mask in looked_at:
+                problems[mask.name] = imaging.read_and_check_mask(mask)[1]
         except OSError as error:
             failed.append(str(error))
 
@@ -123,8 +124,8 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
         list(tqdm(pool.map(check, pairs), "opening files", len(pairs), unit="pair", delay=2, leave=False))
     if failed:
         raise OSError("; ".join(sorted(failed)))
-    if dark:
-        print(f"warning: {files.dark_masks(sorted(dark), len(decoded))}; tools/check_dataset.py checks all masks")
+    for line in pairing.mask_warnings(problems, len(looked_at)):
+        print(f"warning: {line}; tools/check_dataset.py checks all masks")
     if wrong:
         number = files.count(len(wrong), "mask")
         print(f"warning: {number} of another (height, width) than the image: {files.listing(sorted(wrong))}")

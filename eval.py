@@ -13,7 +13,6 @@ report.html; with several methods also comparison.csv and examples (docs/benchma
 import argparse
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from functools import cache, partial
@@ -26,7 +25,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation import benchmarks, compare, metrics, report, tables
-from unext import cli, files, output
+from unext import cli, files, imaging, output, pairing
+from unext.pairing import MaskNames
 from unext.workers import in_processes
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
@@ -36,13 +36,13 @@ class Dataset(NamedTuple):
     """What is scored under one name, of one method."""
 
     name: str
-    maps: dict[str, Path]  # by stem
+    maps: dict[str, Path]  # by the image's name
     masks: dict[str, Path]
     images: dict[str, Path]  # for the page; some may be missing
 
-    def pairs(self) -> list[tuple[Path, Path]]:
-        """(prediction map, ground truth) for the stems that have both."""
-        return [(path, self.masks[stem]) for stem, path in self.maps.items() if stem in self.masks]
+    def pairs(self) -> list[tuple[str, Path, Path]]:
+        """(name, prediction map, ground truth) for the names that have both."""
+        return [(name, path, self.masks[name]) for name, path in self.maps.items() if name in self.masks]
 
 
 class Task(NamedTuple):
@@ -57,18 +57,18 @@ class Task(NamedTuple):
 
 def score_files(
     task: Task, engine: str, resize: bool, names: Sequence[str]
-) -> tuple[list[metrics.PairScores], float, bool]:
-    """The scores of each map, the object's share of the image, and whether the ground truth is `files.is_dark`."""
+) -> tuple[list[metrics.PairScores], float, str]:
+    """The scores of each map, the object's share of the image, and what is wrong with the mask: of MASK_PROBLEMS."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    mask = files.read_mask(task.mask)
+    mask, problem = imaging.read_and_check_mask(task.mask)
     ground_truth = metrics.prepare(np.array(mask))
     scores = []
     for path in task.maps.values():
-        prediction = files.read_mask(path)
+        prediction = imaging.read_mask(path)
         if resize and prediction.size != mask.size:
             prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
         scores.append(ENGINES[engine](np.array(prediction), ground_truth, names))
-    return scores, ground_truth.share(), files.is_dark(mask)
+    return scores, ground_truth.share(), problem
 
 
 def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[str, list[Dataset]], list[str]]:
@@ -79,8 +79,11 @@ def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[s
         if args.sets or not args.gt_path:
             raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
         nameless = benchmarks.Benchmark("", metrics.NINE, (), {}, {}, {}, from_paper=False)
-        own = find_own_datasets(args.dataset_name, args.pred_path, args.gt_path, args.image_path)
-        return nameless, {tables.THIS_RUN: own}, []
+        return nameless, {tables.THIS_RUN: find_own_datasets(args)}, []
+    if args.mask_suffix or args.mask_prefix:
+        raise ValueError(
+            "--mask_suffix and --mask_prefix belong to --gt_path; a benchmark's YAML file says them itself"
+        )
     name, root = args.benchmark
     benchmark, folders = benchmarks.load(name), method_folders(args.pred_path)
     found = benchmarks.find_test(benchmark, root, args.sets)
@@ -104,22 +107,30 @@ def method_folders(words: Sequence[str]) -> dict[str, Path]:
     return folders
 
 
-def find_own_datasets(
-    names: Sequence[str], pred_paths: Sequence[str], gt_paths: Sequence[str], image_paths: Sequence[str]
-) -> list[Dataset]:
+def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
     """The data sets of plain folders. Raises ValueError or OSError that names the remedy."""
-    if not len(names) == len(pred_paths) == len(gt_paths) or len(image_paths) not in (0, len(names)):
+    labels, image_paths = args.dataset_name, args.image_path
+    if not len(labels) == len(args.pred_path) == len(args.gt_path) or len(image_paths) not in (0, len(labels)):
         raise ValueError(
             "--dataset_name, --pred_path, --gt_path, --image_path: give one of each per data set, in the same order "
             "(--image_path may be left out)"
         )
-    if len(set(names)) < len(names):
+    if len(set(labels)) < len(labels):
         raise ValueError("--dataset_name: each name may occur only once")
-    images = [files.find(path) for path in image_paths] or [{}] * len(names)
-    return [
-        Dataset(name, files.find(pred), files.find(masks), own)
-        for name, pred, masks, own in zip(names, pred_paths, gt_paths, images, strict=True)
-    ]
+    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    datasets = []
+    for i, (label, pred_path, gt_path) in enumerate(zip(labels, args.pred_path, args.gt_path, strict=True)):
+        pairing.require_apart(pred_path, gt_path, names)
+        found, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
+        maps, masks = pairing.tell_apart(found, ground_truth, names)
+        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(maps, masks, names)):
+            raise ValueError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
+        images = {}
+        if image_paths:
+            pairing.require_apart(image_paths[i], gt_path, names)
+            images, _ = pairing.tell_apart(pairing.find(image_paths[i]), ground_truth, names)
+        datasets.append(Dataset(label, maps, masks, images))
+    return datasets
 
 
 def find_benchmark_datasets(
@@ -135,8 +146,8 @@ def find_benchmark_datasets(
                 "test.py, choose with --sets, or score what is there with --allow_missing"
             )
         pairs = [pair for split in splits for pair in split.pairs]
-        images, masks = ({pair[side].stem: pair[side] for pair in pairs} for side in (0, 1))
-        maps = files.find(folder) if folder and files.images_in(folder) else {}
+        images, masks = ({pairing.name_of(pair[0]): pair[side] for pair in pairs} for side in (0, 1))
+        maps = pairing.find(folder) if folder and pairing.images_in(folder) else {}
         datasets.append(Dataset(name, maps, masks, images))
     return datasets
 
@@ -149,7 +160,7 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
     wanted = plain.sub("", name.casefold())
     hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
-    hits = [folder for folder in hits if files.images_in(folder)]
+    hits = [folder for folder in hits if pairing.images_in(folder)]
     if len(hits) > 1:
         raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None
@@ -158,10 +169,10 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
 def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
     """What is left out or resized, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
     problems, notes, remedies = [], [], set()
-    read_size = cache(files.read_size)  # several methods have the same masks
+    read_size = cache(imaging.read_size)  # several methods have the same masks
     for dataset, maps, masks, _ in datasets:
-        missing = [path.name for stem, path in masks.items() if stem not in maps]
-        extra = [path.name for stem, path in maps.items() if stem not in masks]
+        missing = [path.name for name, path in masks.items() if name not in maps]
+        extra = [path.name for name, path in maps.items() if name not in masks]
         for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
             if listed and allow_missing:
                 total = len(masks) if listed is missing else len(maps)
@@ -169,7 +180,7 @@ def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> lis
             elif listed:
                 problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
                 remedies.add("--allow_missing scores the rest")
-        both = [(maps[stem], files.read_size(maps[stem]), read_size(masks[stem])) for stem in maps.keys() & masks]
+        both = [(maps[name], imaging.read_size(maps[name]), read_size(masks[name])) for name in maps.keys() & masks]
         wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
         if wrong and resize:
             notes.append(f"{dataset}: {files.count(len(wrong), 'map')} resized to the ground truth")
@@ -216,21 +227,22 @@ def evaluate(
     """The figures of each image, the means of each method and data set, and warnings; with one progress bar."""
     images: list[compare.ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = {}
-    dark: dict[str, list[str]] = {}
+    problems: dict[str, dict[str, str]] = {}  # of the masks, by data set and file name
     function = partial(score_files, engine=engine, resize=resize, names=names)
     with closing(in_processes(function, tasks, workers)) as results:
         bar = tqdm(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
-        for task, (scores, share, is_dark) in bar:
+        for task, (scores, share, problem) in bar:
             by_method = dict(zip(task.maps, scores, strict=True))
             for method, one in by_method.items():
                 means.setdefault(method, {}).setdefault(task.dataset, metrics.Mean()).add(one)
             figures = {method: one.figures(names) for method, one in by_method.items()}
             curves = {method: one.curves(names) for method, one in by_method.items()}
             images.append(compare.ImageScores(*task[:4], share, task.maps, figures, curves))
-            if is_dark:
-                dark.setdefault(task.dataset, []).append(task.mask.name)
-    totals = Counter(task.dataset for task in tasks)
-    warnings = [f"warning: {name}: {files.dark_masks(masks, totals[name])}" for name, masks in dark.items()]
+            problems.setdefault(task.dataset, {})[task.mask.name] = problem
+    warnings = [
+        f"warning: {name}: {line}"
+        for name, found in problems.items() for line in pairing.mask_warnings(found, len(found))
+    ]  # fmt: skip
     return images, means, warnings
 
 
@@ -249,14 +261,17 @@ def made_by(datasets: Sequence[Dataset]) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
+        imaging.allow_pixels(args.max_pixels)
         benchmark, methods, notes = find_methods(args)
         labelled = [
             one._replace(name=f"{method}, {one.name}") if len(methods) > 1 else one
             for method, datasets in methods.items() for one in datasets
         ]  # fmt: skip
         notes += check(labelled, args.allow_missing, args.resize)
-        tasks, left_out = tasks_in_common(methods)
-        notes += left_out
+        tasks, not_common = tasks_in_common(methods)
+        notes += not_common
+        if others := pairing.left_out(path.parent for task in tasks for path in (task.mask, *task.maps.values())):
+            notes.append(f"left out: {others}")
         compare.find(tasks, args.examples)  # all of them are there
         files.check_output_file("--json", args.json)
         files.output_folder(args.save_path)
@@ -305,6 +320,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
+    cli.add_reading(data)
     data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
 

@@ -32,9 +32,10 @@ from tqdm import tqdm
 from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, output
+from unext import checkpoint, cli, device, files, imaging, output, pairing
 from unext.log import versions
 from unext.output import Task
+from unext.pairing import SAME, MaskNames
 from unext.workers import in_order
 
 LESS_MEMORY = "--precision bf16, or a smaller --batch_size or --size, need less"
@@ -46,18 +47,19 @@ class Sample(NamedTuple):
     task: Task
     tensor: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
-    image: Image.Image
+    photo: Image.Image | None  # RGB or RGBA, for overlay and cutout
 
 
-def read(task: Task, size: int) -> Sample | OSError:
-    """The sample for a network whose input has the side `size`, or the error that names an unreadable file."""
+def read(task: Task, size: int, kinds: Sequence[str] = ()) -> Sample | OSError:
+    """The sample for a network whose input has the side `size` and files of `kinds`, or the error that names a file."""
     try:
-        # Benchmarks take pixels as they are stored; a user's own image is shown upright.
-        image = files.read_image(task.image, upright=task.ground_truth is None)
-        map_size = files.read_size(task.ground_truth) if task.ground_truth else (image.height, image.width)
+        # Benchmarks take pixels as they are stored; a user's own image is taken as viewers show it.
+        photo = imaging.read_photo(task.image, as_shown=task.ground_truth is None)
+        map_size = imaging.read_size(task.ground_truth) if task.ground_truth else (photo.height, photo.width)
     except OSError as error:
         return error
-    return Sample(task, image_tensor(image, size), map_size, image)
+    seen = photo.convert("RGB") if task.ground_truth else imaging.for_network(photo)
+    return Sample(task, image_tensor(seen, size), map_size, photo if output.needs_photo(kinds) else None)
 
 
 @torch.inference_mode()
@@ -68,10 +70,10 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_ima
     """
     device = next(model.parameters()).device
     images = [sample.tensor for sample in batch]
-    images = torch.stack(images + images[:1] * (min_images - len(images)))  # (B, 3, S, S)
-    if device.type == "cuda":
-        images = images.pin_memory()  # otherwise the copy would wait for the network
-    images = images.to(device, non_blocking=True)
+    images += images[:1] * (min_images - len(images))
+    # Pinned: from other memory, the copy would wait for the network.
+    pinned = torch.empty(len(images), *images[0].shape, pin_memory=device.type == "cuda")  # (B, 3, S, S)
+    images = torch.stack(images, out=pinned).to(device, non_blocking=True)
     views = [model(images)]
     if flip:
         views.append(model(images.flip(-1)).flip(-1))
@@ -81,31 +83,45 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_ima
 @torch.inference_mode()
 def grey_map(logits: Tensor, size: tuple[int, int], stretched: bool = True) -> np.ndarray:
     """The map of one image in grey levels, uint8 (H, W), from its logits (views, 1, S, S)."""
-    probability = torch.stack([probability_map(view, size) for view in logits]).mean(0)
+    maps = [probability_map(view, size) for view in logits]
+    probability = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
     return (stretch(probability) if stretched else (probability * 255).to(torch.uint8)).cpu().numpy()
 
 
-def write(grey: np.ndarray, sample: Sample, args: argparse.Namespace) -> None:
-    """Writes the files of one image. Raises OSError that names the file."""
-    for kind in args.save:
-        with files.replacing(sample.task.output(kind)) as file:
-            file.write(output.encode(kind, output.render(kind, grey, sample.image, args.threshold)))
+def write(grey: np.ndarray, sample: Sample, args: argparse.Namespace) -> OSError | None:
+    """Writes the files of one image, or returns the error that names it if one cannot be made.
+
+    Raises OSError that names the file that cannot be written.
+    """
+    task, photo = sample.task, sample.photo
+    contents = {}
+    try:
+        for kind in args.save:
+            pixels = output.render(kind, grey, photo, args.threshold)
+            contents[kind] = output.encode(kind, pixels, photo and photo.info.get("icc_profile"))
+    except Exception as error:  # the libraries raise almost anything
+        return OSError(f"{task.image}: its {kind} cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
+    for kind, content in contents.items():
+        with files.replacing(task.output(kind)) as file:
+            file.write(content)
+    return None
 
 
 def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, bar: tqdm) -> list[OSError]:
     """Reads, predicts and writes: threads decode the next images and encode the last maps while the network runs.
 
-    Whatever the number of images, about 4 batches and 2 maps per worker are in memory. Returns the errors of the images
-    that cannot be read. Raises OSError that names the file that cannot be written.
+    Whatever the number of images, about 4 batches and 2 maps per worker, or those of a batch, are in memory. Returns
+    the errors of the images that cannot be read or rendered. Raises OSError for a file that cannot be written.
     """
 
-    def finish(logits: Tensor, sample: Sample) -> None:
-        write(grey_map(logits, sample.size, not args.no_stretch), sample, args)
+    def finish(logits: Tensor, sample: Sample) -> OSError | None:
+        return write(grey_map(logits, sample.size, not args.no_stretch), sample, args)
 
-    written: deque[Future[None]] = deque()
-    failed: list[OSError] = []
+    written: deque[Future[OSError | None]] = deque()
+    failed: list[OSError | None] = []
     with ThreadPoolExecutor(args.workers) as readers, ThreadPoolExecutor(args.workers) as writers:
-        samples = in_order(readers, lambda task: read(task, model.size), tasks, max(args.workers, 2 * args.batch_size))
+        ahead = max(args.workers, 2 * args.batch_size)
+        samples = in_order(readers, lambda task: read(task, model.size, args.save), tasks, ahead)
         while group := list(islice(samples, args.batch_size)):
             failed += [sample for sample in group if isinstance(sample, OSError)]
             batch = [sample for sample in group if isinstance(sample, Sample)]
@@ -116,12 +132,11 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
                 else:  # computing in several threads would slow the network down
                     grey = grey_map(views, sample.size, not args.no_stretch)
                     written.append(writers.submit(write, grey, sample, args))
-                if len(written) > 2 * args.workers:
-                    written.popleft().result()
+                if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the last batch
+                    failed.append(written.popleft().result())
             bar.update(len(group))
-        while written:
-            written.popleft().result()
-    return failed
+        failed += [one.result() for one in written]
+    return [error for error in failed if error]
 
 
 def find_tasks(args: argparse.Namespace) -> list[Task]:
@@ -132,8 +147,13 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
         raise ValueError("--benchmark knows the ground truth: leave out --test_gt_path")
     if args.sets and not args.benchmark:
         raise ValueError("--sets belongs to --benchmark")
+    if args.recursive and args.benchmark:
+        raise ValueError("--recursive belongs to --test_image_path")
+    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    if names != SAME and not args.test_gt_path:
+        raise ValueError(f"{names.options()} belongs to --test_gt_path; a benchmark's YAML file says it itself")
     if not args.benchmark:
-        return find_own_tasks(args.test_image_path, args.test_gt_path, args.save_path)
+        return find_own_tasks(args.test_image_path, args.test_gt_path, args.save_path, names, args.recursive)
     name, root = args.benchmark
     tasks = []
     for test_set, splits in benchmarks.find_test(benchmarks.load(name), root, args.sets).items():
@@ -143,16 +163,37 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def find_own_tasks(image_paths: Sequence[str], gt_path: str | None, save_path: Path) -> list[Task]:
+def find_own_tasks(
+    image_paths: Sequence[str], gt_path: str | None, save_path: Path, names: MaskNames = SAME, recursive: bool = False
+) -> list[Task]:
     """One task per image, with its ground truth if `gt_path` has one. Raises ValueError if it has none at all."""
-    masks = files.find(gt_path) if gt_path else {}
-    tasks = [Task(path, masks.get(stem), save_path) for stem, path in files.gather(image_paths).items()]
+    not_images = {Path(path).resolve() for path in (save_path, gt_path) if path}
+
+    def skip(folder: Path) -> bool:
+        return folder.resolve() in not_images or output.is_of_maps(folder)
+
+    folders = [Path(path) for path in image_paths if not Path(path).is_file()]
+    for folder in folders:
+        if output.is_of_maps(folder):
+            raise ValueError(f"{folder}: is a folder of maps, see {output.SETTINGS} there; name one of images")
+        if gt_path:
+            pairing.require_apart(folder, gt_path, names)
+    images, masks = pairing.gather(image_paths, recursive, skip), {}
+    if gt_path:
+        images, masks = pairing.tell_apart(images, pairing.gather([gt_path], recursive), names)
+    tasks = [Task(path, masks.get(key), save_path / Path(key).parent) for key, path in images.items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
-        raise ValueError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}")
+        hint = pairing.names_hint(images, masks, names)
+        raise ValueError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}{hint}")
     if gt_path and without:
         number = files.count(len(without), "image")
         print(f"{number} without ground truth, whose maps get the image's size: {files.listing(without)}")
+    others = [pairing.left_out(folders)]
+    if deeper := 0 if recursive else sum(pairing.images_below(folder, skip) for folder in folders):
+        others.append(f"{files.count(deeper, 'image')} in sub-folders (--recursive reads them)")
+    if any(others):
+        print(f"left out: {', '.join(filter(None, others))}")
     return tasks
 
 
@@ -174,6 +215,7 @@ def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         precision = device.start(args)
+        imaging.allow_pixels(args.max_pixels)
         rank, _, processes = device.ranks()
         every = find_tasks(args)
         output.check_outputs(every, args.save)
@@ -203,7 +245,7 @@ def main(args: argparse.Namespace) -> None:
             failed = predict(model, todo, args, bar)
         if failed:
             print(*map(files.printable, failed), sep="\n", file=sys.stderr)
-            raise OSError(f"{len(failed)} of {len(tasks)} images could not be read; all others are done")
+            raise OSError(f"{len(failed)} of {len(tasks)} images failed; all others are done")
         print(f"{files.count(len(tasks), 'image')}: {', '.join(f'{kind}s' for kind in args.save)} in {args.save_path}")
 
 
@@ -222,9 +264,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     data = parser.add_argument_group("images")
     data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of images, or single images")
+    data.add_argument("--recursive", action="store_true", help="read sub-folders too, and write to the same ones")
     data.add_argument("--test_gt_path", metavar="DIR", help="their ground truth, only for the size of the maps")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
+    cli.add_reading(data)
 
     writing = parser.add_argument_group("output")
     writing.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for the maps")

@@ -12,7 +12,8 @@ No GPU, to try it: a small network with random encoders and few pixels:
         --size 128 --aux_size 112 --batch_size 8 --lr 1e-3 \\
         --train_image_path data/images --train_mask_path data/masks --save_path runs/small
 
-If it was stopped or killed, the same command with --resume continues where last.pth was written.
+If it was stopped or killed, the same command with --resume continues where last.pth was written. On GPUs, convolutions
+in fp32 use TF32, as torch has it by default.
 """
 
 import argparse
@@ -38,8 +39,9 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files
+from unext import checkpoint, cli, device, files, imaging, memory, pairing
 from unext.log import Log, Step, panels, write_arguments
+from unext.pairing import SAME, MaskNames
 from unext.run import Run
 from unext.workers import in_order
 
@@ -103,8 +105,9 @@ def train_one_epoch(
                 scaler.scale(loss * (len(images) / own_images)).backward()
             sums.append(torch.stack([*terms.values(), torch.ones_like(loss)]).detach() * len(images))
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trained, clip_grad).item()
-        *totals, count = device.reduce_all(torch.stack(sums).sum(0)).tolist()
+        norm = nn.utils.clip_grad_norm_(trained, clip_grad)
+        figures = device.reduce_all(torch.stack(sums).sum(0))
+        *totals, count, norm = torch.hstack([figures, norm]).tolist()  # the only time that a step waits for the GPU
         # fp16 gradients overflow now and then; the scaler skips such a step and lowers the scale, down to 1.
         if not math.isfinite(sum(totals)) or not (math.isfinite(norm) or scaler.get_scale() > 1):
             stop_on_non_finite(sums, [names for _, _, names in group], norm)
@@ -133,11 +136,12 @@ def validate(
     It stops early when `stop` gets a signal's number. Empty if there was no pair.
     """
     rank, _, processes = device.ranks()
+    device.share_buffers(model)  # all score the network that is saved
     model.eval()
     scores = []
 
     def read(pair: tuple[Path, Path]) -> tuple[Tensor, np.ndarray]:
-        return image_tensor(files.read_image(pair[0]), model.size), np.array(files.read_mask(pair[1]))
+        return image_tensor(imaging.read_image(pair[0]), model.size), np.array(imaging.read_mask(pair[1]))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for image, mask in in_order(pool, read, pairs[rank::processes], ahead=2 * workers):
@@ -162,7 +166,8 @@ def make_optimizer(
         return cosine + (1 - cosine) * MIN_LEARNING_RATE / (lr or 1)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    fused = trained[0].is_cuda or None  # None: torch's choice
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=fused)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
@@ -180,13 +185,19 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
-    validation = files.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired)
-    if not args.benchmark:
-        return files.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired), validation
-    name, root = args.benchmark
-    splits = benchmarks.find_train(benchmarks.load(name), root)
-    print(*splits, sep="\n")
-    return [pair for split in splits for pair in split.pairs], validation
+    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    if names != SAME and not (args.train_mask_path or args.val_mask_path):
+        raise ValueError(f"{names.options()}: a benchmark's YAML file says it itself")
+    pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
+    validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, names)
+    if args.benchmark:
+        name, root = args.benchmark
+        splits = benchmarks.find_train(benchmarks.load(name), root)
+        print(*splits, sep="\n")
+        pairs = [pair for split in splits for pair in split.pairs]
+    if others := pairing.left_out(path.parent for pair in pairs + validation for path in pair):
+        print(f"left out: {others}")
+    return pairs, validation
 
 
 def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
@@ -236,6 +247,7 @@ def main(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 left out
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         dtype = device.start(args)
+        imaging.allow_pixels(args.max_pixels)
         rank, _, processes = device.ranks()
         check_options(args)
         pairs, val_pairs = find_pairs(args)
@@ -263,6 +275,7 @@ def main(args: argparse.Namespace) -> None:
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         wrapped = device.distribute(model, args.device, args.sync_bn)
+        command.smaller_batch = lambda: memory.smaller_batch(model, args.batch_size, structure_loss, args.device)
         command.started()
         if rank == 0:
             log = stack.enter_context(start_log(args, run, len(pairs), steps))
@@ -309,6 +322,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--val_image_path", nargs="+", default=[], metavar="DIR", help="images to validate on each epoch")
     data.add_argument("--val_mask_path", nargs="+", default=[], metavar="DIR", help="their masks")
     data.add_argument("--skip_unpaired", action="store_true", help="ignore images and masks without a partner")
+    cli.add_reading(data)
     data.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="side of the input, px")
     data.add_argument("--aux_size", type=cli.number(), default=448, help="side of the auxiliary encoder's input, px")
     positive, none, share = cli.number(), cli.number(minimum=0), cli.number(float, minimum=0)

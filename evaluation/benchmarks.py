@@ -7,7 +7,6 @@ work as in file names, `{images}` and `{masks}` stand for the usual names of suc
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from typing import Any, NamedTuple, get_args
 import yaml
 
 from evaluation.metrics import METRICS, NINE
-from unext import files
+from unext import files, pairing
+from unext.pairing import MaskNames
 
 ALIASES = {
     "{images}": ("im", "ims", "img", "imgs", "image", "images"),
@@ -44,11 +44,16 @@ class Place:
     count: int | None = None  # of pairs in the published archive
     leave_out: str | None = None  # pattern of the stems that do not count
     surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
+    mask_prefix: str = ""  # of masks called gt_NAME.png: gt_
+    mask_suffix: str = ""  # of masks called NAME_mask.png: _mask
 
     def __post_init__(self) -> None:
         for field in fields(self):
             if not isinstance(getattr(self, field.name), get_args(field.type) or field.type):
                 raise TypeError(f"{field.name}: {getattr(self, field.name)!r} is not a {field.type}")
+
+    def mask_names(self) -> MaskNames:
+        return MaskNames(self.mask_prefix, self.mask_suffix)
 
     def __str__(self) -> str:
         return f"{Path(self.folder, self.images)} with {Path(self.folder, self.masks)}"
@@ -174,7 +179,7 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
         raise ValueError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
     found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
     for name, places in found.items():
-        counts = Counter(image.stem for place in places for image, _ in place.pairs)
+        counts = Counter(pairing.name_of(image) for place in places for image, _ in place.pairs)
         if repeated := [stem for stem, count in counts.items() if count > 1]:
             raise ValueError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
     return found
@@ -184,8 +189,8 @@ def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[S
     """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
     found = []
     for place, images, masks in locate(split, alternatives, root):
-        left, right, left_out = belonging(place, files.find(images), files.find(masks))
-        pairs = files.match(left, right, f"{images} and {masks}")
+        left, right, left_out = belonging(place, *pairing.find_both(images, masks, place.mask_names()))
+        pairs = pairing.match(left, right, f"{images} and {masks}")
         found.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
     return found
 
@@ -199,7 +204,7 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     root = files.require_folder(root)
     levels = [[root]]
     for _ in range(DEPTH):
-        levels.append([folder for base in levels[-1] for folder in subfolders(base)])
+        levels.append([folder for base in levels[-1] for folder in pairing.subfolders(base)])
     candidates = []  # (depth, layout, the folders that match each of its places)
     for layout in alternatives:
         nearest = [matches(place, levels) for place in layout]
@@ -245,7 +250,7 @@ def glob(base: Path, pattern: str) -> list[Path]:
     for part in Path(pattern).parts:
         choices = [choice.lower() for alternative in part.split("|") for choice in spelled(alternative)]
         found = [
-            folder for one in found for folder in subfolders(one)
+            folder for one in found for folder in pairing.subfolders(one)
             if any(fnmatchcase(folder.name.lower(), choice) for choice in choices)
         ]  # fmt: skip
     return found
@@ -259,21 +264,11 @@ def spelled(pattern: str) -> list[str]:
     return [pattern]
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder by name, except hidden ones and those that macOS adds to archives."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
-    except PermissionError:
-        return []
-    return [folder / name for name in sorted(names) if not name.startswith((".", "__MACOSX"))]
-
-
 def tree(root: Path) -> list[Path]:
     """The folders below `root`, nearest first, one level deeper than layouts may start."""
     found, level = [], [root]
     for _ in range(DEPTH + 1):
-        level = [folder for one in level for folder in subfolders(one)]
+        level = [folder for one in level for folder in pairing.subfolders(one)]
         found += level
     return found
 

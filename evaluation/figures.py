@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from evaluation.compare import Evaluation, ImageScores
 from evaluation.metrics import PairScores
-from unext import files
+from unext import imaging
 
 if TYPE_CHECKING:  # not at the top: worker processes import this too and do without
     from matplotlib.figure import Figure
@@ -193,7 +193,7 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
     """The errors of a map, both greyscale of one size: the object is light grey on white, false positives are red,
     false negatives blue, the deeper the larger the error."""
     error = np.asarray(prediction, np.float32)[..., None] / 255
-    is_object = np.asarray(ground_truth)[..., None] > files.OBJECT
+    is_object = np.asarray(ground_truth)[..., None] > imaging.OBJECT
     deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
     ground = np.where(is_object, np.float32(205), np.float32(255))
     error = np.where(is_object, 1 - error, error)
@@ -202,9 +202,10 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
 
 def thumbnail(path: Path, mode: str, side: int = THUMBNAIL) -> Image.Image:
     """The image in a file, reduced while it is decoded. Raises OSError that names the file."""
-    with files.opened(path) as image:
+    with imaging.opened(path) as image:
+        image = imaging.decoded(image)
         image.thumbnail((side, side))
-        return files.eight_bits(image, mode)
+        return imaging.mask_of(image) if mode == "L" else image.convert("RGB")
 
 
 def read_map(path: Path, side: int = THUMBNAIL) -> Image.Image:

@@ -30,15 +30,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
 from tools import check_dataset, toy_dataset
-from unext import cli, files, workers
+from unext import cli, imaging, workers
 
 PATIENCE = 60  # seconds a file
 MEMORY = 1024  # MB a process
@@ -107,10 +108,13 @@ def deepen_weights(rng: np.random.Generator, content: bytes) -> bytes:
 
 
 def write_images(folder: Path) -> None:
-    """Intact JPEG and PNG files of each kind."""
+    """Intact files of each kind."""
     pixels, mask = toy_dataset.sample(np.random.default_rng(0))
-    photo, exif = Image.fromarray(pixels), Image.Exif()
+    photo, exif, notes = Image.fromarray(pixels), Image.Exif(), PngImagePlugin.PngInfo()
     exif[0x0112] = 6
+    notes.add_text("prompt", "x" * 2_000_000, zip=True)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB".encode("utf-16-be"), "ours".encode("utf-16-be"))  # so that it is applied
     bases = {
         "baseline.jpg": (photo, {}),
         "progressive.jpg": (photo, {"progressive": True, "exif": exif}),
@@ -121,7 +125,23 @@ def write_images(folder: Path) -> None:
         "palette.png": (photo.convert("P"), {"transparency": 3}),
         "deep.png": (Image.fromarray(mask * np.uint16(257)), {}),
         "rgba.png": (photo.convert("RGBA"), {"compress_level": 1}),
+        "cutout.png": (Image.fromarray(np.dstack([pixels, mask])), {"pnginfo": notes}),
+        "alpha.png": (Image.fromarray(np.dstack([mask | 255, mask])), {}),
+        "alpha.webp": (Image.fromarray(np.dstack([mask | 255] * 3 + [mask])), {"lossless": True}),
+        "labels.png": (
+            Image.fromarray(np.where(mask > 128, np.uint8(1), mask | np.tri(*mask.shape, -9, np.uint8) * 255)),
+            {},
+        ),
+        "profile.jpg": (photo, {"icc_profile": profile, "exif": exif}),
+        "profile.png": (photo, {"icc_profile": profile}),
+        "cmyk.tif": (photo.convert("CMYK"), {"icc_profile": profile}),
+        "turned.tif": (photo, {"exif": exif}),
+        "float.tif": (Image.fromarray(mask / np.float32(255)), {}),
+        "two.mpo": (photo, {"save_all": True, "append_images": [photo]}),
+        "moving.gif": (photo, {"save_all": True, "append_images": [photo]}),
     }
+    for name in ("deep_colour.png", "deep_colour.tif"):
+        cv2.imwrite(str(folder / name), pixels * np.uint16(16))
     for path in REAL.glob("[im]*s/*.[jp][pn]g"):
         shutil.copy(path, folder)
     for name, (image, options) in bases.items():
@@ -129,16 +149,24 @@ def write_images(folder: Path) -> None:
 
 
 def read_image(path: Path) -> None:
-    """Reads a file in every way; check_dataset, which never fails, must agree. Raises OSError that names it."""
-    found = {check_dataset.inspect(path, is_mask).size is not None for is_mask in (False, True)}
-    read = set()
-    try:
-        files.read_size(path)
-        for function in (files.read_mask, partial(files.read_image, upright=True), files.read_image):
-            function(path)
-        read.add(True)
-    finally:
-        assert found == (read or {False}), "check_dataset disagrees"
+    """Reads a file in every way, and check_dataset, which never fails, must agree. Raises OSError that names it."""
+    errors = []
+    ways = {
+        True: (imaging.read_mask, imaging.read_and_check_mask),
+        False: (imaging.read_size, imaging.read_image, lambda path: imaging.for_network(imaging.read_photo(path))),
+    }
+    for is_mask, functions in ways.items():
+        failed = []
+        for function in functions:
+            try:
+                function(path)
+            except OSError as error:
+                failed.append(error)
+        found = check_dataset.inspect(path, is_mask).size is not None
+        assert found == (not failed), f"check_dataset disagrees: {failed}"
+        errors += failed if not is_mask or "alpha channel" not in str(failed) else []  # a cutout is no mask
+    if errors:
+        raise errors[0]
 
 
 def write_weights(folder: Path) -> None:
@@ -168,7 +196,10 @@ def write_weights(folder: Path) -> None:
     parts = {"optimizer": {"state": {0: {"step": torch.ones(3)}}, "param_groups": []}, "scheduler": {}, "scaler": {}}
     progress = {"epoch": 1, "step": 2, "images": 3, "terms": {"bce": 0.5, "wiou": 0.5}, "best": 0.5}
     torch.save(content | parts | {"progress": progress, "recipe": {"--epoch": 3}}, folder / "last.pth")
-    torch.save(spread(SAM2UNeXT(sam2="tiny", aux="none").state_dict()), folder / "original.pth")
+    original = spread(SAM2UNeXT(sam2="tiny", aux="none").state_dict())
+    torch.save(original, folder / "original.pth")
+    wrapped = {f"model._orig_mod.{key}": tensor for key, tensor in original.items()}
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer_states": [parts["optimizer"]]}, folder / "wrapped.ckpt")
 
 
 def read_weights(path: Path) -> None:

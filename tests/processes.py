@@ -2,9 +2,10 @@
 
     python processes.py RUN...
 
-A RUN is a JSON object: "processes", how many; "words", the arguments of train.py; and perhaps "signal", a list of the
-rank of the process that gets it, the step in which, and its number. Prints the exit status of each process, a line for
-each run. All are forks of one process that has loaded the libraries, to save time.
+A RUN is a JSON object: "processes", how many; "words", the arguments of train.py; perhaps "signal", a list of the rank
+of the process that gets it, the step in which, and its number; and perhaps "statistics", whether BatchNorm gathers them
+(else it stays in eval mode, since they differ by design). Prints the exit status of each process, a line for each run.
+All are forks of one process that has loaded the libraries, to save time.
 """
 
 import json
@@ -28,7 +29,7 @@ class Descent(optim.SGD):
 
     signal_at: list[int] = [-1, 0, 0]  # rank, step, number
 
-    def __init__(self, parameters, lr, weight_decay):
+    def __init__(self, parameters, lr, weight_decay, fused):
         super().__init__(parameters, lr, weight_decay=weight_decay)
         self.steps = 0
 
@@ -69,9 +70,11 @@ if __name__ == "__main__":
     optim.AdamW = Descent
     torch.set_default_dtype(torch.float64)  # so that the order of sums does not show
     SAM2UNeXT.set_precision = lambda self, dtype: setattr(self, "precision", dtype)
-    SAM2UNeXT.train = lambda self, mode=True: nn.Module.train(self, False)  # BatchNorm's statistics differ by design
+    gathering = SAM2UNeXT.train
     for run in map(json.loads, sys.argv[1:]):
         Descent.signal_at = run.get("signal", Descent.signal_at)
+        still = lambda self, mode=True: nn.Module.train(self, False)  # noqa: E731
+        SAM2UNeXT.train = gathering if run.get("statistics") else still
         port = free_port()
         pids = [start(rank, run["processes"], port, run["words"]) for rank in range(run["processes"])]
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SUIM8, failure, save_image
+from conftest import SUIM8, adobe_rgb, failure, save_image
 from PIL import Image
 
 from evaluation import benchmarks
@@ -56,6 +56,10 @@ def plant(root):
     save(train, "turned_mask", truth=mask(size=(32, 24)), exif=TURN)
     save(train, "cmyk", make_image(mode="CMYK"))
     save(train, "deep", Image.fromarray(np.full((24, 32), 3000, np.uint16)), extension="png")
+    save(train, "profile", icc_profile=adobe_rgb())
+    save(train, "alpha", truth=Image.merge("LA", (mask(0), mask())))
+    save(train, "void", truth=Image.fromarray(np.hstack([np.array(mask(1))[:, :30], np.full((24, 2), 255, np.uint8)])))
+    save(train, "green", truth=Image.merge("RGB", (mask(0), mask(), mask(0))))
     save(train, "float", Image.fromarray(np.full((24, 32), 0.5, np.float32)), extension="tif")
     shutil.copy(save(train, "same"), train / "Imgs" / "again.jpg")
     mask().save(train / "GT" / "again.png")
@@ -124,12 +128,16 @@ def planted(tmp_path_factory):
         ("0/1 mask", TRAIN, ["one.png"]),
         ("mask too dark", TRAIN, ["dark.png"]),
         ("mask too dark", CHAMELEON, ["colour.png"]),  # pure red is 76 in greyscale
+        ("mask of labels", TRAIN, ["void.png"]),
+        ("mask in the alpha channel", TRAIN, ["alpha.png"]),
+        ("colours of a profile", TRAIN, ["profile.jpg"]),
+        ("broken link", TRAIN, ["gone.png"]),
         ("16 bits or floats", TRAIN, ["deep.png", "float.tif"]),
         ("test image in training", COD10K, ["renamed0.bmp", "renamed1.bmp"]),
         ("image twice in a split", TRAIN, ["same.jpg", "two.png"]),
         ("not the published number", COD10K, ["Imgs"]),
         ("mask not binary", CHAMELEON, ["grey.png"]),
-        ("mask in colour", CHAMELEON, ["colour.png"]),
+        ("mask in colour", TRAIN, ["green.png"]),
         ("empty mask", TRAIN, ["empty.png"]),
         ("full mask", TRAIN, ["full.png"]),
         ("rotated by EXIF", TRAIN, ["turned.jpg", "turned_mask.jpg"]),
@@ -138,7 +146,7 @@ def planted(tmp_path_factory):
         ("unusual colour mode", TRAIN, ["cmyk.jpg"]),
         ("unusual colour mode", CHAMELEON, ["opaque.png"]),
         ("mask with soft edges", CHAMELEON, ["jpeg.jpg", "soft.png"]),
-        ("not an image by its extension", TRAIN, ["Thumbs.db", "gone.png"]),
+        ("not an image by its extension", TRAIN, ["Thumbs.db"]),
     ],
 )
 def test_each_fault_is_found_and_named(kind, split, names, planted):
@@ -156,7 +164,7 @@ def test_details_say_what_is_wrong(planted):
     assert ("turned_mask.png", "32 x 24, image 24 x 32, as if rotated by EXIF") in details
     assert ("renamed0.bmp", f"as {TWICE[0]}.png") in details
     assert ("nothing.jpg", "it is empty") in details
-    assert ("gone.png", "a broken link") in details
+    assert ("one.png", "mode L, 2 levels up to 1") in details
 
 
 def test_errors_decide_status_and_verdict(planted):
@@ -210,12 +218,13 @@ def test_folders_without_common_names_are_no_pair(toy, tmp_path):
         ("test/Image", "nowhere", "nowhere: there is no such folder"),
         ("photos", "test/Mask", "there is no benchmark and no folder called photos"),
         ("none.yaml", "test", "none.yaml: cannot be read"),
-        ("empty", "empty", "have no images"),
+        ("empty", "empty/too", "have no images"),
+        ("test/Image", "test/../test/Image", "is given as the folder of both images and masks"),
     ],
 )
 def test_nothing_to_check_is_one_line_and_status_2(first, second, told, toy, tmp_path, monkeypatch, capsys):
     shutil.copytree(toy / "test", tmp_path / "test")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "too").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     status, line = failure(check_dataset.main, check_dataset.get_args_parser().parse_args([first, second]), capsys)
     assert status == 2 and told in line

@@ -154,6 +154,17 @@ def test_small_to_whole_to_original_to_small_is_the_same_network(small, model, e
     assert torch.load(again)["epoch"] == 7
 
 
+@pytest.mark.parametrize("kind", ["small", "whole", "original", "hub"])
+def test_files_hold_contiguous_tensors_whatever_the_layout_in_memory(kind, small, model, encoders, tmp_path):
+    path = small if kind == "small" else convert(small, tmp_path / kind, kind)
+    for key, tensor in weights.tensors(checkpoint.read(path)).items():
+        assert tensor.stride() == torch.empty(tensor.shape, device="meta").stride(), key
+        assert torch.equal(tensor, model.state_dict()[key])
+    if kind != "original":  # which does not say that it is the network MICRO
+        maps = [p for p in SAM2UNeXT.from_checkpoint(path, *encoders.values()).parameters() if p.ndim == 4]
+        assert maps and all(p.is_contiguous(memory_format=torch.channels_last) for p in maps)
+
+
 def test_conversions_that_are_impossible_are_one_line(small, tmp_path, capsys):
     def fails(*words):
         args = convert_checkpoint.get_args_parser().parse_args([str(word) for word in words])

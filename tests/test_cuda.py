@@ -4,6 +4,7 @@ import copy
 import gc
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch.amp import GradScaler
 import test as script
 import train
 from SAM2UNeXT import SAM2UNeXT
-from unext import device
+from unext import device, memory
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 DEVICE = "cuda"
@@ -166,7 +167,44 @@ def test_maps_agree_with_the_cpu(more, micro_checkpoint, toy, tmp_path):
         assert ours[name].shape == map_.shape and np.abs(ours[name].astype(int) - map_).max() <= 1
 
 
+def test_a_step_waits_for_the_gpu_once():
+    model = network(torch.bfloat16)
+    optimizer, _ = train.make_optimizer(model, lr=1e-3, weight_decay=0, epochs=1)
+    batch = IMAGES.pin_memory(), MASKS.pin_memory(), ["a", "b"]
+    steps = train.train_one_epoch(model, [batch] * 3, optimizer, GradScaler(DEVICE, enabled=False))
+    next(steps)  # makes the optimiser's state
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert len(list(steps)) == 2
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.param_groups[0]["fused"]
+    assert sum("called a synchronizing CUDA operation" in str(warning.message) for warning in caught) == 2
+
+
 # Memory
+
+
+@pytest.mark.parametrize("way", ["train", "checkpointed", "infer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_predicted_peak_is_what_the_gpu_allocates(dtype, way):
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    model = network(dtype).train(way != "infer")
+    model.size, model.sam.grad_checkpointing = 1024, way == "checkpointed"
+    images, masks = recipe.image("peak", (2, 3, 1024, 1024)), recipe.mask("peak", (2, 1, 1024, 1024))
+    torch.cuda.reset_peak_memory_stats()
+    if way == "infer":
+        logits_of(model, images)
+    else:
+        optimizer, _ = train.make_optimizer(model, lr=1e-3, weight_decay=0, epochs=1)
+        batches = [(images, masks, ["a", "b"])] * 2  # the second step has the optimiser's state
+        list(train.train_one_epoch(model, batches, optimizer, GradScaler(DEVICE, enabled=False)))
+    allocated = torch.cuda.max_memory_allocated() - before
+    found = memory.predict(model, 2, None if way == "infer" else train.structure_loss)
+    assert found.peak == pytest.approx(allocated, rel=0.15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -281,6 +319,7 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process):
     loss, found = loss_and_gradients(distributed.train())
     assert loss == pytest.approx(expected, rel=1e-5)
     assert_close({name.removeprefix("module."): gradient for name, gradient in found.items()}, gradients, 1e-4)
+    device.share_buffers(model)
     assert torch.allclose(model.up1.conv.double_conv[1].running_mean.cpu(), statistics, atol=1e-6)
     assert device.reduce_all(torch.tensor([2.0], device=DEVICE)).item() == 2
     assert device.gather_all(["a", "b"]) == ["a", "b"]

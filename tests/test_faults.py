@@ -14,7 +14,7 @@ from conftest import train_arguments as arguments
 
 import test as script
 import train
-from unext import checkpoint, cli, files, log, run
+from unext import checkpoint, cli, files, imaging, log, run
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.posix
@@ -117,14 +117,14 @@ def test_a_folder_removed_during_training_is_named(gone, toy, from_files, tmp_pa
 
 
 def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files, tmp_path, monkeypatch, capsys):
-    read_mask, parent = files.read_mask, os.getpid()
+    read_mask, parent = imaging.read_mask, os.getpid()
 
     def read_or_die(path):
         if os.getpid() != parent and path.stem == "toy_0003":
             os.kill(os.getpid(), signal.SIGKILL)
         return read_mask(path)
 
-    monkeypatch.setattr(files, "read_mask", read_or_die)
+    monkeypatch.setattr(imaging, "read_mask", read_or_die)
     status, line = failure(train.main, arguments("--workers 2", toy, tmp_path, from_files), capsys)
     assert status == 1 and line.endswith(f": {cli.WORKER_LOST}")
 

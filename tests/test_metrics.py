@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import library, metrics, weighted
-from unext import files
+from unext import imaging, pairing
 
 CURVES = ("precision", "recall", "Fm", "Em", "IoU", "Dice")
 ENGINES = [metrics.score, metrics.score_with_pysodmetrics]
@@ -93,8 +93,8 @@ def test_edge_cases_agree_with_pysodmetrics(truth, kind):
 @pytest.mark.skipif(not SUIM8.is_dir(), reason="the real images are not here")
 def test_real_masks_agree_with_pysodmetrics():
     rng = np.random.default_rng(0)
-    for path in files.find(SUIM8 / "masks").values():
-        mask = np.array(files.read_mask(path))
+    for path in pairing.find(SUIM8 / "masks").values():
+        mask = np.array(imaging.read_mask(path))
         blurred = cv2.GaussianBlur(mask, (0, 0), 9)
         noisy = np.clip(blurred.astype(int) + rng.integers(-60, 60, mask.shape), 0, 255).astype(np.uint8)
         shifted = np.roll(blurred, (15, -20), (0, 1))

@@ -38,6 +38,19 @@ def test_only_frozen_matrices_are_stored_in_the_compute_type(dtype):
     assert {b.dtype for n, b in model.named_buffers() if "running" in n} == {torch.float32}
 
 
+def test_convolutions_compute_channels_last_what_they_compute_in_nchw():
+    model = network().double()
+    layouts = []
+    for layer in (model.sam.patch_embed.proj, model.reduce1, model.up4.conv, model.up1.conv):
+        layer.register_forward_hook(
+            lambda _, __, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+    logits = model(IMAGES.double())
+    assert layouts == 4 * [True]
+    model.to(memory_format=torch.contiguous_format)
+    assert (model(IMAGES.double()) - logits).abs().max() < 1e-12 * logits.abs().max()
+
+
 @pytest.mark.half
 def test_storing_the_encoders_in_the_compute_type_changes_nothing():
     model, plain = network(torch.bfloat16), network()

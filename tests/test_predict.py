@@ -1,6 +1,7 @@
 """test.py: its maps are those of the original, whatever batches and threads."""
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -78,6 +79,27 @@ def test_batches_and_threads_change_nothing(micro_checkpoint, toy, tmp_path):
         assert np.abs(one[name].astype(int) - four[name]).max() <= 1
 
 
+def test_the_network_gets_its_next_batch_before_the_maps_of_the_last_one_are_written(
+    micro_checkpoint, toy, tmp_path, monkeypatch
+):
+    predict_batch, write, batches, second = script.predict_batch, script.write, [], threading.Event()
+
+    def predict_and_tell(*words):
+        batches.append(words)
+        if len(batches) == 2:
+            second.set()
+        return predict_batch(*words)
+
+    def write_late(*words):
+        assert second.wait(60)
+        write(*words)
+
+    monkeypatch.setattr(script, "predict_batch", predict_and_tell)
+    monkeypatch.setattr(script, "write", write_late)
+    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path, "--batch_size", 4, "--workers", 1))
+    assert len(batches) == 2 and len(read_maps(tmp_path)) == 6
+
+
 def test_the_size_is_that_of_the_training_unless_given(micro_checkpoint, toy, tmp_path, monkeypatch):
     seen = []
     forward = SAM2UNeXT.forward
@@ -118,5 +140,5 @@ def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path
         arguments(micro_checkpoint, toy / "test/Image", tmp_path / "images", "--test_gt_path", tmp_path / "images"),
     ):
         status, line = failure(script.main, args, capsys)
-        assert status == 2 and "would replace images or ground truth" in line
+        assert status == 2 and "has images or ground truth; name another folder" in line
     assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "images").items())

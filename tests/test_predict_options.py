@@ -83,9 +83,10 @@ def test_folders_and_single_files_can_be_mixed(micro_checkpoint, toy, tmp_path, 
     one, folder = toy / "train/Image/toy_0005.jpg", toy / "test/Image"
     script.main(arguments(micro_checkpoint, folder, tmp_path / "maps", "--test_image_path", folder, one))
     assert list(read_maps(tmp_path / "maps")) == [f"toy_{i:04}.png" for i in (0, 1, 2, 3, 5)]
-    args = arguments(micro_checkpoint, one, tmp_path, "--test_image_path", toy / "train/Image", one)
+    other = save_image(tmp_path / "toy_0005.png", np.zeros((4, 6, 3), np.uint8))
+    args = arguments(micro_checkpoint, one, tmp_path / "new", "--test_image_path", toy / "train/Image", one, other)
     status, line = failure(script.main, args, capsys)
-    assert status == 2 and "toy_0005.jpg: have the same name" in line
+    assert status == 2 and "toy_0005.png: have the same name" in line
 
 
 def test_exif_rotation_is_applied_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import recipe
 import torch
-from conftest import ROOT, failure, read_log
+from conftest import ROOT, failure, read_log, save_image
 from conftest import train_arguments as arguments
 
 import train
+from dataset import epoch_batches
 from unext import run
 
 pytestmark = pytest.mark.posix
@@ -52,6 +55,25 @@ def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files
         for ours, theirs in zip(read_log(tmp_path / name), read_log(tmp_path / "one"), strict=True):
             for figure in theirs.keys() & {"loss", "bce", "wiou", "grad_norm", "lr", "Smeasure", "wFmeasure", "MAE"}:
                 assert ours[figure] == pytest.approx(theirs[figure], rel=1e-6), figure
+
+
+@pytest.mark.slow
+def test_all_processes_validate_with_the_statistics_that_are_saved(from_files, tmp_path):
+    """One process sees bright images, the other one dark ones; a single one scores the file that they saved."""
+    bright = {index for [(_, index)] in epoch_batches(6, 1, 0, [1], rank=0, processes=2)}
+    for i in range(6):
+        photo = recipe.photo(str(i), 64, 64)
+        save_image(tmp_path / f"train/Image/{i}.png", photo // 3 + np.uint8(160 if i in bright else 0))
+        save_image(tmp_path / f"test/Image/{i}.png", photo)
+        for split in ("train", "test"):
+            save_image(tmp_path / split / f"Mask/{i}.png", (photo[..., 0] > 128) * np.uint8(255))
+    both = run_of(2, tmp_path / "both", tmp_path, from_files, "--batch_size 1", statistics=True)
+    init = f"--init {tmp_path}/both/SAM2-UNeXT-1.pth --lr 0"
+    statuses, _, errors = start(both, run_of(1, tmp_path / "one", tmp_path, from_files, init))
+    assert statuses == [[0, 0], [0]], errors
+    ours, theirs = (read_log(tmp_path / name)[-1] for name in ("both", "one"))
+    for figure in ("Smeasure", "wFmeasure", "MAE"):
+        assert ours[figure] == pytest.approx(theirs[figure], rel=1e-9)
 
 
 @pytest.mark.slow

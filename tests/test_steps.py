@@ -8,6 +8,7 @@ import torch
 from conftest import MICRO, failure, read_log
 from conftest import train_arguments as arguments
 from torch.amp import GradScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from SAM2UNeXT import SAM2UNeXT
@@ -77,6 +78,29 @@ def test_a_step_reports_both_loss_terms_norm_and_rate(model):
     assert step.terms["bce"] == pytest.approx(bce.item(), rel=1e-9)
     assert step.grad_norm == pytest.approx(gradients.seen[0].norm().item(), rel=1e-6)
     assert (step.images, step.lr) == (6, 0)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes Python wait for a GPU, `item` and its like; `tolist` goes past a CPU's dispatcher."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_the_device_once(model, monkeypatch):
+    reads, tolist = Reads(), torch.Tensor.tolist
+
+    def counted(tensor):
+        reads.count += 1
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    with reads:
+        assert len(steps(model, Gradients(model), [2, 2, 1, 1], accumulate=2, clip_grad=1)) == 2
+    assert reads.count == 2
 
 
 def test_a_new_loss_term_reaches_the_loss_the_log_and_last_pth(toy, from_files, tmp_path, monkeypatch):

@@ -9,18 +9,18 @@ import pytest
 
 from evaluation import metrics
 from tools import benchmark, check_dataset, toy_dataset
-from unext import files
+from unext import imaging, pairing
 
 
 def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
-    train = files.pair([toy / "train/Image"], [toy / "train/Mask"])
-    test = files.pair([toy / "test/Image"], [toy / "test/Mask"])
+    train = pairing.pair([toy / "train/Image"], [toy / "train/Mask"])
+    test = pairing.pair([toy / "test/Image"], [toy / "test/Mask"])
     assert (len(train), len(test)) == (6, 4)
     assert {(image.suffix, mask.suffix) for image, mask in train + test} == {(".jpg", ".png")}
-    assert files.pair([toy / "test/Mask"], [toy / "test/Blob"])
+    assert pairing.pair([toy / "test/Mask"], [toy / "test/Blob"])
     for image, mask in train + test:
-        assert files.read_size(image) == files.read_size(mask)
-        assert set(np.unique(files.read_mask(mask))) == {0, 255}
+        assert imaging.read_size(image) == imaging.read_size(mask)
+        assert set(np.unique(imaging.read_mask(mask))) == {0, 255}
 
 
 def test_the_seed_decides_the_files(toy, tmp_path):
@@ -85,7 +85,7 @@ def figures_of(tmp_path, *words):
 def test_the_benchmark_of_training_compares_all_ways_with_the_plain_one(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     figures = figures_of(tmp_path, "train", *NETWORK, "micro", "--batch_size", "2")
-    assert list(figures) == ["plain", "fp32", "bf16", "bf16 checkpointed"]
+    assert list(figures) == ["plain", "fp32", "bf16", "bf16 NCHW", "bf16 checkpointed"]
     for way, found in figures.items():
         assert found["times as fast"] == figures["plain"]["s"] / found["s"] > 0
         assert 100 < found["peak MB"] < 24_000  # of all tests
@@ -98,6 +98,15 @@ def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, mon
     words = [*NETWORK, "micro", "--images", "8", "--precision", "fp32"]
     figures = figures_of(tmp_path, "predict", *words)["test.py"]
     assert figures["share"] > 0 and figures["images a second"] > 0
+
+
+def test_the_benchmark_of_memory_predicts_peaks_and_batches_without_a_gpu(tmp_path):
+    network = ["--sam2", "micro", "--aux", "none", "--size", "64", "--batch_size", "2"]
+    figures = figures_of(tmp_path, "memory", *network)
+    assert list(figures) == ["train bf16", "train bf16 checkpointed", "infer bf16"]
+    for found in figures.values():
+        assert 0 < found["held GiB"] <= found["peak GiB"]
+        assert 0 < found["batch for 8 GB"] < found["batch for 80 GB"]
 
 
 @pytest.mark.parametrize("tool", [benchmark, check_dataset, toy_dataset])

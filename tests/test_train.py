@@ -12,7 +12,7 @@ from conftest import train_arguments as arguments
 import dataset
 import train
 from SAM2UNeXT import SAM2UNeXT
-from unext import files, weights
+from unext import pairing, weights
 from unext.log import Step
 
 PLAIN = torch.amp.GradScaler("cpu", enabled=False)
@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy, tmp_p
 def test_training_lowers_the_loss(toy):
     torch.manual_seed(0)
     model = SAM2UNeXT(sam2="tiny", aux="none")
-    pairs = files.pair([toy / "train/Image"], [toy / "train/Mask"])
+    pairs = pairing.pair([toy / "train/Image"], [toy / "train/Mask"])
     dataset = train.SegmentationDataset(pairs, 64)
     batch = [torch.stack(tensors) for tensors in zip(*(dataset[1, i][:2] for i in range(6)), strict=True)]
     optimizer, _ = train.make_optimizer(model, lr=2e-3, weight_decay=0, epochs=1)
@@ -160,7 +160,7 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
     assert torch.equal(first, again)
     assert not torch.equal(first, second) and not torch.equal(first, other)
 
-    dataset = train.SegmentationDataset(files.pair([toy / "train/Image"], [toy / "train/Mask"]), 64, seed=0)
+    dataset = train.SegmentationDataset(pairing.pair([toy / "train/Image"], [toy / "train/Mask"]), 64, seed=0)
     shown = []
     for epoch, images in ((1, first), (2, second)):
         as_drawn = [dataset[epoch, i][0] for i in range(6)]

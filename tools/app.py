@@ -22,7 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
-from unext import cli, device, files, output
+from unext import cli, device, imaging, output, pairing
 
 if TYPE_CHECKING:
     import gradio
@@ -36,7 +36,7 @@ KEPT = 300  # seconds that files and answers are kept after they were made
 
 def find_object(model: SAM2UNeXT, path: str) -> Answer:
     """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
-    image = files.read_image(path, upright=True)
+    image = imaging.in_srgb(imaging.read_photo(path))
     return image, stretch(torch.from_numpy(model.predict(image))).numpy()
 
 
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("--precision bf16 needs less"), ExitStack() as stack:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
-        examples = files.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
+        examples = pairing.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         tempfile.tempdir = stack.enter_context(tempfile.TemporaryDirectory())  # where uploads are collected

@@ -4,10 +4,14 @@
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
+    python tools/benchmark.py memory                what a training step and inference take on a GPU, and which batch
+                                                    fits; predicted in seconds, without a GPU
 
-"plain" is the network in fp32, without TF32, with the system's memory allocator as it comes. Weights are random. On a
-CPU each turn of each way is a process, in alternation, whose peak memory is reported; on a GPU each way is a process,
-with what torch allocated. Prints medians and ratios; `--json FILE` writes them too.
+"plain" is the network in fp32, in NCHW, with the system's memory allocator as it comes; "NCHW" is the same code as the
+way before it, in that layout. No way uses TF32 but "fp32 as train.py runs it" (and test.py), which leaves it to torch:
+cuDNN's convolutions then do. Weights are random. On a CPU each turn of each way is a process, in alternation, whose
+peak memory is reported; on a GPU each way is a process, with what torch allocated. Prints medians and ratios; `--json
+FILE` writes them too.
 """
 
 import argparse
@@ -37,11 +41,13 @@ import test
 import train
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
-from unext import checkpoint, cli, device, files
+from unext import checkpoint, cli, device, files, memory
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
 LARGE = (2200, 3000)  # height, width of the images for test.py
+AS_TRAINED = "fp32 as train.py runs it"
+CARDS = (8, 12, 16, 24, 48, 80)  # GiB of memory of GPUs
 
 
 class Turn(NamedTuple):
@@ -65,9 +71,11 @@ def prepare(command: str, way: str, path: Path, args: argparse.Namespace) -> Cal
     precision, *more = way.split()
     if precision != "plain":
         device.keep_freed_memory(args.device)
-    torch.backends.cudnn.allow_tf32 = False  # off for matrix products by default
+    torch.backends.cudnn.allow_tf32 = way == AS_TRAINED  # off for matrix products by default
     dtype = device.precision("fp32" if precision == "plain" else precision, args.device)
     model = SAM2UNeXT.from_checkpoint(path, precision=dtype)
+    if precision == "plain" or "NCHW" in more:
+        model.to(memory_format=torch.contiguous_format)
     model.to(args.device).sam.grad_checkpointing = "checkpointed" in more
     if "compiled" in more:
         # With CUDA graphs the result of a call is valid until the next call only.
@@ -121,7 +129,9 @@ def measure(command: str, way: str, path: Path, args: argparse.Namespace, repeat
 def benchmark_network(args: argparse.Namespace) -> Figures:
     """Inference or a training step, all ways: seconds, memory, and how far the results are from the plain ones."""
     gpu = args.device.startswith("cuda")
-    ways = dict.fromkeys(["plain", *([] if gpu else ["fp32"]), args.precision])
+    ways = dict.fromkeys(["plain", *([] if gpu else ["fp32"]), args.precision, f"{args.precision} NCHW"])
+    if args.command == "infer" and gpu:
+        ways[AS_TRAINED] = None
     if args.command == "train":
         ways[f"{args.precision} checkpointed"] = None
     if args.compile:
@@ -186,11 +196,31 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
     return {"test.py": {"images a second": (args.images - args.batch_size) / seconds, "share": needed / seconds}}
 
 
+def predict_memory(args: argparse.Namespace) -> Figures:
+    """Training, checkpointed too, and inference: GiB at the peak, and the largest batch for GPUs of some sizes."""
+    with torch.device("meta"):
+        model = SAM2UNeXT(sam2=args.sam2, aux=args.aux, aux_size=args.aux_size, size=args.size)
+    model.set_precision(device.precision(args.precision, "cuda"))
+    results = {}
+    for way in (f"train {args.precision}", f"train {args.precision} checkpointed", f"infer {args.precision}"):
+        loss = train.structure_loss if way.startswith("train") else None
+        model.train(loss is not None).sam.grad_checkpointing = "checkpointed" in way
+        found = memory.demand(model, args.batch_size, loss)
+        gib = {"held GiB": found.batch.held, "peak GiB": found.batch.peak, "a further image GiB": found.image}
+        figures = {name: size / memory.GIB for name, size in gib.items()}
+        figures |= {f"batch for {card} GB": found.largest_batch(card * memory.GIB) for card in CARDS}
+        results[way] = figures
+    libraries, share = memory.LIBRARIES / memory.GIB, memory.FRAGMENTED
+    print(f"of a GPU, {libraries:g} GiB is set aside for CUDA's context and workspaces, {share:.0%} for gaps")
+    return results
+
+
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
-        args.device = device.find(args.device)
+        if args.command != "memory":
+            args.device = device.find(args.device)
         files.check_output_file("--json", args.json)
-        results = benchmark_predict(args) if args.command == "predict" else benchmark_network(args)
+        results = {"predict": benchmark_predict, "memory": predict_memory}.get(args.command, benchmark_network)(args)
         for name, figures in results.items():
             print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
         if args.json:
@@ -201,17 +231,19 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("infer", "train", "predict"):
+    for name in ("infer", "train", "predict", "memory"):
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
-        command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
         command.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures there")
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
         command.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="of the input, px")
         command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
-        command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
+        if name == "memory":
+            continue
+        command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+        command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
         command.add_argument("--compile", action="store_true", help="compiled by torch as well")
         if name == "predict":
             command.add_argument("--images", type=cli.number(), default=200, help="how many")

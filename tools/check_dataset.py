@@ -21,17 +21,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from PIL import Image, ImageChops
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
-from unext import cli, files
+from unext import cli, files, imaging, pairing
 from unext.workers import in_processes
 
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
-TOLERANCE = 16  # grey levels from black or white that JPEG leaves on flat regions
 SOFT = 0.05  # share of grey pixels up to which they are soft edges
 LOSSY = ("JPEG", "MPO", "WEBP")
 PLAIN = ("1", "L", "P", "RGB")  # modes without surprises
@@ -39,7 +38,10 @@ PLAIN = ("1", "L", "P", "RGB")  # modes without surprises
 SEVERITIES = ("error", "warning", "note")
 ROTATED = "rotated by EXIF"
 NOT_FOUND = "split not found or ambiguous"
-KINDS = yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text("utf-8"))  # finding -> [severity, remedy]
+KINDS: dict[str, tuple[str, str]] = {  # finding -> severity, remedy
+    kind: (severity, remedy or imaging.MASK_PROBLEMS[kind])
+    for kind, (severity, remedy) in yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text("utf-8")).items()
+}
 
 
 class Job(NamedTuple):
@@ -96,38 +98,40 @@ def survey_benchmark(everything: Survey, name: str, root: str) -> str:
 
 
 def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
-    """Adds the files of a place. Raises OSError if a folder cannot be listed."""
+    """Adds the files of a place. Raises OSError if a folder cannot be listed, ValueError if both are one."""
 
     def add(kind: str, path: Path, detail: str = "") -> None:
         everything.findings.append(Finding(split, kind, path, detail))
 
-    listed = [files.images_in(folder) for folder in (images, masks)]
-    sides: tuple[dict[str, Path], dict[str, Path]] = {}, {}
-    for folder, paths, side in zip((images, masks), listed, sides, strict=True):
-        for path in paths:
-            side.setdefault(path.stem, path)
-        for path in sorted(set(folder.iterdir()) - set(paths)):
-            if not path.is_dir() and not path.name.startswith("."):
-                add("not an image by its extension", path, "" if path.exists() else "a broken link")
-    left, right, left_out = benchmarks.belonging(place, *sides)
-    pairs = files.match(left, right, str(images), skip=True)
+    names = place.mask_names()
+    pairing.require_apart(images, masks, names)
+    sides: list[dict[str, Path]] = [{}, {}]
+    repeated: list[Job] = []
+    for folder, side in dict(zip((images, masks), sides, strict=True)).items():
+        found = pairing.scan(folder)
+        for path in (folder / name for name in found.images):
+            if (other := side.setdefault(pairing.name_of(path), path)) != path:
+                add("two files of one name", path, f"beside {other.name}")
+                repeated.append(Job(split, path, None) if folder == images else Job(split, None, path))
+        for kind, listed in (("broken link", found.broken), ("not an image by its extension", found.others)):
+            for name in listed:
+                add(kind, folder / name)
+    if images == masks:
+        sides[0] = sides[1]
+    left, right, left_out = benchmarks.belonging(place, *pairing.tell_apart(*sides, names))
+    pairs = pairing.match(left, right, str(images), skip=True)
     everything.splits.append(benchmarks.SplitFolder(split, images, masks, pairs, place.count, left_out))
     everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
-    for kind, paths, here, there in (
-        ("image without mask", listed[0], left, right),
-        ("mask without image", listed[1], right, left),
-    ):
-        for path in (path for path in paths if path.stem in here):  # the others do not belong to the split
-            if path != here[path.stem]:
-                add("two files of one name", path, f"beside {here[path.stem].name}")
-            elif path.stem not in there:
-                add(kind, path)
-            else:
-                continue
-            everything.jobs.append(Job(split, path, None) if here is left else Job(split, None, path))
+    for path in (path for name, path in left.items() if name not in right):
+        add("image without mask", path)
+        everything.jobs.append(Job(split, path, None))
+    for path in (path for name, path in right.items() if name not in left):
+        add("mask without image", path)
+        everything.jobs.append(Job(split, None, path))
+    everything.jobs.extend(repeated)
     if not pairs:
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (left, right))
-        add("no pair", images, f"with {masks}: for example {first}")
+        add("no pair", images, f"with {masks}: for example {first}{pairing.names_hint(left, right, names)}")
     elif place.count not in (None, len(pairs)):
         add("not the published number", images, f"{len(pairs):,} of {place.count:,} pairs")
 
@@ -148,52 +152,48 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
 def inspect(path: Path, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
     try:
-        with files.open_image(path) as image:
+        with imaging.open_image(path) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
-            if (orientation := image.getexif().get(0x0112)) in range(2, 9):
-                kinds[ROTATED] = f"orientation {orientation}"
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
-                kinds["transparent pixels"] = f"mode {image.mode}"
-            elif image.mode.startswith(files.DEEP):
+            if is_deep := imaging.is_deep_colour(image) or image.mode.startswith(imaging.DEEP):
                 kinds["16 bits or floats"] = f"mode {image.mode}"
-            elif image.mode not in PLAIN:
+            flat = imaging.decoded(image)
+            if (orientation := imaging.orientation(image)) in imaging.TURNS:
+                kinds[ROTATED] = f"orientation {orientation}"
+            if imaging.alpha_of(flat):
+                kinds["mask in the alpha channel" if is_mask else "transparent pixels"] = f"mode {image.mode}"
+            elif not is_deep and image.mode not in PLAIN:
                 kinds["unusual colour mode"] = f"mode {image.mode}"
             if is_mask:
-                return Inspection(image.size, kinds | mask_kinds(image))
-            files.eight_bits(image, "RGB")
-            return Inspection(image.size, kinds, fingerprint(image))
+                return Inspection(image.size, kinds | mask_kinds(image, imaging.mask_of(flat)))
+            if profile := image.info.get("icc_profile"):
+                kinds |= {"colours of a profile": ""} if imaging.changes_colours(profile) else {}
+            return Inspection(image.size, kinds, fingerprint(flat.convert("RGB")))
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        return Inspection(kinds={"unreadable": files.why(path, error)})
+        return Inspection(kinds={"unreadable": imaging.why(path, error)})
 
 
-def mask_kinds(mask: Image.Image) -> dict[str, str]:
-    """What is wrong with the values of a mask, read as greyscale: finding -> detail."""
-    kinds = {}
-    if mask.mode not in ("1", "L", "LA") and not mask.mode.startswith(files.DEEP):
-        red, green, blue = mask.convert("RGB").split()
-        if max(ImageChops.difference(red, other).getextrema()[1] for other in (green, blue)) > TOLERANCE:
-            kinds["mask in colour"] = f"mode {mask.mode}"
-    counts = files.eight_bits(mask, "L").histogram()
+def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
+    """What is wrong with the values of an opened mask, of which `mask_of` made `mask`: finding -> detail."""
+    counts = mask.histogram()
     levels = [level for level, count in enumerate(counts) if count]
-    grey = sum(counts[TOLERANCE + 1 : 255 - TOLERANCE]) / sum(counts)
-    if levels[-1] <= (TOLERANCE if mask.format in LOSSY else 0):
-        return kinds | {"empty mask": ""}
-    if levels[-1] == 1:
-        return kinds | {"0/1 mask": ""}
-    if levels[-1] <= files.OBJECT:
-        return kinds | {"mask too dark": f"brightest pixel {levels[-1]}"}
-    if levels[0] > files.OBJECT:
+    if levels[-1] <= (imaging.TOLERANCE if image.format in LOSSY else 0):
+        return {"empty mask": ""}
+    kinds = {}
+    if problem := imaging.mask_problem(image, mask):
+        kinds[problem] = f"mode {image.mode}, {len(levels)} levels up to {levels[-1]}"
+    if levels[-1] <= imaging.OBJECT:
+        return kinds
+    if levels[0] > imaging.OBJECT:
         kinds["full mask"] = ""
-    if grey:
+    if grey := sum(counts[imaging.TOLERANCE + 1 : 255 - imaging.TOLERANCE]) / sum(counts):
         kinds["mask not binary" if grey > SOFT else "mask with soft edges"] = f"{grey:.1%} grey"
     return kinds
 
 
 def fingerprint(image: Image.Image) -> bytes:
     """A digest of the pixels, the same for every lossless format."""
-    pixels = image if image.mode.startswith(files.DEEP) else image.convert("RGB")
-    return hashlib.blake2b(f"{pixels.mode} {pixels.size}".encode() + pixels.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
 
 
 def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
@@ -231,11 +231,15 @@ def table(findings: Sequence[Finding]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
+        imaging.allow_pixels(args.max_pixels)
         everything, training = Survey([], [], []), ""
         if benchmarks.is_benchmark(args.first):
+            if args.mask_prefix or args.mask_suffix:
+                raise ValueError("--mask_suffix and --mask_prefix belong to two folders; a YAML file says them itself")
             training = survey_benchmark(everything, args.first, args.second)
         else:
-            survey(everything, Path(args.first).resolve().name, benchmarks.Place(), Path(args.first), Path(args.second))
+            place = benchmarks.Place(mask_prefix=args.mask_prefix, mask_suffix=args.mask_suffix)
+            survey(everything, Path(args.first).resolve().name, place, Path(args.first), Path(args.second))
         if not everything.jobs:
             raise ValueError(f"{files.listing([args.first, args.second])}: have no images")
         files.check_output_file("--json", args.json)
@@ -281,6 +285,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("first", metavar="NAME|IMAGES", help="a benchmark's name or YAML file, or a folder of images")
     parser.add_argument("second", metavar="ROOT|MASKS", help="the benchmark's folder, or the folder of masks")
+    cli.add_reading(parser)
     parser.add_argument("--json", type=cli.path, metavar="FILE", help="write all findings there, naming every file")
     parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
     return parser

@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"{args.output}: a folder for the hub; upload it with hf upload user/model FOLDER")
             return
         if args.to == "original":
-            content = dict(model.state_dict())
+            content = dict(checkpoint.nchw(model.state_dict()))
         else:
             content = checkpoint.network_content(model, whole=args.to == "whole")
             content["epoch"] = checkpoint.read(args.input).get("epoch")

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
 from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
-from unext import checkpoint, cli, files, weights
+from unext import checkpoint, cli, files, imaging, weights
 from unext.output import Task
 
 MIN_TORCH = (2, 10)  # the first version whose exporter can do this
@@ -169,7 +169,7 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
         tasks = test.find_own_tasks(args.check, None, args.output.parent) if args.check else []
         for task in tasks:
-            files.read_size(task.image)
+            imaging.read_size(task.image)
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size

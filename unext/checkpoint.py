@@ -219,8 +219,15 @@ def network_content(model: "SAM2UNeXT", whole: bool) -> dict[str, Any]:
         "format": FORMAT,
         "config": model.config,
         "encoders": {} if whole else model.encoders,
-        "state_dict": model.state_dict() if whole else trained_state(model),
+        "state_dict": nchw(model.state_dict() if whole else trained_state(model)),
     }
+
+
+def nchw(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict itself, its tensors in the order in which files hold them; the model computes channels-last."""
+    for key, tensor in state.items():
+        state[key] = tensor.to(memory_format=torch.contiguous_format)
+    return state
 
 
 def save_network(path: str | Path, model: "SAM2UNeXT", epoch: int) -> None:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from unext.files import printable
+from unext.imaging import MAX_PIXELS
 
 NOTHING_STARTED = 2  # exit status: the user's input is invalid
 NOT_COMPLETED = 1  # started and not completed
@@ -26,6 +27,7 @@ DIAGNOSES = {
         "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
     ),
     ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
+    ("invalid configuration argument",): "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
     ("not implemented for '",): "torch cannot do this here in this precision: give --precision fp32",
     ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
         "another process of the run is gone; the same command with --resume continues"
@@ -42,6 +44,7 @@ class Command:
     """A running command, which is told when its work begins: this decides the exit status of an error."""
 
     status = NOTHING_STARTED
+    smaller_batch: Callable[[], str] = str  # what to add to the line about lack of memory; must not fail
 
     def started(self) -> None:
         self.status = NOT_COMPLETED
@@ -62,7 +65,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             fail(message(error), command.status)
         except (RuntimeError, MemoryError) as error:  # torch's and Python's
             if line := diagnosis(error, less_memory):
-                fail(line, NOT_COMPLETED)
+                fail(line + (command.smaller_batch() if is_out_of_memory(error) else ""), NOT_COMPLETED)
             raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
@@ -107,9 +110,12 @@ def diagnosis(error: Exception, less_memory: str) -> str:
     for signs, line in DIAGNOSES.items():
         if any(sign in words for sign in signs):
             return line
-    if less_memory and any(sign in words for sign in OUT_OF_MEMORY):
-        return f"out of memory: {less_memory}"
-    return ""
+    return f"out of memory: {less_memory}" if less_memory and is_out_of_memory(error) else ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    words = f"{type(error).__name__}: {error}"
+    return any(sign in words for sign in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -162,6 +168,19 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
     parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
     parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
+
+
+def add_reading(group: argparse._ActionsContainer) -> None:
+    """Adds the options that say how masks are called and how large images may be."""
+    group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
+    group.add_argument("--mask_prefix", default="", help="of masks called gt_NAME.png: gt_")
+    group.add_argument(
+        "--max_pixels",
+        type=number(),
+        default=MAX_PIXELS,
+        metavar="N",
+        help="of the largest image, for which memory must do",
+    )
 
 
 def add_device(group: argparse._ActionsContainer) -> None:

@@ -121,6 +121,13 @@ def reduce_all(figures: Tensor, operation: str = "SUM") -> Tensor:
     return figures
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the first one's buffers: each has updated BatchNorm's statistics with its own images."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather_all(items: list) -> list:
     """The items of all processes, concatenated."""
     if not dist.is_initialized():

@@ -1,43 +1,20 @@
-"""Finds, pairs and reads images and masks, and writes files atomically. Free of torch, which keeps its users small."""
+"""Folders, names in messages, and files that are written whole or not at all. Free of torch."""
 
 import hashlib
 import io
 import os
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 LISTED = 10  # names that a message lists before it only counts
-# Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
-NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
-DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
 LOCK = ".lock"  # the file in a folder that is locked
 PATIENCE = 6.0  # seconds to wait for it; the data loader's workers, which may hold it, outlive a killed process by five
-OBJECT = 128  # scores count pixels above as the object
-
-warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
-
-
-@cache
-def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read."""
-    Image.preinit()  # the common ones first
-    Image.init()
-    return tuple(name for name in Image.OPEN if name not in NOT_READ)
-
-
-@cache
-def extensions() -> frozenset[str]:
-    """The file name extensions of these formats, in lower case with the dot."""
-    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in formats())
 
 
 def require_folder(path: str | Path) -> Path:
@@ -47,77 +24,6 @@ def require_folder(path: str | Path) -> Path:
         reason = "is not a folder" if path.exists() else "there is no such folder"
         raise NotADirectoryError(f"{path}: {reason}")
     return path
-
-
-def images_in(folder: str | Path) -> list[Path]:
-    """The images directly in `folder`, sorted, without hidden files. Raises OSError if it cannot be listed."""
-    folder = require_folder(folder)
-    return [
-        path for path in sorted(folder.iterdir())
-        if path.suffix.lower() in extensions() and not path.name.startswith(".") and path.is_file()
-    ]  # fmt: skip
-
-
-def find(folder: str | Path) -> dict[str, Path]:
-    """The images in `folder` by stem, sorted. Raises OSError, or ValueError for no image or two of one stem."""
-    found: dict[str, Path] = {}
-    repeated = []
-    for path in images_in(folder):
-        if path.stem in found:
-            repeated.append(f"{found[path.stem].name} and {path.name}")
-        found[path.stem] = path
-    if repeated:
-        raise ValueError(f"{folder}: files that differ only in their extension, keep one of each: {listing(repeated)}")
-    if not found:
-        raise ValueError(f"{folder}: has no images")
-    return dict(sorted(found.items()))
-
-
-def gather(paths: Iterable[str | Path]) -> dict[str, Path]:
-    """The images in `paths`, folders and single files, by stem. Raises OSError or ValueError as `find` does."""
-    found: dict[str, Path] = {}
-    for path in map(Path, paths):
-        for stem, image in ({path.stem: path} if path.is_file() else find(path)).items():
-            if stem in found:
-                raise ValueError(f"{found[stem]} and {image}: have the same name; write them to different folders")
-            found[stem] = image
-    return found
-
-
-def pair(
-    image_folders: Sequence[str | Path], mask_folders: Sequence[str | Path], skip_unpaired: bool = False
-) -> list[tuple[Path, Path]]:
-    """The (image, mask) files of the same stem in the i-th folder of either, joined.
-
-    Raises ValueError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
-    is no pair; and what `find` raises.
-    """
-    remedy = "add the missing files or ignore these with --skip_unpaired"
-    if len(image_folders) != len(mask_folders):
-        number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
-        raise ValueError(f"{number}: give one of masks for each of images, in the same order")
-    pairs: list[tuple[Path, Path]] = []
-    for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
-        images, masks = find(image_folder), find(mask_folder)
-        if not images.keys() & masks.keys():
-            image, mask = (next(iter(side.values())).name for side in (images, masks))
-            example = f"for example {image} and {mask}"
-            raise ValueError(f"no image in {image_folder} has the name of a mask in {mask_folder} ({example})")
-        pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
-    return pairs
-
-
-def match(
-    images: dict[str, Path], masks: dict[str, Path], where: str, skip: bool = False, remedy: str = "add what is missing"
-) -> list[tuple[Path, Path]]:
-    """The pairs of the same stem. Raises ValueError, about `where`, if a file has no partner, unless `skip`."""
-    problems = []
-    for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
-        if alone := [path.name for stem, path in side.items() if stem not in other]:
-            problems.append(f"without their {wanted}: {listing(alone)}")
-    if problems and not skip:
-        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
-    return [(path, masks[stem]) for stem, path in images.items() if stem in masks]
 
 
 def count(number: int, noun: str) -> str:
@@ -135,75 +41,6 @@ def listing(names: Iterable[object]) -> str:
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + more
-
-
-def read_image(path: str | Path, upright: bool = False) -> Image.Image:
-    """The image in RGB, as stored or, if `upright`, rotated as its EXIF tag says. Raises OSError naming the file."""
-    with opened(path) as image:
-        return eight_bits(ImageOps.exif_transpose(image) if upright else image, "RGB")
-
-
-def read_mask(path: str | Path) -> Image.Image:
-    """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
-    with opened(path) as image:
-        return eight_bits(image, "L")
-
-
-def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from the file's header, without decoding it. Raises OSError that names the file."""
-    with opened(path) as image:
-        return image.height, image.width
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image in a file, only its header read. Errors in the block become OSError that names the file."""
-    try:
-        with open_image(path) as image:
-            yield image
-    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        raise OSError(f"{path}: cannot be read as an image: {why(path, error)}") from error
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Pillow's `open` for `formats` and images below its pixel limit. Raises what Pillow does: almost anything."""
-    image = Image.open(path, formats=formats())
-    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
-    if limit and pixels > limit:  # Pillow itself only warns up to twice the limit
-        image.close()
-        raise Image.DecompressionBombError(
-            f"{pixels:,} pixels exceed Pillow's limit of {limit:,} and could be a decompression bomb; make it smaller"
-        )
-    return image
-
-
-def eight_bits(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode RGB or L. Raises ValueError for values that are neither 8 nor 16 bits.
-
-    Pillow would clip greyscale of 16 bits, integers and floats at 255. Here their maximum decides the range: up to 255
-    they are 8-bit values, up to 65535 16-bit values, and floats up to 1 are fractions of white.
-    """
-    if not image.mode.startswith(DEEP):
-        return image.convert(mode)
-    values = np.asarray(image)  # (H, W)
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high <= 65535:  # nor NaN
-        raise ValueError(f"its values from {low:g} to {high:g} are neither 8 nor 16 bits; save it as 8 bits")
-    white = 1 if image.mode == "F" and high <= 1 else 255 if high <= 255 else 65535
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert(mode)
-
-
-def is_dark(mask: Image.Image) -> bool:
-    """Whether a mask (mode L) reads as black although it is not: values of 0 and 1, or indices of a palette."""
-    return 0 < mask.getextrema()[1] <= OBJECT
-
-
-def dark_masks(names: Sequence[str], total: int) -> str:
-    """A warning about the masks that are dark, of `total` that were checked."""
-    return (
-        f"{len(names):,} of {count(total, 'mask')} are black or nearly so, with no pixel above {OBJECT} of 255: white "
-        f"is the object, so multiply masks of 0 and 1 by 255 ({listing(names)})"
-    )
 
 
 def require_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
@@ -290,11 +127,3 @@ def locked(path: str | Path) -> Iterator[None]:
                 (path / LOCK).unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()
-
-
-def why(path: str | Path, error: Exception) -> str:
-    """What is wrong with a file that Pillow cannot read, on one line."""
-    if isinstance(error, UnidentifiedImageError):
-        return "its format is not known to Pillow" if os.path.getsize(path) else "it is empty"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (reason.splitlines() or [type(error).__name__])[0]

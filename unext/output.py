@@ -1,5 +1,6 @@
 """What test.py writes for an image: map, mask, overlay, cutout; and settings.json beside them, which says how."""
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from unext import files
+from unext import files, imaging
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
+MAX_JPEG = 65500  # px, of a side
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
+TINTED = 0.55 * np.arange(256, dtype=np.uint8)[None, :, None] + 0.45 * np.array(TINT, np.float32)  # by grey level
 SETTINGS = "settings.json"
 RECORDED = ("path", "versions")  # in settings.json, but not compared
 
@@ -26,40 +29,66 @@ class Task(NamedTuple):
     folder: Path  # for the map
 
     def output(self, kind: str) -> Path:
-        folder = self.folder if kind == "map" else self.folder / kind
-        return folder / f"{self.image.stem}{KINDS[kind]}"
+        return place(self.folder, kind) / f"{self.image.stem}{KINDS[kind]}"
 
 
-def render(kind: str, grey: np.ndarray, image: Image.Image, threshold: float = 0.5) -> np.ndarray:
-    """The pixels of one of KINDS, from the map in grey levels, uint8 (H, W): grey (H, W), RGB or (cutout) RGBA."""
+def place(folder: Path, kind: str) -> Path:
+    """The folder for files of a kind, where maps are in `folder`."""
+    return folder if kind == "map" else folder / kind
+
+
+def needs_photo(kinds: Sequence[str]) -> bool:
+    """Whether one of the kinds shows the image."""
+    return not {"map", "mask"}.issuperset(kinds)
+
+
+def render(kind: str, grey: np.ndarray, image: Image.Image | None, threshold: float = 0.5) -> np.ndarray:
+    """The pixels of one of KINDS, from the map in grey levels, uint8 (H, W): grey (H, W), RGB or (cutout) RGBA.
+
+    `image`, for what shows it, is RGB or RGBA; what is transparent in it is so in the cutout.
+    """
     if kind == "map":
         return grey
     if kind == "mask":
         return (grey >= threshold * 255) * np.uint8(255)
-    pixels = np.asarray(image)  # (H, W, 3)
+    pixels = np.asarray(image if kind == "cutout" else imaging.on_white(image))  # (H, W, 3) or (H, W, 4)
     if grey.shape != pixels.shape[:2]:  # it has the ground truth's size
         grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     if kind == "cutout":
-        return np.dstack([pixels, grey])
+        if pixels.shape[2] == 4:
+            grey = np.rint(pixels[..., 3] * (grey / np.float32(255))).astype(np.uint8)
+        return np.dstack([pixels[..., :3], grey])
     mask = (grey >= threshold * 255).astype(np.uint8)
-    pixels = np.where(mask[..., None] > 0, 0.55 * pixels + 0.45 * np.array(TINT, np.float32), pixels).astype(np.uint8)
+    pixels = np.where(mask[..., None] > 0, cv2.LUT(pixels, TINTED.astype(np.uint8)), pixels)
     outline, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(pixels, outline, -1, TINT, thickness=max(1, round(max(mask.shape) / 400)))
 
 
-def encode(kind: str, pixels: np.ndarray) -> bytes:
-    """A PNG or (overlay) JPEG file of what `render` returns."""
-    if pixels.ndim == 3:  # OpenCV's files are BGR
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR)
-    return cv2.imencode(KINDS[kind], pixels)[1].tobytes()
+def encode(kind: str, pixels: np.ndarray, profile: bytes | None = None) -> bytes:
+    """A PNG or (overlay) JPEG file of what `render` returns, with the ICC profile of the image's colours.
+
+    Raises ValueError if the format does not allow for its size.
+    """
+    if pixels.ndim == 2:
+        return cv2.imencode(KINDS[kind], pixels)[1].tobytes()
+    options: dict[str, Any] = {"compress_level": 1} if KINDS[kind] == ".png" else {"quality": 95}
+    if KINDS[kind] == ".jpg" and max(pixels.shape) > MAX_JPEG:
+        raise ValueError(f"an {kind} is a JPEG file, whose sides are at most {MAX_JPEG:,} px")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, Image.registered_extensions()[KINDS[kind]], icc_profile=profile, **options)
+    return buffer.getvalue()
 
 
 def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
-    """Raises ValueError if a file would replace an image or its ground truth."""
-    inputs = {path.resolve() for task in tasks for path in (task.image, task.ground_truth) if path}
-    for task in tasks:
-        if any(task.output(kind).resolve() in inputs for kind in kinds):
-            raise ValueError(f"--save_path {task.folder}: maps would replace images or ground truth; name another one")
+    """Raises ValueError if a folder to write to has images or ground truth, or would get files of two kinds."""
+    inputs = {folder.resolve() for folder in {path.parent for task in tasks for path in task[:2] if path}}
+    owners: dict[Path, tuple[Path, str]] = {}
+    for folder in dict.fromkeys(task.folder for task in tasks):
+        for kind in kinds:
+            if place(folder, kind).resolve() in inputs:
+                raise ValueError(f"--save_path: {place(folder, kind)} has images or ground truth; name another folder")
+            if owners.setdefault(place(folder, kind), (folder, kind)) != (folder, kind):
+                raise ValueError(f"--save_path: {place(folder, kind)} would get files of two kinds; rename that folder")
 
 
 def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[str, Any], overwrite: bool) -> None:
@@ -107,6 +136,11 @@ def write_settings(tasks: Sequence[Task], settings: dict[str, Any], overwrite: b
                 os.utime(path, ns=(time, time))
 
 
+def is_of_maps(folder: Path) -> bool:
+    """Whether test.py wrote maps there."""
+    return "checkpoint" in read_settings(folder)
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """How the maps in a folder were made; empty if nothing says so."""
     try:
@@ -127,7 +161,7 @@ def is_done(task: Task, kinds: Sequence[str]) -> bool:
     mask, map_path = task.ground_truth, task.output("map")
     try:
         newest = max(path.stat().st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
-        fits = not mask or "map" not in kinds or files.read_size(mask) == files.read_size(map_path)
+        fits = not mask or "map" not in kinds or imaging.read_size(mask) == imaging.read_size(map_path)
         return fits and all(task.output(kind).stat().st_mtime_ns >= newest for kind in kinds)
     except OSError:  # one is missing
         return False

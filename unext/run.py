@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -124,7 +123,7 @@ class Run:
     def stop_if_asked(self, stop: Sequence[int]) -> None:
         """Saves and ends all processes if one of them got a signal, whose number is in `stop`."""
         number = max(stop, default=0)
-        if dist.is_initialized():
+        if device.ranks()[2] > 1:
             number = int(device.reduce_all(torch.tensor(number, device=self.model.head.weight.device), "MAX"))
         if number:
             self.save()

@@ -39,6 +39,13 @@ PUBLISHED = {  # addresses of the encoders' weights by file name
     for size in DINOV2_SIZES.values()
 }
 PATCHES = "patch_embed.proj.weight"  # of both encoders
+NETWORK = "sam.blocks.0.prompt_learn.0.weight"  # only SAM2-UNeXT has it
+FOREIGN = {  # what a file with this key is
+    "encoder.layer.0.layer_scale1.lambda1": "DINOv2 in the format of Hugging Face's transformers",
+    "embeddings.patch_embeddings.projection.weight": "a ViT in the format of Hugging Face's transformers",
+    "vision_encoder.backbone.patch_embed.projection.weight": "SAM 2 in the format of Hugging Face's transformers",
+    "blocks.0.0.ls1.gamma": "a training checkpoint of Meta's DINOv2",  # whose blocks are in chunks
+}
 SAM2_1_KEY = "no_obj_embed_spatial"  # only SAM 2.1 checkpoints have it
 DINOV2_PATCH = 14
 DINOV2_PATCH_SHAPE = (3, DINOV2_PATCH, DINOV2_PATCH)  # of the patch embedding's kernels
@@ -143,19 +150,44 @@ def reason(error: Exception) -> str:
     return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__
 
 
-def tensors(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors by key, without the usual wrappers: an entry "model" or "state_dict", a prefix `module.`."""
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if state and all(key.startswith("module.") for key in state):  # saved from (Distributed)DataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
+    """The tensors of the network in a file by key, free of the wrappers that other programs put around them.
+
+    One of its keys, a known one or one of `anchors`, shows in which dict it is and what precedes its keys; what lies
+    outside this prefix, such as a loss's tensors, is left out. Of several such networks it is the largest, of equal
+    ones the first. Without a known key it is the largest dict.
+    """
+    states = tensor_dicts(content)
+    for anchor in (NETWORK, TRUNK + PATCHES, *FOREIGN, *anchors):
+        ends = [(state, key) for state in states for key in state if f".{key}".endswith(f".{anchor}")]
+        if found := [below(state, key.removesuffix(anchor)) for state, key in ends]:
+            return max(found, key=len)
+    state = max(states, key=len)
+    return below(state, "module.") if all(key.startswith("module.") for key in state) else state
+
+
+def tensor_dicts(content: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The named tensors of each container in a file's content: the outer before the inner, those in "model" first."""
+    found, parts = {}, [content]
+    for part in parts:  # grows meanwhile
+        if isinstance(part, (dict, list, tuple)) and id(part) not in found:  # a pickle can contain itself
+            items = part if isinstance(part, dict) else dict(enumerate(part))
+            found[id(part)] = {
+                key.replace("_orig_mod.", ""): value  # torch.compile's
+                for key, value in items.items()
+                if isinstance(key, str) and isinstance(value, Tensor)
+            }
+            parts += [items.get("model"), *items.values()]
+    return list(found.values())
+
+
+def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of a state dict whose keys start with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def is_network(state: dict[str, Tensor]) -> bool:
-    return "sam.blocks.0.prompt_learn.0.weight" in state
+    return NETWORK in state
 
 
 def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
@@ -184,9 +216,17 @@ def describe(state: dict[str, Tensor]) -> str:
         return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
     if name := dinov2_name(state):
         return f"the DINOv2 {name}"
+    for key, kind in FOREIGN.items():
+        if key in state:
+            return kind
     if not state:
-        return "a file without tensors"
+        return "a file without named tensors"
     return f"another network's (keys such as {next(iter(state))})"
+
+
+def address(file: str) -> str:
+    """Where a file is published, to follow its name in a message; empty if that is not known."""
+    return f" ({PUBLISHED[file]})" if file in PUBLISHED else ""
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
@@ -196,13 +236,13 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
     wanted, kind = trunk_size(own, ""), f"{source}: is {describe(state)}"
     file = TRUNK_FILES[wanted]
     if TRUNK + PATCHES not in state:
-        raise ValueError(f"{kind}; SAM 2's {file} belongs here")
+        raise ValueError(f"{kind}; SAM 2's {file} belongs here{address(file)}")
     found = trunk_size(state, TRUNK)
     if found != wanted:
         raise ValueError(f"{kind}, but --sam2 {wanted} needs {file}" + (f"; or give --sam2 {found}" if found else ""))
     if SAM2_1_KEY in state and not allow_sam2_1:
         raise ValueError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this one")
-    state = {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
+    state = below(state, TRUNK)
     check_state(own, state, source)
     fill(trunk, state)
     adapted = {re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key): state[key] for key in own}  # as in SAM2UNeXT.sam
@@ -211,11 +251,14 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
     """Fills timm's feature extractor `name` from a file and returns its `record`. Raises OSError or ValueError."""
-    state = tensors(read(source))
+    own = net.state_dict()
+    state = tensors(read(source), next(key for key in own if key.endswith(".weight")))
     architecture = name.split(".")[0]
     found, kind = dinov2_name(state), f"{source}: is {describe(state)}"
-    if is_network(state) or TRUNK + PATCHES in state or (found and found != architecture):
-        remedy = f"give --aux {found} or {name}'s file" if found else f"the weights of timm's {name} belong here"
+    if {NETWORK, TRUNK + PATCHES, *FOREIGN} & state.keys() or (found and found != architecture):
+        remedy = f"the weights of timm's {name} belong here{address(f'{architecture}.safetensors')}"
+        if found:
+            remedy = f"give --aux {found} or {name}'s file"
         raise ValueError(f"{kind}; {remedy}")
     # timm's own filter renames keys and resamples the position embedding.
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
@@ -224,7 +267,6 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
             state = filter_fn(state, net)
         except Exception as error:  # it fails in many ways on other networks' tensors
             raise ValueError(f"{kind}, not timm's {name}") from error
-    own = net.state_dict()
     parts = {key.split(".")[0] for key in own}  # a published file may hold more, such as a classifier
     state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
     check_state(own, state, source)

@@ -1,0 +1,229 @@
+"""imaging.py: whatever a file holds, the pixels are the right ones, or the reason is named."""
+
+import os
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import recipe
+from conftest import ADOBE_RGB, adobe_rgb, save_image
+from PIL import Image, PngImagePlugin
+
+from tools import check_dataset
+from unext import imaging, pairing
+
+PHOTO = recipe.photo("bad", 40, 60, 0)
+RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
+TWELVE = np.rint(RAMP / 255 * 4095).astype(np.uint16)  # in 12 bits
+DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
+WHITE = np.full_like(DISC, 255)
+TURN = Image.Exif()
+TURN[0x0112] = 6  # a quarter turn
+
+
+def findings_of(path, is_mask=False):
+    return check_dataset.inspect(path, is_mask).kinds
+
+
+@pytest.mark.parametrize(
+    "name, deep, save",
+    [
+        ("l.png", False, lambda path: Image.fromarray(RAMP).save(path)),
+        ("palette.png", False, lambda path: Image.fromarray(RAMP).convert("P").save(path)),
+        ("la.png", False, lambda path: Image.fromarray(RAMP).convert("LA").save(path)),
+        ("colour.tif", False, lambda path: Image.fromarray(np.dstack([RAMP] * 3)).save(path)),
+        ("16.png", True, lambda path: Image.fromarray(RAMP * np.uint16(257)).save(path)),
+        ("16.tif", True, lambda path: Image.fromarray(RAMP * np.uint16(257)).save(path)),
+        ("16.pgm", True, lambda path: cv2.imwrite(str(path), RAMP * np.uint16(257))),
+        ("16_colour.png", True, lambda path: cv2.imwrite(str(path), np.dstack([RAMP * np.uint16(257)] * 3))),
+        ("16_colour.tif", True, lambda path: cv2.imwrite(str(path), np.dstack([RAMP * np.uint16(257)] * 3))),
+        ("12_colour.png", True, lambda path: cv2.imwrite(str(path), np.dstack([TWELVE] * 3))),
+        ("12_colour.tif", True, lambda path: cv2.imwrite(str(path), np.dstack([TWELVE] * 3))),
+        ("8_in_16_colour.png", True, lambda path: cv2.imwrite(str(path), np.dstack([RAMP.astype(np.uint16)] * 3))),
+        ("12.png", True, lambda path: Image.fromarray(TWELVE).save(path)),
+        ("8_in_16.png", True, lambda path: Image.fromarray(RAMP.astype(np.uint16)).save(path)),
+        ("32.tif", True, lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path)),
+        ("float.tif", True, lambda path: Image.fromarray((RAMP / 255).astype(np.float32)).save(path)),
+        ("float_255.tif", True, lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path)),
+    ],
+)
+def test_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, deep, save, tmp_path):
+    save(tmp_path / name)
+    assert np.array_equal(np.array(imaging.read_image(tmp_path / name)), np.dstack([RAMP] * 3))
+    assert np.array_equal(np.array(imaging.read_mask(tmp_path / name)), RAMP)
+    assert ("16 bits or floats" in findings_of(tmp_path / name)) == deep
+    assert "mask not binary" in findings_of(tmp_path / name, is_mask=True)  # as it is read
+
+
+@pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf], [0, 70000]])
+def test_floats_outside_the_grey_range_are_named(values, tmp_path):
+    save_image(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
+    for read in (imaging.read_image, imaging.read_mask):
+        with pytest.raises(OSError, match=r"x\.tif: cannot be read as an image: its values from .*; save it as 8 bits"):
+            read(tmp_path / "x.tif")
+    assert "values from" in findings_of(tmp_path / "x.tif")["unreadable"]
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("palette.png", {"mode": "P"}),
+        ("transparent.png", {"mode": "P", "transparency": 0}),
+        ("rgba.png", {"mode": "RGBA"}),
+        ("cmyk.jpg", {"mode": "CMYK", "quality": 100}),
+        ("moving.gif", {"save_all": True, "append_images": [Image.new("RGB", (60, 40))]}),
+        ("two.mpo", {"save_all": True, "append_images": [Image.new("RGB", (60, 40))], "quality": 100}),
+        ("turned.png", {"exif": TURN}),
+        ("photo.webp", {"lossless": True}),
+        ("photo.jp2", {}),
+    ],
+)
+def test_any_colour_mode_is_read_as_its_first_frame_without_transparency(name, options, tmp_path):
+    mode = options.pop("mode", "RGB")
+    Image.fromarray(PHOTO).convert(mode).save(tmp_path / name, **options)
+    read = np.array(imaging.read_image(tmp_path / name))
+    assert read.shape == PHOTO.shape  # not turned
+    tolerance = 30 if mode == "P" or name.endswith("gif") else 20  # a palette and JPEG change noise
+    assert np.abs(read.astype(int) - PHOTO).mean() < tolerance
+    assert imaging.read_size(tmp_path / name) == PHOTO.shape[:2]
+
+
+@pytest.mark.parametrize("where", ["zTXt", "iTXt", "iCCP"])
+def test_a_png_with_megabytes_of_text_or_profile_is_read(where, tmp_path):
+    notes = PngImagePlugin.PngInfo()
+    if where == "zTXt":
+        notes.add_text("prompt", "x" * 3_000_000, zip=True)
+    elif where == "iTXt":
+        notes.add_itxt("prompt", "x" * 3_000_000)
+    profile = os.urandom(3_000_000) if where == "iCCP" else None
+    Image.fromarray(PHOTO).save(tmp_path / "x.png", pnginfo=notes, icc_profile=profile)
+    assert np.array_equal(imaging.read_image(tmp_path / "x.png"), PHOTO)
+    assert np.array_equal(imaging.for_network(imaging.read_photo(tmp_path / "x.png")), PHOTO)
+    assert "unreadable" not in findings_of(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_only_the_rotation_is_read_from_exif(extension, tmp_path):
+    entries = [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x010E, 99, 4, b"abcd"), (0x8769, 2, 4, b"abc\0")]
+    table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4)
+    path = tmp_path / f"x.{extension}"
+    Image.fromarray(PHOTO).save(path, exif=exif, lossless=True, quality=100)
+    shown = np.array(imaging.read_photo(path))
+    assert shown.shape == (60, 40, 3) and np.abs(shown.astype(int) - np.rot90(PHOTO, -1)).mean() < 20
+    assert imaging.read_photo(path, as_shown=False).size == imaging.read_image(path).size == (60, 40)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
+def test_damaged_exif_data_is_ignored(exif, tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "x.jpg", exif=exif)
+    assert imaging.read_photo(tmp_path / "x.jpg").size == (60, 40)
+
+
+def expected_srgb(pixels):
+    """Adobe RGB in sRGB, by the definitions of both."""
+    to_xyz = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+    linear = ((pixels / 255) ** 2.2 @ ADOBE_RGB.T @ np.linalg.inv(to_xyz).T).clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def test_the_network_sees_srgb_and_benchmarks_the_stored_pixels(tmp_path):
+    colours = Image.fromarray(PHOTO).resize((60, 40), Image.Resampling.BICUBIC)
+    colours.save(tmp_path / "x.png", icc_profile=adobe_rgb())
+    photo = imaging.read_photo(tmp_path / "x.png")
+    assert np.array_equal(photo, colours) and photo.info["icc_profile"] == adobe_rgb()
+    assert np.abs(np.array(imaging.for_network(photo)) - expected_srgb(np.array(colours))).max() < 3
+    assert np.array_equal(imaging.read_image(tmp_path / "x.png"), colours)
+    assert imaging.read_image(tmp_path / "x.png").info == {}
+    assert "colours of a profile" in findings_of(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
+def test_a_profile_of_other_colours_or_a_damaged_one_is_ignored(mode, tmp_path):
+    image = Image.fromarray(PHOTO).convert(mode)
+    for profile in (b"no profile", adobe_rgb() if mode in ("L", "CMYK") else adobe_rgb()[:200]):
+        image.save(tmp_path / "x.tif", icc_profile=profile)
+        seen = imaging.for_network(imaging.read_photo(tmp_path / "x.tif"))
+        assert np.array_equal(seen, image.convert("RGB"))
+
+
+def test_what_is_transparent_is_white_for_the_network_and_keeps_its_alpha(tmp_path):
+    path = save_image(tmp_path / "x.png", np.dstack([PHOTO, DISC]))
+    photo = imaging.read_photo(path)
+    assert photo.mode == "RGBA" and np.array_equal(np.array(photo)[..., 3], DISC)
+    assert np.array_equal(imaging.for_network(photo), np.where(DISC[..., None] > 0, PHOTO, 255))
+    assert np.array_equal(imaging.read_image(path), PHOTO)  # as benchmarks do
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_stored_pixels_are_those_of_pillow_whatever_the_reader(mode, tmp_path):
+    image = Image.fromarray(RAMP if mode == "F" else PHOTO).convert("L" if mode == "I;16" else "RGB").convert(mode)
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "F", "PA") else "x.png")
+    image.save(path)
+    expected = Image.open(path)
+    expected = expected.convert("L") if mode in ("I;16", "F") else expected
+    assert np.array_equal(imaging.read_image(path), expected.convert("RGB"))
+    assert np.array_equal(imaging.read_photo(path, as_shown=False).convert("RGB"), expected.convert("RGB"))
+    assert np.array_equal(imaging.read_mask(path), expected.convert("L"))
+
+
+def tiff(path, samples, bits, kind):
+    """A TIFF of one row of pixels with so many samples of so many bits; kind: 1 unsigned, 2 signed, 3 float."""
+    tags = {256: (3, 4), 257: (3, 1), 258: (3, bits), 262: (3, 1), 273: (4, 8), 277: (3, samples), 339: (3, kind)}
+    data = bytes(4 * samples * bits // 8)
+    entries = [struct.pack("<HHII", tag, form, 1, value) for tag, (form, value) in tags.items()]
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    path.write_bytes(head + data + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize(
+    "samples, bits, kind, told",
+    [
+        (5, 16, 1, "5 x 16-bit unsigned integers"),
+        (8, 8, 1, "8 x 8-bit unsigned integers"),
+        (3, 32, 3, "3 x 32-bit floats"),
+        (3, 16, 2, "3 x 16-bit signed integers"),
+        (1, 64, 3, "1 x 64-bit floats"),
+    ],
+)
+def test_a_tiff_that_pillow_does_not_know_is_named_by_its_bands(samples, bits, kind, told, tmp_path):
+    told = f"it is a TIFF of {told} a pixel, which Pillow does not know; save it as 8-bit RGB"
+    path = tiff(tmp_path / "x.tif", samples, bits, kind)
+    with pytest.raises(OSError, match=f"x.tif: cannot be read as an image: {told}"):
+        imaging.read_image(path)
+    assert told in findings_of(path)["unreadable"]
+
+
+def test_mpo_is_found_in_a_folder_and_read(tmp_path):
+    smooth = Image.fromarray(PHOTO).resize((60, 40))
+    smooth.save(tmp_path / "x.mpo", save_all=True, append_images=[smooth], quality=100)
+    assert [path.name for path in pairing.images_in(tmp_path)] == ["x.mpo"]
+    assert imaging.read_image(tmp_path / "x.mpo").size == (60, 40)
+
+
+def test_heic_is_named_with_the_remedy_where_pillow_heif_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(imaging, "formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "x.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(12))
+    with pytest.raises(OSError, match="it is HEIC, .*; convert it to JPEG, or pip install pillow-heif"):
+        imaging.read_image(tmp_path / "x.heic")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    imaging.formats()
+    Image.fromarray(PHOTO).resize((64, 64)).save(tmp_path / "x.heic", quality=90)
+    assert pillow_heif and [path.name for path in pairing.images_in(tmp_path)] == ["x.heic"]
+    assert imaging.read_image(tmp_path / "x.heic").size == (64, 64)
+
+
+def test_more_pixels_are_read_once_the_user_allows_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setenv(imaging.ALLOWED, "")
+    path = save_image(tmp_path / "x.png", PHOTO)
+    imaging.allow_pixels(PHOTO[..., 0].size)
+    assert imaging.read_size(path) == (40, 60)
+    imaging.allow_pixels(PHOTO[..., 0].size - 1)
+    with pytest.raises(OSError, match="x.png: .*2,400 pixels exceed the limit of 2,399: .*; --max_pixels allows more"):
+        imaging.read_size(path)

@@ -1,0 +1,89 @@
+"""The memory that is predicted is the memory that torch allocates."""
+
+import copy
+
+import pytest
+import recipe
+import torch
+from conftest import MICRO
+from torch.amp import GradScaler
+from torch.profiler import ProfilerActivity, profile
+
+import train
+from SAM2UNeXT import SAM2UNeXT
+from unext import memory
+
+SIDE, IMAGES = 128, 2
+
+
+def allocated(model: SAM2UNeXT, training: bool) -> int:
+    """The most bytes that torch's CPU allocator gave at one time to the model, its input, and a step or inference."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model = copy.deepcopy(model)
+        images = recipe.image("memory", (IMAGES, 3, SIDE, SIDE)).clone()
+        masks = recipe.mask("memory", (IMAGES, 1, SIDE, SIDE)).clone()
+        if training:
+            optimizer, _ = train.make_optimizer(model, lr=1e-3, weight_decay=0, epochs=1)
+            batches = [(images, masks, ["a", "b"])] * 2  # the second step has the optimiser's state
+            list(train.train_one_epoch(model, batches, optimizer, GradScaler("cpu", enabled=False)))
+        else:
+            with torch.inference_mode():
+                model(images)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "way, dtype",
+    [
+        ("train", torch.float32),
+        ("checkpointed", torch.float32),
+        ("infer", torch.float32),
+        pytest.param("train", torch.bfloat16, marks=pytest.mark.half),
+    ],
+)
+def test_the_predicted_peak_is_what_torch_allocates(way, dtype):
+    model = SAM2UNeXT(**(MICRO | {"size": SIDE}), precision=dtype).train(way != "infer")
+    model.sam.grad_checkpointing = way == "checkpointed"
+    loss = None if way == "infer" else train.structure_loss
+    found = memory.predict(model, IMAGES, loss, cuda=False)
+    assert found.peak == pytest.approx(allocated(model, loss is not None), rel=0.15)
+    assert found.held <= found.peak
+
+
+@pytest.mark.slow
+def test_memory_grows_evenly_with_the_batch_and_the_model_stays_as_it_is():
+    with torch.device("meta"):
+        model = SAM2UNeXT(precision=torch.bfloat16).train()
+    found = memory.demand(model, 1, train.structure_loss)
+    three = memory.predict(model, 3, train.structure_loss)
+    assert three.peak == pytest.approx(found.batch.peak + 2 * found.image, rel=1e-3)
+    assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_largest_batch_is_the_largest_that_fits():
+    found = memory.Demand(3, memory.Memory(0, 6 * memory.GIB), 2 * memory.GIB)
+    for images, size in ((0, 1.9), (1, 2.1), (2, 5.9), (3, 6.1), (10, 21)):  # that the libraries and gaps leave
+        gpu = (size * memory.GIB + memory.LIBRARIES) / (1 - memory.FRAGMENTED)
+        assert found.largest_batch(gpu) == images
+
+
+def test_a_step_out_of_memory_names_the_batch_that_should_fit(monkeypatch):
+    model = SAM2UNeXT(**MICRO).train()
+    words = model, 8, train.structure_loss
+    assert memory.smaller_batch(*words, "cpu") == ""
+    assert memory.smaller_batch(*words, "cuda:7") == ""  # which cannot be asked
+    found = memory.demand(*words)
+    needed = (found.batch.peak - 2.5 * found.image + memory.LIBRARIES) / (1 - memory.FRAGMENTED)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory.GIB)
+    for gpu, line in (
+        (needed, "; otherwise unchanged, --batch_size 5 should fit on this GPU"),
+        (2 * needed + memory.GIB, ""),  # all eight should
+        (memory.GIB, ""),  # not one does
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, gpu=gpu: (gpu - memory.GIB, gpu))
+        assert memory.smaller_batch(*words, "cuda:0") == line

@@ -1,0 +1,331 @@
+"""Reads images and masks as 8-bit pixels, whatever their files hold. Free of torch, which keeps its users small."""
+
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+# Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
+NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
+OBJECT = 128  # scores count pixels above as the object
+TOLERANCE = 16  # grey levels that JPEG, resizing and rounding may change
+MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
+ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, so that worker processes know too what the user allows
+MAX_LABEL, MAX_LABELS = (
+    120,
+    40,
+)  # grey levels and their number in masks of classes; 127 and 128 mean "unknown" in trimaps
+
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {  # what makes an image upright, by the value of that tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TIFF_BITS, TIFF_BANDS, TIFF_PLANAR, TIFF_TYPE = 258, 277, 284, 339  # tags
+TIFF_TYPES = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+BIG_TIFF = (b"+\0", b"\0+")  # the version, in either byte order
+HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
+GET_HEIF = "convert it to JPEG, or pip install pillow-heif"
+WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits
+
+# What may be wrong with a mask -> what it means, and the remedy.
+MASK_PROBLEMS = {
+    "0/1 mask": "reads as black; make the object 255",
+    "mask too dark": f"no pixel is above {OBJECT}, so scores see no object; make the object 255",
+    "mask of labels": "has small labels and one bright level, such as PASCAL VOC's border, which alone counts as the "
+    "object; make the object 255 and all else 0",
+    "mask in colour": "is read as greyscale; make the object white and all else black",
+}
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what it also raises
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
+
+
+def allow_pixels(number: int) -> None:
+    """Sets the largest number of pixels that an image may have, for this process and those that it starts."""
+    os.environ[ALLOWED] = str(number)
+    Image.MAX_IMAGE_PIXELS = number
+
+
+if ALLOWED in os.environ:
+    allow_pixels(int(os.environ[ALLOWED]))
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The names of the formats that are read: Pillow's, and HEIF if pillow-heif is installed."""
+    Image.preinit()  # the common ones first
+    Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in Image.OPEN if name not in NOT_READ)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """The file name extensions of these formats, in lower case with the dot."""
+    known = {*formats(), "MPO"}  # several JPEG in one, which the reader of JPEG opens
+    return frozenset(ext for ext, name in Image.registered_extensions().items() if name in known)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in RGB with the pixels as they are stored. Raises OSError that names the file."""
+    with opened(path) as image:
+        image = decoded(image).convert("RGB")
+        image.info = {}  # its profile is not to be applied
+        return image
+
+
+def read_photo(path: str | Path, as_shown: bool = True) -> Image.Image:
+    """The image as `photo_of` returns it and, if `as_shown`, upright as its EXIF tag says. Raises OSError."""
+    with opened(path) as image:
+        photo = photo_of(image, as_shown)
+        turn = TURNS.get(orientation(image)) if as_shown else None
+        return photo if turn is None else photo.transpose(turn)
+
+
+def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
+    """An opened image in RGB or, if it may be transparent, RGBA; in `info` the ICC profile of its colours.
+
+    Without `as_shown` its RGB pixels are those of `read_image`; with it, CMYK and grey follow their profile.
+    """
+    profile, kept = image.info.get("icc_profile"), image.mode in ("RGB", "RGBA", "P")
+    image = decoded(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif as_shown and profile and not kept:  # CMYK and grey
+        image = to_srgb(image, profile)
+    else:
+        image = image.convert("RGB")
+    image.info = {"icc_profile": profile} if profile and kept else {}
+    return image
+
+
+def for_network(photo: Image.Image) -> Image.Image:
+    """What viewers show of an image from `photo_of`, in RGB: in sRGB, and on white where it is transparent."""
+    return on_white(in_srgb(photo))
+
+
+def in_srgb(photo: Image.Image) -> Image.Image:
+    """An RGB or RGBA image in sRGB, by the ICC profile in its `info`."""
+    profile = photo.info.get("icc_profile")
+    return to_srgb(photo, profile) if profile else photo
+
+
+def on_white(photo: Image.Image) -> Image.Image:
+    """An RGB or RGBA image in RGB, its transparent parts on white."""
+    if photo.mode == "RGB":
+        return photo
+    ground = Image.new("RGB", photo.size, "white")
+    ground.paste(photo, mask=photo.getchannel("A"))
+    return ground
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An image with this ICC profile in sRGB, RGB or RGBA; a damaged profile, or one of other colours, is ignored."""
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):
+        if changes_colours(profile):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+    image = image.convert(mode)
+    image.info = {}
+    return image
+
+
+def changes_colours(profile: bytes) -> bool:
+    """Whether an ICC profile is another one than sRGB. False if it is damaged."""
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):
+        return "sRGB" not in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    return False
+
+
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF tag for the rotation of an opened image; None without one. Other tags may be damaged."""
+    image.load()  # PNG may have it behind the pixels, and Pillow itself turns TIFF
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # Pillow's reader raises almost anything
+        return None
+    return value if isinstance(value, int) else None
+
+
+def read_mask(path: str | Path) -> Image.Image:
+    """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
+    with opened(path) as image:
+        return mask_of(image)
+
+
+def read_and_check_mask(path: str | Path) -> tuple[Image.Image, str]:
+    """The mask as `read_mask` returns it, and what is wrong with it: a key of MASK_PROBLEMS, or empty."""
+    with opened(path) as image:
+        mask = mask_of(image)
+        return mask, mask_problem(image, mask)
+
+
+def mask_of(image: Image.Image) -> Image.Image:
+    """The mask in an opened image (mode L): its grey levels, or its alpha channel if what is visible has one colour.
+
+    Raises ValueError if both could be the mask.
+    """
+    image = decoded(image)
+    alpha = alpha_of(image)
+    if alpha is None:
+        return image.convert("L")
+    pixels = np.asarray(image.convert("RGBA"))  # (H, W, 4)
+    grey, visible = np.asarray(image.convert("RGBA").convert("L")), pixels[..., 3] >= TOLERANCE
+    if visible.any():
+        if np.ptp(pixels[visible][:, :3], axis=0).max() > TOLERANCE:
+            raise ValueError("its colours and its alpha channel could both be the mask; save the mask as greyscale")
+        if grey.max() - int(grey[visible].max()) > TOLERANCE:
+            raise ValueError("white lies hidden where its alpha channel is 0; save the mask as greyscale")
+    return alpha
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """The alpha channel (mode L) of an image; None if it is opaque."""
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return alpha if alpha.getextrema()[0] < 255 - TOLERANCE else None
+
+
+def mask_problem(image: Image.Image, mask: Image.Image) -> str:
+    """What is wrong with an opened mask, of which `mask_of` made `mask`: a key of MASK_PROBLEMS, or empty."""
+    brightest = mask.getextrema()[1]
+    if 0 < brightest <= OBJECT:
+        return "0/1 mask" if brightest == 1 else "mask too dark"
+    if has_labels(np.asarray(image if image.mode.startswith(DEEP) else mask)):
+        return "mask of labels"
+    if image.mode in ("1", "L", "LA") or image.mode.startswith(DEEP) or alpha_of(image):
+        return ""
+    red, *others = image.convert("RGB").split()
+    coloured = max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
+    return "mask in colour" if coloured else ""
+
+
+def has_labels(values: np.ndarray) -> bool:
+    """Whether a mask (H, W) has regions of a few small labels beside one bright level, which alone is the object.
+
+    Edges of a few grey levels are no region: they have no 3 x 3 pixels of such levels.
+    """
+    levels = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
+    labels = levels[(levels >= 1) & (levels <= MAX_LABEL)]
+    if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() != 1:
+        return False
+    return bool(cv2.erode(np.isin(values, labels).astype(np.uint8), np.ones((3, 3))).any())
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) from the file's header, without decoding it. Raises OSError that names the file."""
+    with opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file, only its header read. Errors in the block become OSError that names the file."""
+    try:
+        with open_image(path) as image:
+            yield image
+    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
+        raise OSError(f"{path}: cannot be read as an image: {why(path, error)}") from error
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Pillow's `open` for `formats` and images below its pixel limit. Raises what Pillow does: almost anything."""
+    image = Image.open(path, formats=formats())
+    pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if limit and pixels > limit:  # Pillow itself only warns up to twice the limit
+        image.close()
+        raise Image.DecompressionBombError(f"{pixels:,} pixels exceed the limit of {limit:,}")
+    return image
+
+
+def decoded(image: Image.Image) -> Image.Image:
+    """An opened image with 8 bits per channel; what has no more is returned as it is, perhaps not yet decoded.
+
+    Pillow clips deeper greyscale at 255 and keeps the high bytes of 16-bit colours. Here the maximum decides which
+    value is white: up to 255 it is 255, up to 4095 that (12 bits), up to 65535 that, and for floats up to 1 it is 1.
+    Raises ValueError for other values.
+    """
+    if image.mode.startswith(DEEP):
+        return Image.fromarray(scaled(np.asarray(image)))
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(TIFF_PLANAR) == 2 and max(tags[TIFF_BITS]) > 8:  # neither Pillow nor OpenCV reads these right
+        raise ValueError("it is a TIFF of 16 bits whose colours lie in separate planes; save it as 8-bit RGB")
+    if not is_deep_colour(image):
+        return image
+    image.fp.seek(0)
+    content = np.frombuffer(image.fp.read(), np.uint8)
+    image.load()  # unlike OpenCV, Pillow refuses damaged files
+    pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)  # (H, W, 3) BGR or (H, W, 4) BGRA
+    if pixels is None or pixels.shape[:2] != (image.height, image.width) or pixels.ndim < 3:
+        raise ValueError("its 16-bit colours cannot be decoded; save it as 8-bit RGB")
+    colours = scaled(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
+    if pixels.shape[2] == 4 and image.mode in ("RGBA", "LA"):
+        colours = np.dstack([colours, scaled(pixels[..., 3])])
+    return Image.fromarray(colours)
+
+
+def is_deep_colour(image: Image.Image) -> bool:
+    """Whether an opened image that was not decoded yet has 16 bits in each of several channels."""
+    return any(re.match(r"(LA|RGB|RGBA|RGBX);16", str(np.ravel(tile[3])[0])) for tile in getattr(image, "tile", ()))
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """Grey levels of any depth as uint8, see `decoded`."""
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 65535:  # nor NaN
+        raise ValueError(f"its values from {low:g} to {high:g} are neither 8 nor 16 bits; save it as 8 bits")
+    white = 1 if values.dtype.kind == "f" and high <= 1 else next(one for one in WHITES if high <= one)
+    if values.dtype == np.uint16:
+        return np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[values]
+    return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+def why(path: str | Path, error: Exception) -> str:
+    """What is wrong with a file that Pillow cannot read and, where it is known, the remedy; on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return unknown_format(path)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error}: it could be a decompression bomb; --max_pixels allows more"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (reason.splitlines() or [type(error).__name__])[0]
+
+
+def unknown_format(path: str | Path) -> str:
+    """What a file is that Pillow does not know."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+        if not start:
+            return "it is empty"
+        if start[4:8] == b"ftyp" and start[8:12] in HEIC and "HEIF" not in formats():
+            return f"it is HEIC, which Pillow does not know; {GET_HEIF}"
+        if start.startswith(tuple(TiffImagePlugin.PREFIXES)):
+            with suppress(Exception):  # it may be damaged in many ways
+                tags = TiffImagePlugin.ImageFileDirectory_v2(start if start[2:4] in BIG_TIFF else start[:8])
+                file.seek(tags.next)
+                tags.load(file)
+                bits, kind = tags[TIFF_BITS][0], TIFF_TYPES.get(tags.get(TIFF_TYPE, (1,))[0], "values")
+                bands = f"{tags.get(TIFF_BANDS, 1)} x {bits}-bit {kind} a pixel"
+                return f"it is a TIFF of {bands}, which Pillow does not know; save it as 8-bit RGB"
+    return "its format is not known to Pillow"

@@ -1,0 +1,258 @@
+"""Finds images and masks, and pairs them by name. Free of torch, which keeps its users small."""
+
+import os
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple
+
+from unext import imaging
+from unext.files import count, listing, require_folder
+
+HEIC = (".heic", ".heif")
+UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, this one's too
+
+
+class MaskNames(NamedTuple):
+    """What the names of masks have before and behind those of their images."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    def image_of(self, mask: str) -> str | None:
+        """The name of a mask's image; None for a name that no mask has."""
+        folder, slash, mask = mask.rpartition("/")
+        before, behind = (unicodedata.normalize("NFC", part) for part in self)
+        fits = mask.startswith(before) and mask.endswith(behind) and len(mask) > len(before + behind)
+        return folder + slash + mask[len(before) : len(mask) - len(behind)] if fits else None
+
+    def options(self) -> str:
+        """How the commands are told."""
+        return " ".join(f"--mask_{key}={shlex.quote(part)}" for key, part in self._asdict().items() if part)
+
+
+SAME = MaskNames()
+
+
+class Listing(NamedTuple):
+    """The names of the files in a folder, sorted, except hidden ones."""
+
+    images: list[str]  # by their extension
+    broken: list[str]  # links that lead nowhere, as those of git-annex do until the file is fetched
+    others: list[str]
+
+
+def scan(folder: str | Path) -> Listing:
+    """What is in a folder. Raises OSError if it cannot be listed."""
+    found = Listing([], [], [])
+    with os.scandir(require_folder(folder)) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            is_image = os.path.splitext(entry.name)[1].lower() in imaging.extensions()
+            is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+            (found.broken if is_broken else found.images if is_image else found.others).append(entry.name)
+    return Listing(*map(sorted, found))
+
+
+def images_in(folder: str | Path) -> list[Path]:
+    """The images directly in `folder`, sorted. Raises OSError if it cannot be listed."""
+    return [Path(folder, name) for name in scan(folder).images]
+
+
+def left_out(folders: Iterable[str | Path]) -> str:
+    """What is in these folders beside images, in words; empty if there is nothing."""
+    kinds: Counter[str] = Counter()
+    broken = 0
+    for found in map(scan, dict.fromkeys(map(Path, folders))):
+        kinds.update(os.path.splitext(name)[1] or name for name in found.others if name.lower() not in UNMENTIONED)
+        broken += len(found.broken)
+    words = [
+        f"{number:,} {kind}" + (f" ({imaging.GET_HEIF})" if kind.lower() in HEIC else "")
+        for kind, number in sorted(kinds.items())
+    ]
+    return listing(words + ([count(broken, "broken link")] if broken else []))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder by name, except hidden ones and those that macOS adds to archives."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except PermissionError:
+        return []
+    return [folder / name for name in sorted(names) if not name.startswith((".", "__MACOSX"))]
+
+
+def tree(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
+    """The folder and all below it, without links and without those to skip and all below them."""
+    yield folder
+    for one in subfolders(folder):
+        if not one.is_symlink() and not skip(one):
+            yield from tree(one, skip)
+
+
+def name_of(path: Path) -> str:
+    """By which a file is paired: its name without extension, in the form NFC (macOS keeps accents apart)."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
+def find(folder: str | Path) -> dict[str, Path]:
+    """The images in `folder` by name, sorted.
+
+    Raises OSError if it cannot be listed or an image is a broken link, ValueError for no image or two of one name.
+    """
+    found = scan(folder)
+    broken = [name for name in found.broken if os.path.splitext(name)[1].lower() in imaging.extensions()]
+    if broken:
+        raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(broken)}")
+    if not found.images:
+        raise ValueError(f"{folder}: has no images")
+    return by_name([Path(folder, name) for name in found.images], folder)
+
+
+def by_name(paths: Iterable[Path], folder: str | Path) -> dict[str, Path]:
+    """The files of a folder by name, sorted. Raises ValueError if two have the same."""
+    found: dict[str, Path] = {}
+    repeated = []
+    for path in paths:
+        if (other := found.setdefault(name_of(path), path)) != path:
+            repeated.append(f"{other.name} and {path.name}")
+    if repeated:
+        raise ValueError(f"{folder}: files that differ only in their extension, keep one of each: {listing(repeated)}")
+    return dict(sorted(found.items()))
+
+
+def gather(
+    paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] = lambda folder: False
+) -> dict[str, Path]:
+    """The images in `paths`, folders and single files, by name; if `recursive`, those in `tree` as "folder/name".
+
+    Broken links are left out. Raises OSError or ValueError as `find` does.
+    """
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        folders = tree(require_folder(path), skip) if recursive and not path.is_file() else [path]
+        groups = {one: [path] if path.is_file() else images_in(one) for one in folders}
+        if not any(groups.values()):
+            others = left_out([path])
+            deeper = 0 if recursive else images_below(path, skip)
+            hint = f"; {count(deeper, 'image')} in sub-folders, which --recursive reads" if deeper else ""
+            raise ValueError(f"{path}: has no images" + (f", only {others}" if others else "") + hint)
+        for folder, images in groups.items():
+            below = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
+            for name, image in by_name(images, folder).items():
+                if (other := found.setdefault(below + name, image)) != image:
+                    raise ValueError(f"{other} and {image}: have the same name; write them to different folders")
+    return found
+
+
+def images_below(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> int:
+    """The number of images in the sub-folders of a folder, see `tree`."""
+    return sum(len(scan(one).images) for one in tree(folder, skip) if one != folder)
+
+
+def pair(
+    image_folders: Sequence[str | Path], mask_folders: Sequence[str | Path], skip_unpaired: bool = False,
+    names: MaskNames = SAME,
+) -> list[tuple[Path, Path]]:  # fmt: skip
+    """The (image, mask) files of the same name in the i-th folder of either, joined.
+
+    Raises ValueError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
+    is no pair; and what `find_both` raises.
+    """
+    remedy = "add the missing files or ignore these with --skip_unpaired"
+    if len(image_folders) != len(mask_folders):
+        number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
+        raise ValueError(f"{number}: give one of masks for each of images, in the same order")
+    pairs: list[tuple[Path, Path]] = []
+    for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
+        images, masks = find_both(image_folder, mask_folder, names)
+        pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
+    return pairs
+
+
+def find_both(
+    image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The images and the masks by the image's name. Both may be in one folder if `names` tells them apart.
+
+    Raises ValueError if it does not, or if none has a partner; and what `find` raises.
+    """
+    require_apart(image_folder, mask_folder, names)
+    images, masks = tell_apart(find(image_folder), find(mask_folder), names)
+    if not images.keys() & masks.keys():
+        first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
+        raise ValueError(
+            f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {first})"
+            + names_hint(images, masks, names)
+        )
+    return images, masks
+
+
+def require_apart(image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME) -> None:
+    """Raises ValueError if both are one folder and `names` does not tell images and masks apart."""
+    if names == SAME and Path(image_folder).resolve() == Path(mask_folder).resolve():
+        every = {name_of(path) for path in images_in(image_folder)}
+        guess = guess_names(every, every)
+        remedy = (
+            f"give {guess.options()}" if guess else "move the masks to a folder of their own, or give --mask_suffix"
+        )
+        raise ValueError(f"{image_folder}: is given as the folder of both images and masks; {remedy}")
+
+
+def tell_apart(
+    images: dict[str, Path], masks: dict[str, Path], names: MaskNames
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files of a folder of images and of one of masks, which may be the same, by the image's name."""
+    if names == SAME:
+        return images, masks
+    of_image = {name: names.image_of(name) for name in masks}
+    images = {
+        name: path for name, path in images.items()
+        if of_image.get(name) is None or masks[name].name != path.name
+    }  # fmt: skip
+    return images, {image: masks[name] for name, image in of_image.items() if image is not None}
+
+
+def names_hint(images: Iterable[str], masks: Iterable[str], names: MaskNames) -> str:
+    """The end of a message: which options would pair these names, if there are any that were not given."""
+    guess = guess_names({*images}, {*masks}) if names == SAME else None
+    return f"; give {guess.options()}" if guess else ""
+
+
+def guess_names(images: Set[str], masks: Set[str]) -> MaskNames | None:
+    """What the names of all masks have beside those of their images, if there is such; both may be the same set."""
+    longest = max(masks, key=len, default="")  # in one set, an image's name is shorter than its mask's
+    for part in sorted(images, key=len, reverse=True):
+        if part and part in longest and part != longest:
+            names = MaskNames(*longest.split(part, 1))
+            named = {names.image_of(mask) for mask in masks} - {None}
+            others = {mask for mask in masks if names.image_of(mask) is None}
+            if named == others if images == masks else not others and named <= images:
+                return names
+    return None
+
+
+def match(
+    images: dict[str, Path], masks: dict[str, Path], where: str, skip: bool = False, remedy: str = "add what is missing"
+) -> list[tuple[Path, Path]]:
+    """The pairs of the same name. Raises ValueError, about `where`, if a file has no partner, unless `skip`."""
+    problems = []
+    for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
+        if alone := [path.name for name, path in side.items() if name not in other]:
+            problems.append(f"without their {wanted}: {listing(alone)}")
+    if problems and not skip:
+        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
+    return [(path, masks[name]) for name, path in images.items() if name in masks]
+
+
+def mask_warnings(problems: Mapping[str, str], total: int) -> list[str]:
+    """Lines about masks, of `total` that were looked at, by their problems: file name -> key of MASK_PROBLEMS."""
+    return [
+        f"{len(found):,} of {count(total, 'mask')}: {problem}: {remedy} ({listing(found)})"
+        for problem, remedy in imaging.MASK_PROBLEMS.items()
+        if (found := sorted(file for file, one in problems.items() if one == problem))
+    ]
