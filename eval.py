@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from evaluation import benchmarks, compare, metrics, report, tables
 from unext import cli, files, imaging, output, pairing
-from unext.pairing import MaskNames
 from unext.workers import in_processes
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
@@ -80,10 +79,7 @@ def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[s
             raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
         nameless = benchmarks.Benchmark("", metrics.NINE, (), {}, {}, {}, from_paper=False)
         return nameless, {tables.THIS_RUN: find_own_datasets(args)}, []
-    if args.mask_suffix or args.mask_prefix:
-        raise ValueError(
-            "--mask_suffix and --mask_prefix belong to --gt_path; a benchmark's YAML file says them itself"
-        )
+    pairing.names_given(args, args.gt_path)
     name, root = args.benchmark
     benchmark, folders = benchmarks.load(name), method_folders(args.pred_path)
     found = benchmarks.find_test(benchmark, root, args.sets)
@@ -117,7 +113,7 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
         )
     if len(set(labels)) < len(labels):
         raise ValueError("--dataset_name: each name may occur only once")
-    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    names = pairing.names_given(args, args.gt_path)
     datasets = []
     for i, (label, pred_path, gt_path) in enumerate(zip(labels, args.pred_path, args.gt_path, strict=True)):
         pairing.require_apart(pred_path, gt_path, names)

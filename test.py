@@ -149,9 +149,7 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
         raise ValueError("--sets belongs to --benchmark")
     if args.recursive and args.benchmark:
         raise ValueError("--recursive belongs to --test_image_path")
-    names = MaskNames(args.mask_prefix, args.mask_suffix)
-    if names != SAME and not args.test_gt_path:
-        raise ValueError(f"{names.options()} belongs to --test_gt_path; a benchmark's YAML file says it itself")
+    names = pairing.names_given(args, args.test_gt_path)
     if not args.benchmark:
         return find_own_tasks(args.test_image_path, args.test_gt_path, args.save_path, names, args.recursive)
     name, root = args.benchmark

@@ -41,7 +41,6 @@ from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, imaging, memory, pairing
 from unext.log import Log, Step, panels, write_arguments
-from unext.pairing import SAME, MaskNames
 from unext.run import Run
 from unext.workers import in_order
 
@@ -165,6 +164,7 @@ def make_optimizer(
         cosine = (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs)) / 2
         return cosine + (1 - cosine) * MIN_LEARNING_RATE / (lr or 1)
 
+    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 left out
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = trained[0].is_cuda or None  # None: torch's choice
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=fused)
@@ -185,9 +185,8 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
     """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
-    names = MaskNames(args.mask_prefix, args.mask_suffix)
-    if names != SAME and not (args.train_mask_path or args.val_mask_path):
-        raise ValueError(f"{names.options()}: a benchmark's YAML file says it itself")
+    imaging.allow_pixels(args.max_pixels)
+    names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
     pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
     validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, names)
     if args.benchmark:
@@ -244,10 +243,8 @@ def end_epoch(run: Run, log: Log, scores: dict[str, float], shown: Sequence[tupl
 
 
 def main(args: argparse.Namespace) -> None:
-    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 left out
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         dtype = device.start(args)
-        imaging.allow_pixels(args.max_pixels)
         rank, _, processes = device.ranks()
         check_options(args)
         pairs, val_pairs = find_pairs(args)

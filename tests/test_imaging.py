@@ -206,7 +206,7 @@ def test_mpo_is_found_in_a_folder_and_read(tmp_path):
 def test_heic_is_named_with_the_remedy_where_pillow_heif_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(imaging, "formats", lambda: ("JPEG", "PNG"))
     (tmp_path / "x.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(12))
-    with pytest.raises(OSError, match="it is HEIC, .*; convert it to JPEG, or pip install pillow-heif"):
+    with pytest.raises(OSError, match="it is HEIC, .*; convert to JPEG, or pip install pillow-heif"):
         imaging.read_image(tmp_path / "x.heic")
 
 

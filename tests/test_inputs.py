@@ -150,7 +150,7 @@ def test_what_is_left_out_is_said_in_one_line_by_each_command(toy, micro_checkpo
         ("both", "new", ["--recursive", "--save", "map,mask"], "new/mask would get files of two kinds"),
         ("maps", "new", [], "maps: is a folder of maps, see settings.json there; name one of images"),
         ("in", "new", ["--test_gt_path", "in"], "in: is given as the folder of both images and masks"),
-        ("in", "new", ["--mask_suffix", "_mask"], "--mask_suffix=_mask belongs to --test_gt_path"),
+        ("in", "new", ["--mask_suffix", "_mask"], "--mask_suffix=_mask: no folder of masks is given"),
         ("top", "new", [], "top: has no images; 2 images in sub-folders, which --recursive reads"),
     ],
 )

@@ -138,7 +138,7 @@ def test_what_is_left_out_is_counted(folders):
     for name in ("gone.jpg", "gone.txt"):
         (folders / "images" / name).symlink_to("nowhere")
     if ".heic" not in imaging.extensions():
-        remedy = "convert it to JPEG, or pip install pillow-heif"
+        remedy = "convert to JPEG, or pip install pillow-heif"
         told = f"2 .HEIC ({remedy}), 1 .mp4, 1 README, 2 broken links"
         assert pairing.left_out([folders / "images", folders / "images"]) == told
 

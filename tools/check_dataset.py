@@ -234,8 +234,7 @@ def main(args: argparse.Namespace) -> None:
         imaging.allow_pixels(args.max_pixels)
         everything, training = Survey([], [], []), ""
         if benchmarks.is_benchmark(args.first):
-            if args.mask_prefix or args.mask_suffix:
-                raise ValueError("--mask_suffix and --mask_prefix belong to two folders; a YAML file says them itself")
+            pairing.names_given(args, None)
             training = survey_benchmark(everything, args.first, args.second)
         else:
             place = benchmarks.Place(mask_prefix=args.mask_prefix, mask_suffix=args.mask_suffix)

@@ -40,7 +40,7 @@ TIFF_BITS, TIFF_BANDS, TIFF_PLANAR, TIFF_TYPE = 258, 277, 284, 339  # tags
 TIFF_TYPES = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 BIG_TIFF = (b"+\0", b"\0+")  # the version, in either byte order
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
-GET_HEIF = "convert it to JPEG, or pip install pillow-heif"
+GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits
 
 # What may be wrong with a mask -> what it means, and the remedy.

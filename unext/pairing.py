@@ -1,5 +1,6 @@
 """Finds images and masks, and pairs them by name. Free of torch, which keeps its users small."""
 
+import argparse
 import os
 import shlex
 import unicodedata
@@ -34,6 +35,14 @@ class MaskNames(NamedTuple):
 
 
 SAME = MaskNames()
+
+
+def names_given(args: argparse.Namespace, mask_folders: object) -> MaskNames:
+    """What --mask_prefix and --mask_suffix say. Raises ValueError if no folder of masks is given."""
+    names = MaskNames(args.mask_prefix, args.mask_suffix)
+    if names != SAME and not mask_folders:
+        raise ValueError(f"{names.options()}: no folder of masks is given; a benchmark's YAML file says it itself")
+    return names
 
 
 class Listing(NamedTuple):
@@ -196,11 +205,8 @@ def require_apart(image_folder: str | Path, mask_folder: str | Path, names: Mask
     """Raises ValueError if both are one folder and `names` does not tell images and masks apart."""
     if names == SAME and Path(image_folder).resolve() == Path(mask_folder).resolve():
         every = {name_of(path) for path in images_in(image_folder)}
-        guess = guess_names(every, every)
-        remedy = (
-            f"give {guess.options()}" if guess else "move the masks to a folder of their own, or give --mask_suffix"
-        )
-        raise ValueError(f"{image_folder}: is given as the folder of both images and masks; {remedy}")
+        hint = names_hint(every, every, names) or "; move the masks to a folder of their own, or give --mask_suffix"
+        raise ValueError(f"{image_folder}: is given as the folder of both images and masks{hint}")
 
 
 def tell_apart(
