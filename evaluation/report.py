@@ -127,7 +127,7 @@ def page(
     content = {"title": title, "notes": notes, "columns": scored.columns, "methods": scored.methods}
     content |= {"heading": table[0], "body": table[1:], "words": table[0].index("images")}
     if scored.several():
-        content["wide"] = tables.wide(lines, scored.columns, lambda cell, marks: (cell, marks))
+        content["wide"] = tables.wide(lines, scored.columns)
     content |= {"difference": tables.DIFFERENCE, "compared": difference_table(scored, compared)}
     content |= {"groups": group_tables(scored, found), "examples": examples}
     content["pictures"] = [  # with their widths in pixels, which a PNG has in its header

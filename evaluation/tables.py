@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evaluation.benchmarks import OURS
@@ -16,6 +16,9 @@ LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
 )
+
+
+Marked = tuple[str, frozenset[str]]  # a figure and its marks
 
 
 class Row(NamedTuple):
@@ -33,10 +36,9 @@ class Row(NamedTuple):
             return ""
         return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.{METRICS[column].digits}f}"
 
-    def marked(self, column: str, style: Callable[[str, frozenset[str]], str]) -> str:
-        """The figure with its marks; empty if there is none."""
-        cell = self.cell(column)
-        return style(cell, self.marks.get(column, frozenset())) if cell else ""
+    def marked(self, column: str) -> Marked:
+        """The figure as `cell` returns it, and its marks."""
+        return self.cell(column), self.marks.get(column, frozenset())
 
 
 def plain(cell: str, marks: frozenset[str]) -> str:
@@ -118,12 +120,12 @@ def ranks(figures: Iterable[float], column: str) -> dict[float, tuple[str]]:
 def cells(lines: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
     """The table as text, heading first; the name of a data set is in its first line only."""
     compared = len({row.method for row in lines}) > 1
-    style = plain if any(row.marks for row in lines) else lambda cell, marks: cell
+    marked = any(row.marks for row in lines)
     table = [["dataset", *(["method"] if compared else []), "images", *columns]]
     for i, row in enumerate(lines):
         name = row.dataset if i == 0 or row.dataset != lines[i - 1].dataset else ""
         images = "" if row.images is None else f"{row.images:,}"
-        figures = [row.marked(column, style) for column in columns]
+        figures = [plain(*row.marked(column)) if marked else row.cell(column) for column in columns]
         table.append([name, *([row.method] if compared else []), images, *figures])
     return table
 
@@ -143,17 +145,17 @@ class Wide(NamedTuple):
     """A table as papers print it: methods in rows, data sets side by side."""
 
     datasets: dict[str, int]  # and their numbers of images
-    methods: dict[str, list[str]]  # and their cells, for each data set all columns
-    published: dict[str, list[str]]  # likewise
+    methods: dict[str, list[Marked]]  # and their figures, for each data set all columns
+    published: dict[str, list[Marked]]  # likewise
 
 
-def wide(lines: Sequence[Row], columns: Sequence[str], style: Callable[[str, frozenset[str]], str]) -> Wide:
+def wide(lines: Sequence[Row], columns: Sequence[str]) -> Wide:
     by_place = {(row.method, row.dataset): row for row in lines}
     datasets = {row.dataset: row.images for row in lines if row.images is not None}
     table = {}
     for method in dict.fromkeys(row.method for row in lines):
         found = [by_place.get((method, dataset), Row(dataset, method, None, {})) for dataset in datasets]
-        table[method] = [row.marked(column, style) for row in found for column in columns]
+        table[method] = [row.marked(column) for row in found for column in columns]
     scored = {row.method for row in lines if row.images is not None}
     methods, published = ({m: cells for m, cells in table.items() if (m in scored) == own} for own in (True, False))
     return Wide(datasets, methods, published)
@@ -162,9 +164,10 @@ def wide(lines: Sequence[Row], columns: Sequence[str], style: Callable[[str, fro
 def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = (), across: bool = False) -> str:
     """A table of the lines or, if `across`, with the data sets side by side."""
     if across:
-        found = wide(lines, columns, markdown)
+        found = wide(lines, columns)
         heading = ["method", *(f"{dataset}<br>{name} {arrow(name)}" for dataset in found.datasets for name in columns)]
-        table = [heading, *([method, *cells] for method, cells in (found.methods | found.published).items())]
+        methods = (found.methods | found.published).items()
+        table = [heading, *([method, *(markdown(*figure) for figure in figures)] for method, figures in methods)]
         words = 1
     else:
         table = cells(lines, columns)
@@ -201,7 +204,7 @@ def to_latex(rows: Sequence[Row], columns: Sequence[str], notes: Sequence[str] =
 
 def to_latex_across(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
     """The same with the methods in rows and the data sets side by side; published methods below a rule."""
-    found = wide(lines, columns, latex)
+    found = wide(lines, columns)
     width = len(columns)
     names = [
         f"\\multicolumn{{{width}}}{{c}}{{{name.translate(LATEX_SPECIAL)} ({images:,})}}"
@@ -212,7 +215,10 @@ def to_latex_across(lines: Sequence[Row], columns: Sequence[str], notes: Sequenc
     body += [" & ".join(["method", *latex_heading(columns) * len(names)]) + " \\\\"]
     for part in (found.methods, found.published):
         body += ["\\midrule"] if part else []
-        body += [" & ".join([method.translate(LATEX_SPECIAL), *cells]) + " \\\\" for method, cells in part.items()]
+        body += [
+            " & ".join([method.translate(LATEX_SPECIAL), *(latex(*figure) for figure in figures)]) + " \\\\"
+            for method, figures in part.items()
+        ]
     return tabular("l" + "c" * width * len(names), body, notes)
 
 
