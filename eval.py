@@ -97,6 +97,8 @@ def method_folders(words: Sequence[str]) -> dict[str, Path]:
         name, equals, folder = word.partition("=")
         if not equals or not name or Path(word).is_dir():
             name, folder = tables.THIS_RUN if len(words) == 1 else Path(word).resolve().name, word
+        if not folder:
+            raise ValueError(f"--pred_path: {word or 'an empty word'} names no folder")
         if files.printable(name) in folders:
             raise ValueError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
         folders[files.printable(name)] = Path(folder)

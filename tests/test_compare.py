@@ -74,11 +74,8 @@ def test_between_equal_methods_with_noise_p_is_uniform():
 
 
 def test_a_real_difference_is_found_and_a_chance_one_is_not():
-    scores = {
-        "ours": random_scores(60, 1, better=0.1),
-        "worse": random_scores(60, 2),
-        "same": random_scores(60, 1, 0.1),
-    }
+    ours = random_scores(60, 1, better=0.1)
+    scores = {"ours": ours, "worse": random_scores(60, 2), "same": ours}
     found = {one[1:3]: one for one in compare.differences(evaluation(scores))}
     assert found["worse", "Smeasure"].is_beyond_chance() and found["worse", "Smeasure"].low > 0
     assert not found["worse", "MAE"].is_beyond_chance()
@@ -105,21 +102,13 @@ def test_the_best_and_the_second_are_marked_by_unrounded_figures_and_equal_ones_
     rows = tables.rows_of_methods(scored, [one._replace(p_holm=0.01) for one in compared])
     assert [row.method for row in rows] == ["a", "b", "c", "d", "old, paper"]
     marks = [{column: "".join(row.marks[column]) for column in ("Smeasure", "MAE")} for row in rows[:4]]
-    best, second, none = (
-        {"Smeasure": "best", "MAE": ""},
-        {"Smeasure": "second", "MAE": "second"},
-        {"Smeasure": "", "MAE": "best"},
-    )
-    assert marks == [best, second, best, none] and not rows[4].marks
+    best, second = {"Smeasure": "best", "MAE": ""}, {"Smeasure": "second", "MAE": "second"}
+    assert marks == [best, second, best, {"Smeasure": "", "MAE": "best"}] and not rows[4].marks
 
 
 def test_groups_are_by_size_of_the_object_and_by_what_the_patterns_find():
-    names = [
-        "COD10K-CAM-1-Aquatic-3-Crab-32",
-        "COD10K-CAM-2-Terrestrial-23-Cat-1506",
-        "x",
-        "COD10K-CAM-1-Aquatic-9-Fish-1",
-    ]
+    names = ["COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-CAM-2-Terrestrial-23-Cat-1506", "x"]
+    names += ["COD10K-CAM-1-Aquatic-9-Fish-1"]
     scored = evaluation({"ours": random_scores(4, 1)}, names=names)
     patterns = {"super-class": "^COD10K-CAM-[0-9]+-([^-]+)-", "nothing": "(none)"}
     found = compare.groups(scored.images, patterns)

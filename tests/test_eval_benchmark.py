@@ -132,6 +132,7 @@ def test_conflicting_options_are_errors(archive, capsys):
     for args, message in (
         (arguments(archive, "--gt_path", archive), "--benchmark knows names, ground truth and images"),
         (arguments(archive, "--pred_path", archive, archive), "two methods are called"),
+        (arguments(archive, "--pred_path", "ours="), "--pred_path: ours= names no folder"),
         (arguments(archive, "--examples", "case9"), "no image that is scored is called case9"),
         (script.get_args_parser().parse_args([*plain, "--sets", "x"]), "--sets belongs to --benchmark"),
         (script.get_args_parser().parse_args(plain[:4]), "give --benchmark, or --gt_path"),

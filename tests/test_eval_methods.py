@@ -134,22 +134,12 @@ def test_published_methods_are_below_a_rule(tmp_path):
     for method in ("blur", "noise"):
         shutil.copytree(tmp_path / "maps" / method / "easy", tmp_path / "own" / method / "DIS-VD")
     folders = [f"{tmp_path}/own/{method}" for method in ("blur", "noise")]  # without names
-    words = [
-        "--benchmark",
-        "DIS5K",
-        tmp_path / "DIS5K",
-        "--sets",
-        "DIS-VD",
-        "--pred_path",
-        *folders,
-        "--save_path",
-        tmp_path / "out",
-    ]
+    words = ["--benchmark", "DIS5K", tmp_path / "DIS5K", "--sets", "DIS-VD", "--pred_path", *folders]
+    words += ["--save_path", tmp_path / "out"]
     script.main(script.get_args_parser().parse_args([str(word) for word in words]))
     tex = (tmp_path / "out/results.tex").read_text()
-    assert (
-        tex.index("noise & ") < tex.rindex("\\midrule") < tex.index("BiRefNet, paper & 0.898 & 0.854 & 0.931 & 0.038")
-    )
+    peer = "BiRefNet, paper & 0.898 & 0.854 & 0.931 & 0.038"
+    assert tex.index("noise & ") < tex.rindex("\\midrule") < tex.index(peer)
     assert "| BiRefNet, paper | 0.898 | 0.854 | 0.931 | 0.038 |" in (tmp_path / "out/results.md").read_text()
 
 
@@ -174,6 +164,15 @@ def test_the_examples_are_those_asked_for_else_those_that_differ_most(root, resu
     command = benchmark_eval.eval_command(root, ["blur"], "out", "--examples", "hard/none")
     status, line = failure(script.main, script.get_args_parser().parse_args(command[2:]), capsys)
     assert status == 2 and "no image that is scored is called hard/none" in line
+
+
+def test_a_mask_with_wrong_values_causes_one_warning_whatever_the_number_of_methods(root, tmp_path, capsys):
+    shutil.copytree(root, tmp_path / "root")
+    mask = tmp_path / "root/data/easy/gt/crab_001.png"
+    Image.fromarray(np.array(Image.open(mask)) // 255).save(mask)
+    run(tmp_path / "root", METHODS, tmp_path / "out")
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warned == ["warning: easy: 1 of 4 masks: 0/1 mask: reads as black; make the object 255 (crab_001.png)"]
 
 
 def test_only_images_of_which_every_method_has_a_map_are_scored(root, tmp_path, capsys):
