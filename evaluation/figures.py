@@ -201,11 +201,11 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
 
 
 def thumbnail(path: Path, mode: str, side: int = THUMBNAIL) -> Image.Image:
-    """The image in a file, reduced while it is decoded. Raises OSError that names the file."""
+    """The image ("RGB") or mask ("L", as it is scored) in a file, reduced. Raises OSError that names the file."""
     with imaging.opened(path) as image:
-        image = imaging.decoded(image)
-        image.thumbnail((side, side))
-        return imaging.mask_of(image) if mode == "L" else image.convert("RGB")
+        small = imaging.mask_of(image) if mode == "L" else imaging.decoded(image)
+        small.thumbnail((side, side))
+        return small.convert(mode)
 
 
 def read_map(path: Path, side: int = THUMBNAIL) -> Image.Image:

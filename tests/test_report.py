@@ -4,6 +4,7 @@ import io
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -67,6 +68,17 @@ def test_the_error_image_is_red_for_false_positives_and_blue_for_misses():
     found, missed, too_much, ground = np.array(figures.error_image(prediction, ground_truth))[0].tolist()
     assert found == [205, 205, 205] and ground == [255, 255, 255]
     assert missed[2] > 200 > missed[0] and too_much[0] > 200 > too_much[2]
+
+
+def test_a_large_map_in_the_alpha_channel_is_shown_as_it_is_scored(tmp_path):
+    disc = cv2.circle(np.zeros((450, 600), np.uint8), (300, 200), 120, 255, -1)
+    alpha = Image.fromarray(cv2.GaussianBlur(disc, (0, 0), 20))
+    coloured = Image.new("RGB", alpha.size, (200, 120, 40))
+    coloured.putalpha(alpha)
+    coloured.save(tmp_path / "coloured.png")
+    alpha.save(tmp_path / "grey.png")
+    first, second = (figures.thumbnail(tmp_path / f"{name}.png", "L") for name in ("coloured", "grey"))
+    assert first.size == (figures.THUMBNAIL, 240) and first.tobytes() == second.tobytes()
 
 
 def scored(count=0, results=None, published=None):
