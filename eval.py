@@ -89,7 +89,7 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
         pairing.require_apart(pred_path, gt_path, names)
         found, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
         maps, masks = pairing.tell_apart(found, ground_truth, names)
-        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(maps, masks, names)):
+        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(found, ground_truth)):
             raise ValueError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
         images = {}
         if image_paths:
@@ -180,10 +180,10 @@ def evaluate(
                 bar.update()
                 scores.append(one)
                 images.append(report.ImageScores(dataset.name, dataset.images.get(name), mask, path, one.figures()))
-                problems[mask.name] = problem
+                problems[mask] = problem
             if scores:
                 means[dataset.name] = metrics.mean(scores)
-            warnings += [f"warning: {dataset.name}: {line}" for line in pairing.mask_warnings(problems, len(scores))]
+            warnings += [f"warning: {dataset.name}: {line}" for line in pairing.mask_warnings(problems)]
     return means, images, warnings
 
 
