@@ -116,7 +116,7 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
             if found != expected:
                 wrong.append(f"{mask.name} {found} instead of {expected}")
             if mask in looked_at:
-                problems[mask.name] = imaging.read_and_check_mask(mask)[1]
+                problems[mask] = imaging.read_and_check_mask(mask)[1]
         except OSError as error:
             failed.append(str(error))
 
@@ -124,7 +124,7 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
         list(tqdm(pool.map(check, pairs), "opening files", len(pairs), unit="pair", delay=2, leave=False))
     if failed:
         raise OSError("; ".join(sorted(failed)))
-    for line in pairing.mask_warnings(problems, len(looked_at)):
+    for line in pairing.mask_warnings(problems):
         print(f"warning: {line}; tools/check_dataset.py checks all masks")
     if wrong:
         number = files.count(len(wrong), "mask")

@@ -121,7 +121,7 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
         pairing.require_apart(pred_path, gt_path, names)
         found, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
         maps, masks = pairing.tell_apart(found, ground_truth, names)
-        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(maps, masks, names)):
+        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(found, ground_truth)):
             raise ValueError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
         images = {}
         if image_paths:
@@ -225,7 +225,7 @@ def evaluate(
     """The figures of each image, the means of each method and data set, and warnings; with one progress bar."""
     images: list[compare.ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = {}
-    problems: dict[str, dict[str, str]] = {}  # of the masks, by data set and file name
+    problems: dict[str, dict[Path, str]] = {}  # of the masks, by data set
     function = partial(score_files, engine=engine, resize=resize, names=names)
     with closing(in_processes(function, tasks, workers)) as results:
         bar = tqdm(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
@@ -236,11 +236,8 @@ def evaluate(
             figures = {method: one.figures(names) for method, one in by_method.items()}
             curves = {method: one.curves(names) for method, one in by_method.items()}
             images.append(compare.ImageScores(*task[:4], share, task.maps, figures, curves))
-            problems.setdefault(task.dataset, {})[task.mask.name] = problem
-    warnings = [
-        f"warning: {name}: {line}"
-        for name, found in problems.items() for line in pairing.mask_warnings(found, len(found))
-    ]  # fmt: skip
+            problems.setdefault(task.dataset, {})[task.mask] = problem
+    warnings = [f"warning: {name}: {line}" for name, found in problems.items() for line in pairing.mask_warnings(found)]
     return images, means, warnings
 
 

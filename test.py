@@ -88,11 +88,21 @@ def grey_map(logits: Tensor, size: tuple[int, int], stretched: bool = True) -> n
     return (stretch(probability) if stretched else (probability * 255).to(torch.uint8)).cpu().numpy()
 
 
-def write(grey: np.ndarray, sample: Sample, args: argparse.Namespace) -> OSError | None:
-    """Writes the files of one image, or returns the error that names it if one cannot be made.
+def make_map(logits: Tensor, sample: Sample, args: argparse.Namespace) -> np.ndarray | OSError:
+    """The map of one image in grey levels, or the error that names the image if it cannot be made."""
+    try:
+        return grey_map(logits, sample.size, not args.no_stretch)
+    except RuntimeError as error:  # for example for lack of memory
+        return OSError(f"{sample.task.image}: its map cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
+
+
+def write(grey: np.ndarray | OSError, sample: Sample, args: argparse.Namespace) -> OSError | None:
+    """Writes the files of one image from its map, or returns the error that names it if one cannot be made.
 
     Raises OSError that names the file that cannot be written.
     """
+    if isinstance(grey, OSError):
+        return grey
     task, photo = sample.task, sample.photo
     contents = {}
     try:
@@ -115,7 +125,7 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
     """
 
     def finish(logits: Tensor, sample: Sample) -> OSError | None:
-        return write(grey_map(logits, sample.size, not args.no_stretch), sample, args)
+        return write(make_map(logits, sample, args), sample, args)
 
     written: deque[Future[OSError | None]] = deque()
     failed: list[OSError | None] = []
@@ -130,8 +140,7 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
                 if views.is_cuda:  # the writers wait for the GPU, which gets its next batch meanwhile
                     written.append(writers.submit(finish, views, sample))
                 else:  # computing in several threads would slow the network down
-                    grey = grey_map(views, sample.size, not args.no_stretch)
-                    written.append(writers.submit(write, grey, sample, args))
+                    written.append(writers.submit(write, make_map(views, sample, args), sample, args))
                 if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the last batch
                     failed.append(written.popleft().result())
             bar.update(len(group))
@@ -165,10 +174,9 @@ def find_own_tasks(
     image_paths: Sequence[str], gt_path: str | None, save_path: Path, names: MaskNames = SAME, recursive: bool = False
 ) -> list[Task]:
     """One task per image, with its ground truth if `gt_path` has one. Raises ValueError if it has none at all."""
-    not_images = {Path(path).resolve() for path in (save_path, gt_path) if path}
 
     def skip(folder: Path) -> bool:
-        return folder.resolve() in not_images or output.is_of_maps(folder)
+        return output.is_of_maps(folder) or (gt_path is not None and folder.resolve() == Path(gt_path).resolve())
 
     folders = [Path(path) for path in image_paths if not Path(path).is_file()]
     for folder in folders:
@@ -176,18 +184,18 @@ def find_own_tasks(
             raise ValueError(f"{folder}: is a folder of maps, see {output.SETTINGS} there; name one of images")
         if gt_path:
             pairing.require_apart(folder, gt_path, names)
-    images, masks = pairing.gather(image_paths, recursive, skip), {}
-    if gt_path:
-        images, masks = pairing.tell_apart(images, pairing.gather([gt_path], recursive), names)
+    found = pairing.gather(image_paths, recursive, skip)
+    ground_truth = pairing.gather([gt_path], recursive) if gt_path else {}
+    images, masks = pairing.tell_apart(found, ground_truth, names)
     tasks = [Task(path, masks.get(key), save_path / Path(key).parent) for key, path in images.items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
-        hint = pairing.names_hint(images, masks, names)
+        hint = pairing.names_hint(found, ground_truth)
         raise ValueError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}{hint}")
     if gt_path and without:
         number = files.count(len(without), "image")
         print(f"{number} without ground truth, whose maps get the image's size: {files.listing(without)}")
-    others = [pairing.left_out(folders)]
+    others = [pairing.left_out(one for top in folders for one in (pairing.tree(top, skip) if recursive else [top]))]
     if deeper := 0 if recursive else sum(pairing.images_below(folder, skip) for folder in folders):
         others.append(f"{files.count(deeper, 'image')} in sub-folders (--recursive reads them)")
     if any(others):

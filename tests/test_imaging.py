@@ -196,6 +196,13 @@ def test_a_tiff_that_pillow_does_not_know_is_named_by_its_bands(samples, bits, k
     assert told in findings_of(path)["unreadable"]
 
 
+def test_an_opened_image_of_16_bit_colours_is_not_altered(tmp_path):
+    cv2.imwrite(str(tmp_path / "x.png"), np.dstack([TWELVE] * 3))
+    with Image.open(tmp_path / "x.png") as image:
+        for _ in range(2):
+            assert np.array_equal(imaging.photo_of(image), np.dstack([RAMP] * 3))
+
+
 def test_mpo_is_found_in_a_folder_and_read(tmp_path):
     smooth = Image.fromarray(PHOTO).resize((60, 40))
     smooth.save(tmp_path / "x.mpo", save_all=True, append_images=[smooth], quality=100)

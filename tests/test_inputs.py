@@ -14,6 +14,7 @@ from PIL import Image
 import eval as evaluation
 import test as script
 import train
+from dataset import check_files
 from evaluation import benchmarks
 from tools import check_dataset
 from unext import output, pairing
@@ -96,16 +97,34 @@ def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp
     assert f"a.png: its map cannot be made: {reason}" in lines[-2]
 
 
+def test_a_map_that_cannot_be_made_fails_for_its_image_alone(micro_checkpoint, tmp_path, monkeypatch, capsys):
+    grey_map = script.grey_map
+
+    def fail(logits, size, stretched):
+        if size == (40, 61):
+            raise RuntimeError("can't allocate memory: you tried to allocate 1 bytes")
+        return grey_map(logits, size, stretched)
+
+    monkeypatch.setattr(script, "grey_map", fail)
+    save_image(tmp_path / "in" / "a.png", np.zeros((40, 61, 3), np.uint8))
+    save_image(tmp_path / "in" / "b.png", PHOTO)
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out"))
+    assert stop.value.code == 1 and list(read_maps(tmp_path / "out")) == ["b.png"]
+    assert "a.png: its map cannot be made: out of memory" in capsys.readouterr().err
+
+
 def test_sub_folders_keep_their_structure(micro_checkpoint, tmp_path, capsys):
     photos, out = tmp_path / "in", tmp_path / "in" / "maps"
     for name in ("a.png", "one/a.png", "one/two/b.png"):
         save_image(photos / name, PHOTO)
     more = ("--save", "map,mask")
+    (photos / "one/x.mp4").write_bytes(b"x")
     script.main(arguments(micro_checkpoint, photos, out, *more))
     assert "left out: 2 images in sub-folders (--recursive reads them)" in lines_of(capsys)
     for _ in range(2):  # the second time, there are maps in a sub-folder
         script.main(arguments(micro_checkpoint, photos, out, *more, "--recursive"))
-        assert not [line for line in lines_of(capsys) if line.startswith("left out")]
+        assert "left out: 1 .mp4" in lines_of(capsys)
     made = {str(path.relative_to(out)) for path in out.rglob("*.png")}
     assert made == {"a.png", "mask/a.png", "one/a.png", "one/mask/a.png", "one/two/b.png", "one/two/mask/b.png"}
     assert (out / "one/two" / output.SETTINGS).exists()
@@ -147,6 +166,7 @@ def test_what_is_left_out_is_said_in_one_line_by_each_command(toy, micro_checkpo
         ("in", "in", [], "in has images or ground truth; name another folder"),
         ("in/x.png", "in", [], "in has images or ground truth; name another folder"),
         ("in", "gt", ["--test_gt_path", "gt"], "gt has images or ground truth; name another folder"),
+        ("both", "both/mask", ["--recursive"], "both/mask has images or ground truth; name another folder"),
         ("both", "new", ["--recursive", "--save", "map,mask"], "new/mask would get files of two kinds"),
         ("maps", "new", [], "maps: is a folder of maps, see settings.json there; name one of images"),
         ("in", "new", ["--test_gt_path", "in"], "in: is given as the folder of both images and masks"),
@@ -221,6 +241,16 @@ def test_a_folder_of_maps_is_not_scored_against_itself(toy, tmp_path, capsys):
     status, line = failure(evaluation.main, evaluation.get_args_parser().parse_args(words.split()), capsys)
     assert status == 2 and "test/Mask: is given as the folder of both images and masks" in line
     assert not (tmp_path / "results").exists()
+
+
+def test_masks_of_one_name_in_two_folders_are_told_apart_in_warnings(tmp_path, capsys):
+    for folder, white in (("one", 1), ("two", 255)):
+        for name in "abc":
+            save_image(tmp_path / folder / "im" / f"{name}.png", PHOTO)
+            save_image(tmp_path / folder / "gt" / f"{name}.png", np.where(DISC, white, 0).astype(np.uint8))
+    both = [tmp_path / "one", tmp_path / "two"]
+    check_files(pairing.pair([one / "im" for one in both], [one / "gt" for one in both]), workers=1)
+    assert "warning: 3 of 6 masks: 0/1 mask" in capsys.readouterr().out
 
 
 def test_maps_in_the_alpha_channel_are_scored_as_such(tmp_path):

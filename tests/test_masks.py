@@ -79,6 +79,36 @@ def test_a_constant_alpha_channel_is_the_mask_only_where_it_hides_something(alph
     assert np.array_equal(imaging.read_mask(opaque), DISC)
 
 
+SOFT = cv2.GaussianBlur(DISC, (9, 9), 0)
+
+
+@pytest.mark.parametrize(
+    "name, pixels, options",
+    [
+        ("forgotten.png", np.dstack([DISC, DISC, DISC, 0 * DISC]), {}),  # an array of zeros, of which three are filled
+        ("half.png", np.dstack([DISC, DISC, DISC, 0 * DISC + 127]), {}),
+        ("key.png", DISC, {"transparency": 0}),
+        ("white_key.gif", DISC, {"transparency": 255}),
+    ],
+)
+def test_an_alpha_channel_that_cannot_be_the_mask_is_ignored(name, pixels, options, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / name, **options)
+    assert np.array_equal(imaging.read_mask(tmp_path / name), DISC)
+
+
+@pytest.mark.parametrize("name, channels", [("rgba.png", 4), ("la.png", 2), ("key.png", 1)])
+def test_soft_masks_are_read_whatever_their_alpha_channel(name, channels, tmp_path):
+    pixels = np.squeeze(np.dstack([SOFT] * channels))
+    Image.fromarray(pixels).save(tmp_path / name, **({"transparency": 0} if channels == 1 else {}))
+    assert np.array_equal(imaging.read_mask(tmp_path / name), SOFT)
+
+
+def test_a_black_mask_of_a_lossy_format_is_empty_and_nothing_else(tmp_path):
+    Image.fromarray(np.dstack([0 * DISC + 1] * 3)).save(tmp_path / "x.webp", quality=75)
+    assert imaging.read_and_check_mask(tmp_path / "x.webp")[1] == ""
+    assert findings_of(tmp_path / "x.webp").keys() == {"empty mask"}
+
+
 VOID = np.where(DISC, 1, cv2.dilate(DISC, np.ones((5, 5)))).astype(np.uint8)
 
 

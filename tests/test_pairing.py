@@ -103,7 +103,7 @@ def test_names_of_masks_are_proposed_and_then_paired(options, mask_folder, stems
     for stem in stems:
         save_image(tmp_path / "data" / image.format(stem), GREY)
         save_image(tmp_path / mask_folder / mask.format(stem), GREY)
-    with pytest.raises(ValueError, match=f"; give {re.escape(options)}$"):
+    with pytest.raises(ValueError, match=rf"; give {re.escape(options)} \(in a benchmark's YAML file: mask_[^)]*\)$"):
         pairing.pair([tmp_path / "data"], [tmp_path / mask_folder])
     words = dict(word.removeprefix("--mask_").split("=", 1) for word in shlex.split(options))
     pairs = pairing.pair([tmp_path / "data"], [tmp_path / mask_folder], names=pairing.MaskNames(**words))
@@ -120,6 +120,30 @@ def test_nothing_is_proposed_that_does_not_pair_every_mask(folders):
 def test_masks_without_the_suffix_are_an_error(folders):
     with pytest.raises(ValueError, match=r"has the name of a mask .*\(for example a#1\.png and nothing\)"):
         pairing.pair([folders / "images"], [folders / "masks"], names=pairing.MaskNames(suffix="_mask"))
+
+
+def test_a_wrong_suffix_gets_the_right_one_as_remedy(folders):
+    for name in ("b_mask.png", "c_mask.png"):
+        save_image(folders / "more" / name, GREY)
+    with pytest.raises(ValueError, match=r"; give --mask_suffix=_mask "):
+        pairing.pair([folders / "images"], [folders / "more"], names=pairing.MaskNames(suffix="_mask.png"))
+
+
+def test_an_image_may_end_like_a_mask(tmp_path):
+    for name in ("im/a.png", "im/a_m.png", "gt/a_m.png", "gt/a_m_m.png"):
+        save_image(tmp_path / name, GREY)
+    pairs = pairing.pair([tmp_path / "im"], [tmp_path / "gt"], names=pairing.MaskNames(suffix="_m"))
+    assert names(pairs) == [("a.png", "a_m.png"), ("a_m.png", "a_m_m.png")]
+
+
+def test_one_file_spelled_twice_is_one(folders, monkeypatch):
+    monkeypatch.chdir(folders)
+    assert len(pairing.gather(["images", folders / "images", "masks/../images/b.jpg"])) == 3
+
+
+def test_a_link_to_itself_is_a_broken_one(folders):
+    (folders / "images" / "loop.png").symlink_to("loop.png")
+    assert pairing.scan(folders / "images").broken == ["loop.png"]
 
 
 def test_names_are_paired_whatever_the_form_of_their_accents(tmp_path):

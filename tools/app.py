@@ -99,6 +99,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("--precision bf16 needs less"), ExitStack() as stack:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
+        imaging.allow_pixels(imaging.MAX_PIXELS)
         examples = pairing.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)

@@ -32,7 +32,6 @@ from unext.workers import in_processes
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
 SOFT = 0.05  # share of grey pixels up to which they are soft edges
-LOSSY = ("JPEG", "MPO", "WEBP")
 PLAIN = ("1", "L", "P", "RGB")  # modes without surprises
 
 SEVERITIES = ("error", "warning", "note")
@@ -131,7 +130,7 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
     everything.jobs.extend(repeated)
     if not pairs:
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (left, right))
-        add("no pair", images, f"with {masks}: for example {first}{pairing.names_hint(left, right, names)}")
+        add("no pair", images, f"with {masks}: for example {first}{pairing.names_hint(*sides)}")
     elif place.count not in (None, len(pairs)):
         add("not the published number", images, f"{len(pairs):,} of {place.count:,} pairs")
 
@@ -177,7 +176,7 @@ def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
     """What is wrong with the values of an opened mask, of which `mask_of` made `mask`: finding -> detail."""
     counts = mask.histogram()
     levels = [level for level, count in enumerate(counts) if count]
-    if levels[-1] <= (imaging.TOLERANCE if image.format in LOSSY else 0):
+    if levels[-1] <= (imaging.TOLERANCE if image.format in imaging.LOSSY else 0):
         return {"empty mask": ""}
     kinds = {}
     if problem := imaging.mask_problem(image, mask):

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageCms, PngImagePlugin, TiffImagePlugin, Un
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # formats
 OBJECT = 128  # scores count pixels above as the object
 TOLERANCE = 16  # grey levels that JPEG, resizing and rounding may change
 MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
@@ -154,7 +155,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 def changes_colours(profile: bytes) -> bool:
     """Whether an ICC profile is another one than sRGB. False if it is damaged."""
     with suppress(ImageCms.PyCMSError, OSError, ValueError):
-        return "sRGB" not in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        return "sRGB" not in name or "linear" in name.lower()
     return False
 
 
@@ -187,17 +189,22 @@ def mask_of(image: Image.Image) -> Image.Image:
     Raises ValueError if both could be the mask.
     """
     image = decoded(image)
-    alpha = alpha_of(image)
-    if alpha is None:
-        return image.convert("L")
-    pixels = np.asarray(image.convert("RGBA"))  # (H, W, 4)
-    grey, visible = np.asarray(image.convert("RGBA").convert("L")), pixels[..., 3] >= TOLERANCE
-    if visible.any():
-        if np.ptp(pixels[visible][:, :3], axis=0).max() > TOLERANCE:
+    grey, channel = image.convert("L"), alpha_of(image)
+    if channel is None:
+        return grey
+    colours, alpha = np.asarray(image.convert("RGBA"))[..., :3], np.asarray(channel)  # (H, W, 3), (H, W)
+    has_key = image.mode in ("1", "L", "P", "RGB")  # a colour that is transparent
+    if has_key and np.ptp(colours, axis=2).max() <= TOLERANCE:
+        return grey
+    if np.ptp(alpha) <= TOLERANCE and np.ptp(grey) > TOLERANCE:  # the one is empty, the other is not
+        return grey
+    visible = alpha >= TOLERANCE
+    if visible.any() and np.abs(np.subtract(grey, alpha, dtype=np.int16)).max() > TOLERANCE:
+        if np.ptp(colours[visible], axis=0).max() > TOLERANCE:
             raise ValueError("its colours and its alpha channel could both be the mask; save the mask as greyscale")
-        if grey.max() - int(grey[visible].max()) > TOLERANCE:
+        if np.max(grey) - int(np.asarray(grey)[visible].max()) > TOLERANCE:
             raise ValueError("white lies hidden where its alpha channel is 0; save the mask as greyscale")
-    return alpha
+    return channel
 
 
 def alpha_of(image: Image.Image) -> Image.Image | None:
@@ -210,14 +217,14 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 def mask_problem(image: Image.Image, mask: Image.Image) -> str:
     """What is wrong with an opened mask, of which `mask_of` made `mask`: a key of MASK_PROBLEMS, or empty."""
-    brightest = mask.getextrema()[1]
-    if 0 < brightest <= OBJECT:
+    brightest, is_lossy = mask.getextrema()[1], image.format in LOSSY
+    if (TOLERANCE if is_lossy else 0) < brightest <= OBJECT:
         return "0/1 mask" if brightest == 1 else "mask too dark"
-    if has_labels(np.asarray(image if image.mode.startswith(DEEP) else mask)):
+    if not is_lossy and has_labels(np.asarray(image if image.mode.startswith(DEEP) else mask)):
         return "mask of labels"
     if image.mode in ("1", "L", "LA") or image.mode.startswith(DEEP) or alpha_of(image):
         return ""
-    red, *others = image.convert("RGB").split()
+    red, *others = decoded(image).convert("RGB").split()
     coloured = max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
     return "mask in colour" if coloured else ""
 
@@ -256,7 +263,7 @@ def open_image(path: str | Path) -> Image.Image:
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit and pixels > limit:  # Pillow itself only warns up to twice the limit
         image.close()
-        raise Image.DecompressionBombError(f"{pixels:,} pixels exceed the limit of {limit:,}")
+        raise Image.DecompressionBombError(f"{pixels} pixels")
     return image
 
 
@@ -275,10 +282,11 @@ def decoded(image: Image.Image) -> Image.Image:
     if not is_deep_colour(image):
         return image
     image.fp.seek(0)
-    content = np.frombuffer(image.fp.read(), np.uint8)
-    image.load()  # unlike OpenCV, Pillow refuses damaged files
-    pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)  # (H, W, 3) BGR or (H, W, 4) BGRA
-    if pixels is None or pixels.shape[:2] != (image.height, image.width) or pixels.ndim < 3:
+    content = image.fp.read()
+    with Image.open(io.BytesIO(content)) as checked:
+        checked.load()  # unlike OpenCV, Pillow refuses damaged files
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # (H, W, 3) BGR or (H, W, 4) BGRA
+    if pixels is None or pixels.ndim < 3 or pixels.shape[:2] != (checked.height, checked.width):
         raise ValueError("its 16-bit colours cannot be decoded; save it as 8-bit RGB")
     colours = scaled(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
     if pixels.shape[2] == 4 and image.mode in ("RGBA", "LA"):
@@ -288,7 +296,8 @@ def decoded(image: Image.Image) -> Image.Image:
 
 def is_deep_colour(image: Image.Image) -> bool:
     """Whether an opened image that was not decoded yet has 16 bits in each of several channels."""
-    return any(re.match(r"(LA|RGB|RGBA|RGBX);16", str(np.ravel(tile[3])[0])) for tile in getattr(image, "tile", ()))
+    tiles = image.tile if getattr(image, "fp", None) else ()
+    return any(re.match(r"(LA|RGB|RGBA|RGBX);16", str(np.ravel(tile[3])[0])) for tile in tiles)
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
@@ -307,7 +316,9 @@ def why(path: str | Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return unknown_format(path)
     if isinstance(error, Image.DecompressionBombError):
-        return f"{error}: it could be a decompression bomb; --max_pixels allows more"
+        pixels = int(re.search(r"\d[\d,]*", str(error))[0].replace(",", ""))
+        limit = f"its {pixels:,} pixels exceed the limit of {Image.MAX_IMAGE_PIXELS:,}"
+        return f"{limit}: it could be a decompression bomb; --max_pixels allows more"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (reason.splitlines() or [type(error).__name__])[0]
 

@@ -6,6 +6,7 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,10 @@ class MaskNames(NamedTuple):
         """How the commands are told."""
         return " ".join(f"--mask_{key}={shlex.quote(part)}" for key, part in self._asdict().items() if part)
 
+    def entries(self) -> str:
+        """How a YAML file says it."""
+        return ", ".join(f"mask_{key}: {part!r}" for key, part in self._asdict().items() if part)
+
 
 SAME = MaskNames()
 
@@ -58,10 +63,11 @@ def scan(folder: str | Path) -> Listing:
     found = Listing([], [], [])
     with os.scandir(require_folder(folder)) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.is_dir():
+            is_link = entry.is_symlink()
+            if entry.name.startswith(".") or (os.path.isdir(entry.path) if is_link else entry.is_dir()):
                 continue
             is_image = os.path.splitext(entry.name)[1].lower() in imaging.extensions()
-            is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+            is_broken = is_link and not os.path.exists(entry.path)
             (found.broken if is_broken else found.images if is_image else found.others).append(entry.name)
     return Listing(*map(sorted, found))
 
@@ -153,7 +159,7 @@ def gather(
         for folder, images in groups.items():
             below = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
             for name, image in by_name(images, folder).items():
-                if (other := found.setdefault(below + name, image)) != image:
+                if (other := found.setdefault(below + name, image)).resolve() != image.resolve():
                     raise ValueError(f"{other} and {image}: have the same name; write them to different folders")
     return found
 
@@ -191,12 +197,13 @@ def find_both(
     Raises ValueError if it does not, or if none has a partner; and what `find` raises.
     """
     require_apart(image_folder, mask_folder, names)
-    images, masks = tell_apart(find(image_folder), find(mask_folder), names)
+    both = find(image_folder), find(mask_folder)
+    images, masks = tell_apart(*both, names)
     if not images.keys() & masks.keys():
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
         raise ValueError(
             f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {first})"
-            + names_hint(images, masks, names)
+            + names_hint(*both)
         )
     return images, masks
 
@@ -205,7 +212,7 @@ def require_apart(image_folder: str | Path, mask_folder: str | Path, names: Mask
     """Raises ValueError if both are one folder and `names` does not tell images and masks apart."""
     if names == SAME and Path(image_folder).resolve() == Path(mask_folder).resolve():
         every = {name_of(path) for path in images_in(image_folder)}
-        hint = names_hint(every, every, names) or "; move the masks to a folder of their own, or give --mask_suffix"
+        hint = names_hint(every, every) or "; move the masks to a folder of their own, or give --mask_suffix"
         raise ValueError(f"{image_folder}: is given as the folder of both images and masks{hint}")
 
 
@@ -216,17 +223,18 @@ def tell_apart(
     if names == SAME:
         return images, masks
     of_image = {name: names.image_of(name) for name in masks}
+    resolved = cache(Path.resolve)
     images = {
         name: path for name, path in images.items()
-        if of_image.get(name) is None or masks[name].name != path.name
+        if of_image.get(name) is None or resolved(masks[name].parent) != resolved(path.parent)
     }  # fmt: skip
     return images, {image: masks[name] for name, image in of_image.items() if image is not None}
 
 
-def names_hint(images: Iterable[str], masks: Iterable[str], names: MaskNames) -> str:
-    """The end of a message: which options would pair these names, if there are any that were not given."""
-    guess = guess_names({*images}, {*masks}) if names == SAME else None
-    return f"; give {guess.options()}" if guess else ""
+def names_hint(images: Iterable[str], masks: Iterable[str]) -> str:
+    """The end of a message: which options would pair the files of these names, if there are such."""
+    guess = guess_names({*images}, {*masks})
+    return f"; give {guess.options()} (in a benchmark's YAML file: {guess.entries()})" if guess else ""
 
 
 def guess_names(images: Set[str], masks: Set[str]) -> MaskNames | None:
@@ -255,10 +263,10 @@ def match(
     return [(path, masks[name]) for name, path in images.items() if name in masks]
 
 
-def mask_warnings(problems: Mapping[str, str], total: int) -> list[str]:
-    """Lines about masks, of `total` that were looked at, by their problems: file name -> key of MASK_PROBLEMS."""
+def mask_warnings(problems: Mapping[Path, str]) -> list[str]:
+    """Lines about masks that were looked at, by their problems: keys of MASK_PROBLEMS, or empty."""
     return [
-        f"{len(found):,} of {count(total, 'mask')}: {problem}: {remedy} ({listing(found)})"
+        f"{len(found):,} of {count(len(problems), 'mask')}: {problem}: {remedy} ({listing(found)})"
         for problem, remedy in imaging.MASK_PROBLEMS.items()
-        if (found := sorted(file for file, one in problems.items() if one == problem))
+        if (found := sorted(path.name for path, one in problems.items() if one == problem))
     ]
