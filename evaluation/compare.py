@@ -105,6 +105,7 @@ def differences(scored: Evaluation) -> list[Difference]:
         for (method, metric), values in drawn.items():
             mean = scored.means[first][row].figure(metric) - scored.means[method][row].figure(metric)
             low, high, p = interval_and_p(values)
+            p = max(p, 2.0 ** (1 - len(images)))  # the least p of an exact sign test: few images prove nothing
             found.append(Difference(row, method, metric, len(images), mean, low, high, p, p))
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]

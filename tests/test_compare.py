@@ -82,6 +82,13 @@ def test_a_real_difference_is_found_and_a_chance_one_is_not():
     assert found["same", "Smeasure"][4:] == (0, 0, 0, 1, 1)
 
 
+@pytest.mark.parametrize("images, least", [(1, 1), (4, 1 / 8), (8, 1 / 128)])
+def test_few_images_prove_nothing(images, least):
+    scores = {"ours": random_scores(images, 1, better=5), "worse": random_scores(images, 2)}
+    found = {one.metric: one for one in compare.differences(evaluation(scores))}
+    assert found["Smeasure"].p == least and found["Smeasure"].is_beyond_chance() == (images == 8)
+
+
 def test_many_comparisons_get_as_many_resamples_as_holms_correction_needs():
     scores = {"ours": random_scores(20, 1, better=0.5)} | {f"{i}": random_scores(20, i) for i in range(9)}
     found = compare.differences(evaluation(scores, columns=metrics.NINE))
