@@ -88,12 +88,17 @@ def grey_map(logits: Tensor, size: tuple[int, int], stretched: bool = True) -> n
     return (stretch(probability) if stretched else (probability * 255).to(torch.uint8)).cpu().numpy()
 
 
+def failure(task: Task, kind: str, error: Exception) -> OSError:
+    """The error that names an image of which a file cannot be made."""
+    return OSError(f"{task.image}: its {kind} cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
+
+
 def make_map(logits: Tensor, sample: Sample, args: argparse.Namespace) -> np.ndarray | OSError:
     """The map of one image in grey levels, or the error that names the image if it cannot be made."""
     try:
         return grey_map(logits, sample.size, not args.no_stretch)
     except RuntimeError as error:  # for example for lack of memory
-        return OSError(f"{sample.task.image}: its map cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
+        return failure(sample.task, "map", error)
 
 
 def write(grey: np.ndarray | OSError, sample: Sample, args: argparse.Namespace) -> OSError | None:
@@ -110,7 +115,7 @@ def write(grey: np.ndarray | OSError, sample: Sample, args: argparse.Namespace) 
             pixels = output.render(kind, grey, photo, args.threshold)
             contents[kind] = output.encode(kind, pixels, photo and photo.info.get("icc_profile"))
     except Exception as error:  # the libraries raise almost anything
-        return OSError(f"{task.image}: its {kind} cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
+        return failure(task, kind, error)
     for kind, content in contents.items():
         with files.replacing(task.output(kind)) as file:
             file.write(content)

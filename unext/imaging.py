@@ -22,10 +22,8 @@ OBJECT = 128  # scores count pixels above as the object
 TOLERANCE = 16  # grey levels that JPEG, resizing and rounding may change
 MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
 ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, so that worker processes know too what the user allows
-MAX_LABEL, MAX_LABELS = (
-    120,
-    40,
-)  # grey levels and their number in masks of classes; 127 and 128 mean "unknown" in trimaps
+MAX_LABEL = 120  # grey level of a class; 127 and 128 mean "unknown" in trimaps
+MAX_LABELS = 40  # classes in a mask
 
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
@@ -220,21 +218,22 @@ def mask_problem(image: Image.Image, mask: Image.Image) -> str:
     brightest, is_lossy = mask.getextrema()[1], image.format in LOSSY
     if (TOLERANCE if is_lossy else 0) < brightest <= OBJECT:
         return "0/1 mask" if brightest == 1 else "mask too dark"
-    if not is_lossy and has_labels(np.asarray(image if image.mode.startswith(DEEP) else mask)):
+    is_deep = image.mode.startswith(DEEP)
+    values = np.asarray(image if is_deep else mask)
+    if not is_lossy and has_labels(values, np.unique(values) if is_deep else np.flatnonzero(mask.histogram())):
         return "mask of labels"
-    if image.mode in ("1", "L", "LA") or image.mode.startswith(DEEP) or alpha_of(image):
+    if is_deep or image.mode in ("1", "L", "LA") or alpha_of(image):
         return ""
     red, *others = decoded(image).convert("RGB").split()
     coloured = max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
     return "mask in colour" if coloured else ""
 
 
-def has_labels(values: np.ndarray) -> bool:
-    """Whether a mask (H, W) has regions of a few small labels beside one bright level, which alone is the object.
+def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether a mask (H, W) with these levels has regions of a few small labels, and one bright level.
 
     Edges of a few grey levels are no region: they have no 3 x 3 pixels of such levels.
     """
-    levels = np.flatnonzero(np.bincount(values.ravel())) if values.dtype == np.uint8 else np.unique(values)
     labels = levels[(levels >= 1) & (levels <= MAX_LABEL)]
     if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() != 1:
         return False

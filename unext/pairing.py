@@ -159,7 +159,8 @@ def gather(
         for folder, images in groups.items():
             below = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
             for name, image in by_name(images, folder).items():
-                if (other := found.setdefault(below + name, image)).resolve() != image.resolve():
+                other = found.setdefault(below + name, image)
+                if other is not image and other.resolve() != image.resolve():
                     raise ValueError(f"{other} and {image}: have the same name; write them to different folders")
     return found
 
