@@ -74,7 +74,7 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_ima
     # Pinned: from other memory, the copy would wait for the network.
     pinned = torch.empty(len(images), *images[0].shape, pin_memory=device.type == "cuda")  # (B, 3, S, S)
     images = torch.stack(images, out=pinned).to(device, non_blocking=True)
-    views = [model(images)]
+    views = [model(images).clone()]  # a CUDA graph's result is valid until the next call only
     if flip:
         views.append(model(images.flip(-1)).flip(-1))
     return torch.stack(views, dim=1)[: len(batch)]
@@ -240,7 +240,8 @@ def main(args: argparse.Namespace) -> None:
         settings = settings_of(args, model)
         output.check_settings(every, args.save, settings, args.overwrite)
         if args.compile:
-            model.compile()
+            # A CUDA graph launches all kernels at once.
+            model.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
         output.make_folders(every, args.save)
 
         command.started()

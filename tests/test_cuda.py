@@ -189,7 +189,9 @@ def test_a_step_waits_for_the_gpu_once():
 
 @pytest.mark.parametrize("way", ["train", "checkpointed", "infer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_predicted_peak_is_what_the_gpu_allocates(dtype, way):
+def test_the_predicted_peak_is_what_the_gpu_allocates(dtype, way, monkeypatch):
+    # As the programs run. Without TF32, cuDNN has no channels-last kernels and converts into workspaces.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gc.collect()
     before = torch.cuda.memory_allocated()
     model = network(dtype).train(way != "infer")
@@ -207,8 +209,9 @@ def test_the_predicted_peak_is_what_the_gpu_allocates(dtype, way):
     assert found.peak == pytest.approx(allocated, rel=0.15)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype):
+# Resizing's backward adds up in any order, which half precision rounds to other last bits.
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
+def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype, tolerance):
     images, masks = recipe.image("memory", (2, 3, 256, 256)), recipe.mask("memory", (2, 1, 256, 256))
     peaks, losses, gradients = [], [], []
     model = network(dtype)
@@ -222,7 +225,7 @@ def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype
         losses.append(loss)
         gradients.append(gradient)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    assert_close(gradients[1], gradients[0], 1e-4)  # resizing's backward adds up in any order
+    assert_close(gradients[1], gradients[0], tolerance)
     assert peaks[1] < 0.8 * peaks[0]
 
 

@@ -133,6 +133,15 @@ def test_auto_on_a_gpu_is_bf16_since_ampere(capability, dtype, monkeypatch):
     assert device.precision("auto", "cuda:0") == dtype
 
 
+@pytest.mark.parametrize("rank, processes", [("0", "1"), ("1", "8")])
+def test_under_torchrun_each_process_has_the_gpu_of_its_rank(rank, processes, monkeypatch):
+    """With its index, which torch.cuda.set_device wants."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
+    assert device.find("cuda") == f"cuda:{rank}"
+
+
 def test_ranks_come_from_torchrun(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -288,7 +288,7 @@ def test_output_kinds_and_sources_are_checked(micro_checkpoint, toy, tmp_path, c
 
 def test_a_compiled_network_sees_whole_batches(micro_checkpoint, toy, tmp_path, monkeypatch):
     shapes = []
-    monkeypatch.setattr(SAM2UNeXT, "compile", lambda self: self.register_forward_pre_hook(
+    monkeypatch.setattr(SAM2UNeXT, "compile", lambda self, **_: self.register_forward_pre_hook(
         lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     )  # fmt: skip
     for name, more in (("plain", ()), ("compiled", ("--compile",))):

@@ -33,7 +33,7 @@ def find(name: str) -> str:
     if name == "auto":
         name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
         name = name if name == "cuda" or processes == 1 else "cpu"
-    if name == "cuda" and processes > 1:
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{local_rank}"
     try:
         torch.ones(1, device=name).item()
