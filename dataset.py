@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 from unext import files, imaging, pairing
+from unext.pairing import Pair
+from unext.workers import in_order
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
@@ -52,7 +53,7 @@ class SegmentationDataset(Dataset):
     epoch, without saving random states.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], size: int, seed: int = 0):
+    def __init__(self, pairs: Sequence[Pair], size: int, seed: int = 0):
         self.pairs = pairs
         self.size = size
         self.seed = seed
@@ -78,10 +79,10 @@ def epoch_batches(
     `processes` - 1 pairs are repeated to give all processes the same number.
     """
     for epoch in epochs:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-        order += [order[i % count] for i in range(-count % processes)]
-        own = [(epoch, index) for index in order[rank::processes]]
-        yield from (own[start : start + batch_size] for start in range(skip * batch_size, len(own), batch_size))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        own = order[torch.arange(rank, math.ceil(count / processes) * processes, processes) % count]
+        for batch in own.split(batch_size)[skip:]:
+            yield [(epoch, index) for index in batch.tolist()]
         skip = 0
 
 
@@ -103,13 +104,13 @@ def obey_parent_alone(worker: int) -> None:
         os.setsid()
 
 
-def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
+def check_files(pairs: Sequence[Pair], workers: int) -> None:
     """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files."""
     looked_at = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
     failed, wrong = [], []
     problems = {}
 
-    def check(pair: tuple[Path, Path]) -> None:
+    def check(pair: Pair) -> None:
         image, mask = pair
         try:
             expected, found = imaging.read_size(image), imaging.read_size(mask)
@@ -121,7 +122,9 @@ def check_files(pairs: Sequence[tuple[Path, Path]], workers: int) -> None:
             failed.append(str(error))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        list(tqdm(pool.map(check, pairs), "opening files", len(pairs), unit="pair", delay=2, leave=False))
+        checked = in_order(pool, check, pairs, ahead=1000)
+        for _ in tqdm(checked, "opening files", len(pairs), unit="pair", delay=2, leave=False):
+            pass
     if failed:
         raise OSError("; ".join(sorted(failed)))
     for line in pairing.mask_warnings(problems):

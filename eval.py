@@ -14,60 +14,26 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from contextlib import closing
-from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from evaluation import benchmarks, compare, metrics, report, tables
+from evaluation import benchmarks, compare, metrics, report, scoring, tables
+from evaluation.scoring import Task
 from unext import cli, files, imaging, output, pairing
-from unext.workers import in_processes
-
-ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
+from unext.pairing import File
 
 
 class Dataset(NamedTuple):
     """What is scored under one name, of one method."""
 
     name: str
-    maps: dict[str, Path]  # by the image's name
-    masks: dict[str, Path]
-    images: dict[str, Path]  # for the page; some may be missing
+    maps: dict[str, File]  # by the image's name
+    masks: dict[str, File]
+    images: dict[str, File]  # for the page; some may be missing
 
-    def pairs(self) -> list[tuple[str, Path, Path]]:
-        """(name, prediction map, ground truth) for the names that have both."""
-        return [(name, path, self.masks[name]) for name, path in self.maps.items() if name in self.masks]
-
-
-class Task(NamedTuple):
-    """A ground truth and what is scored against it."""
-
-    dataset: str
-    name: str
-    image: Path | None
-    mask: Path
-    maps: dict[str, Path]  # by method
-
-
-def score_files(
-    task: Task, engine: str, resize: bool, names: Sequence[str]
-) -> tuple[list[metrics.PairScores], float, str]:
-    """The scores of each map, the object's share of the image, and what is wrong with the mask: of MASK_PROBLEMS."""
-    cv2.setNumThreads(1)  # in each worker; together they use all cores
-    mask, problem = imaging.read_and_check_mask(task.mask)
-    ground_truth = metrics.prepare(np.array(mask))
-    scores = []
-    for path in task.maps.values():
-        prediction = imaging.read_mask(path)
-        if resize and prediction.size != mask.size:
-            prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
-        scores.append(ENGINES[engine](np.array(prediction), ground_truth, names))
-    return scores, ground_truth.share(), problem
+    def is_empty(self) -> bool:
+        """Whether no map has a ground truth."""
+        return not any(name in self.masks for name in self.maps)
 
 
 def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[str, list[Dataset]], list[str]]:
@@ -145,7 +111,7 @@ def find_benchmark_datasets(
             )
         pairs = [pair for split in splits for pair in split.pairs]
         images, masks = ({pairing.name_of(pair[0]): pair[side] for pair in pairs} for side in (0, 1))
-        maps = pairing.find(folder) if folder and pairing.images_in(folder) else {}
+        maps = pairing.find(folder) if folder and pairing.scan(folder).images else {}
         datasets.append(Dataset(name, maps, masks, images))
     return datasets
 
@@ -158,38 +124,29 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
     wanted = plain.sub("", name.casefold())
     hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
-    hits = [folder for folder in hits if pairing.images_in(folder)]
+    hits = [folder for folder in hits if pairing.scan(folder).images]
     if len(hits) > 1:
         raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None
 
 
-def check(datasets: Sequence[Dataset], allow_missing: bool, resize: bool) -> list[str]:
-    """What is left out or resized, in words. Raises ValueError that lists the maps that do not fit unless allowed."""
-    problems, notes, remedies = [], [], set()
-    read_size = cache(imaging.read_size)  # several methods have the same masks
-    for dataset, maps, masks, _ in datasets:
-        missing = [path.name for name, path in masks.items() if name not in maps]
-        extra = [path.name for name, path in maps.items() if name not in masks]
+def check(datasets: Sequence[Dataset], allow_missing: bool) -> list[str]:
+    """What is left out, in words. Raises ValueError that lists the maps and ground truths without a partner."""
+    problems, notes = [], []
+    for dataset in datasets:
+        missing = [file.name for name, file in dataset.masks.items() if name not in dataset.maps]
+        extra = [file.name for name, file in dataset.maps.items() if name not in dataset.masks]
         for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
             if listed and allow_missing:
-                total = len(masks) if listed is missing else len(maps)
-                notes.append(f"{dataset}: {len(listed):,} of {total:,} {what}, left out")
+                total = len(dataset.masks if listed is missing else dataset.maps)
+                notes.append(f"{dataset.name}: {len(listed):,} of {total:,} {what}, left out")
             elif listed:
-                problems.append(f"{dataset}: {len(listed):,} {what}: {files.listing(listed)}")
-                remedies.add("--allow_missing scores the rest")
-        both = [(maps[name], imaging.read_size(maps[name]), read_size(masks[name])) for name in maps.keys() & masks]
-        wrong = sorted(f"{path.name} {has} instead of {wanted}" for path, has, wanted in both if has != wanted)
-        if wrong and resize:
-            notes.append(f"{dataset}: {files.count(len(wrong), 'map')} resized to the ground truth")
-        elif wrong:
-            problems.append(f"{dataset}: {len(wrong):,} maps of another (height, width): {files.listing(wrong)}")
-            remedies.add("--resize resizes them")
-        if not both and allow_missing:
-            notes.append(f"{dataset}: not scored")
+                problems.append(f"{dataset.name}: {len(listed):,} {what}: {files.listing(listed)}")
+        if dataset.is_empty() and allow_missing:
+            notes.append(f"{dataset.name}: not scored")
     if problems:
-        raise ValueError("; ".join([*problems, *sorted(remedies)]))
-    if not any(dataset.pairs() for dataset in datasets):
+        raise ValueError("; ".join([*problems, "--allow_missing scores the rest"]))
+    if all(dataset.is_empty() for dataset in datasets):
         raise ValueError("no map has the name of a ground truth")
     return notes
 
@@ -201,7 +158,7 @@ def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list
     """
     tasks, notes = [], []
     for same in zip(*methods.values(), strict=True):  # one data set of each method
-        own = {method: dataset for method, dataset in zip(methods, same, strict=True) if dataset.pairs()}
+        own = {method: dataset for method, dataset in zip(methods, same, strict=True) if not dataset.is_empty()}
         if not own:
             continue
         name, maps, masks, images = next(iter(own.values()))
@@ -210,35 +167,14 @@ def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list
         every = {key for dataset in own.values() for key in dataset.maps if key in masks}
         if len(common) < len(every):
             notes.append(f"{name}: {len(every) - len(common):,} images left out, of which not every method has a map")
+        having = tuple(own)
         for key in common:
-            of_methods = {method: dataset.maps[key] for method, dataset in own.items()}
-            tasks.append(Task(name, files.printable(key), images.get(key), masks[key], of_methods))
+            of_methods = tuple(dataset.maps[key] for dataset in own.values())
+            tasks.append(Task(name, files.printable(key), images.get(key), masks[key], having, of_methods))
     for method in methods:
-        if not any(method in task.maps for task in tasks):
+        if not any(method in task.methods for task in tasks):
             raise ValueError(f"{method}: there is no image of which this method and all others have a map")
     return tasks, notes
-
-
-def evaluate(
-    tasks: Sequence[Task], engine: str, resize: bool, names: Sequence[str], workers: int
-) -> tuple[list[compare.ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
-    """The figures of each image, the means of each method and data set, and warnings; with one progress bar."""
-    images: list[compare.ImageScores] = []
-    means: dict[str, dict[str, metrics.Mean]] = {}
-    problems: dict[str, dict[Path, str]] = {}  # of the masks, by data set
-    function = partial(score_files, engine=engine, resize=resize, names=names)
-    with closing(in_processes(function, tasks, workers)) as results:
-        bar = tqdm(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
-        for task, (scores, share, problem) in bar:
-            by_method = dict(zip(task.maps, scores, strict=True))
-            for method, one in by_method.items():
-                means.setdefault(method, {}).setdefault(task.dataset, metrics.Mean()).add(one)
-            figures = {method: one.figures(names) for method, one in by_method.items()}
-            curves = {method: one.curves(names) for method, one in by_method.items()}
-            images.append(compare.ImageScores(*task[:4], share, task.maps, figures, curves))
-            problems.setdefault(task.dataset, {})[task.mask] = problem
-    warnings = [f"warning: {name}: {line}" for name, found in problems.items() for line in pairing.mask_warnings(found)]
-    return images, means, warnings
 
 
 def made_by(datasets: Sequence[Dataset]) -> list[str]:
@@ -262,20 +198,20 @@ def main(args: argparse.Namespace) -> None:
             one._replace(name=f"{method}, {one.name}") if len(methods) > 1 else one
             for method, datasets in methods.items() for one in datasets
         ]  # fmt: skip
-        notes += check(labelled, args.allow_missing, args.resize)
+        notes += check(labelled, args.allow_missing)
         tasks, not_common = tasks_in_common(methods)
         notes += not_common
-        if others := pairing.left_out(path.parent for task in tasks for path in (task.mask, *task.maps.values())):
+        if others := pairing.left_out(path.parent for task in tasks for path in (task.mask, *task.maps)):
             notes.append(f"left out: {others}")
         compare.find(tasks, args.examples)  # all of them are there
         files.check_output_file("--json", args.json)
         files.output_folder(args.save_path)
 
-        command.started()
         asked = metrics.METRICS if "all" in args.metrics else args.metrics
         columns = tuple(dict.fromkeys(asked)) or benchmark.columns
         names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
-        images, means, warnings = evaluate(tasks, args.engine, args.resize, names, args.workers)
+        images, means, more = scoring.evaluate(tasks, args.engine, args.resize, names, args.workers)
+        command.started()  # nothing has been written so far, whatever was wrong with a file
         rows = {task.dataset: (task.dataset,) for task in tasks}
         rows |= {name: sets for name, sets in benchmark.together.items() if rows.keys() >= set(sets)}
         scored = compare.Evaluation(
@@ -290,8 +226,8 @@ def main(args: argparse.Namespace) -> None:
         )
         compared = compare.differences(scored)
         legend = [tables.legend(scored.methods[0], "*", "+")] if scored.several() else []
-        print(tables.text(tables.lines(scored, compared), columns), *legend, *notes, *warnings, sep="\n")
-        notes = [*notes, *warnings, f"Maps: {', '.join(args.pred_path)}", *made_by(labelled)]
+        print(tables.text(tables.lines(scored, compared), columns), *legend, *notes, *more, sep="\n")
+        notes = [*notes, *more, f"Maps: {', '.join(args.pred_path)}", *made_by(labelled)]
         notes = [files.printable(note) for note in notes]
         title, examples = benchmark.name or ", ".join(rows), compare.find(images, args.examples)
         report.write(args.save_path, title, scored, compared, notes, examples)
@@ -332,7 +268,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--engine", choices=list(ENGINES), default="fast", help="the same figures; the library is slow")
+    run.add_argument(
+        "--engine", choices=[*scoring.ENGINES], default="fast", help="the same figures; the library is slow"
+    )
     run.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
     return parser
 

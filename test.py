@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,7 +193,8 @@ def find_own_tasks(
     found = pairing.gather(image_paths, recursive, skip)
     ground_truth = pairing.gather([gt_path], recursive) if gt_path else {}
     images, masks = pairing.tell_apart(found, ground_truth, names)
-    tasks = [Task(path, masks.get(key), save_path / Path(key).parent) for key, path in images.items()]
+    place = cache(lambda below: save_path / below)
+    tasks = [Task(path, masks.get(key), place(key.rpartition("/")[0])) for key, path in images.items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
         hint = pairing.names_hint(found, ground_truth)

@@ -24,7 +24,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, imaging, memory, pairing
 from unext.log import Log, Step, panels, write_arguments
+from unext.pairing import Pair
 from unext.run import Run
 from unext.workers import in_order
 
@@ -127,9 +127,7 @@ def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: flo
 
 
 @torch.no_grad()
-def validate(
-    model: SAM2UNeXT, pairs: Sequence[tuple[Path, Path]], workers: int, stop: Sequence[int] = ()
-) -> dict[str, float]:
+def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequence[int] = ()) -> dict[str, float]:
     """S-measure, weighted F-measure and MAE of the maps that test.py would write, over the pairs of all processes.
 
     It stops early when `stop` gets a signal's number. Empty if there was no pair.
@@ -139,7 +137,7 @@ def validate(
     model.eval()
     scores = []
 
-    def read(pair: tuple[Path, Path]) -> tuple[Tensor, np.ndarray]:
+    def read(pair: Pair) -> tuple[Tensor, np.ndarray]:
         return image_tensor(imaging.read_image(pair[0]), model.size), np.array(imaging.read_mask(pair[1]))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -183,7 +181,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("--hiera_path or --dinov2_path is missing: give a file, a URL, or the word random")
 
 
-def find_pairs(args: argparse.Namespace) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
     imaging.allow_pixels(args.max_pixels)
     names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
@@ -229,7 +227,7 @@ def start_log(args: argparse.Namespace, run: Run, pairs: int, steps: int) -> Log
     return Log(args.save_path, run.progress, args.log_every, steps, args.epoch)
 
 
-def end_epoch(run: Run, log: Log, scores: dict[str, float], shown: Sequence[tuple[Path, Path]]) -> None:
+def end_epoch(run: Run, log: Log, scores: dict[str, float], shown: Sequence[Pair]) -> None:
     """Logs an epoch with its scores and panels of the pairs `shown`; writes best.pth and the checkpoints to keep."""
     progress = run.progress
     log.epoch(progress, progress.losses() | scores, panels(run.model, shown))

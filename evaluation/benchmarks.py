@@ -20,7 +20,7 @@ import yaml
 
 from evaluation.metrics import METRICS, NINE
 from unext import files, pairing
-from unext.pairing import MaskNames
+from unext.pairing import File, MaskNames, Pair
 
 ALIASES = {
     "{images}": ("im", "ims", "img", "imgs", "image", "images"),
@@ -81,7 +81,7 @@ class SplitFolder(NamedTuple):
     split: str
     images: Path
     masks: Path
-    pairs: list[tuple[Path, Path]]  # (image, mask)
+    pairs: list[Pair]  # (image, mask)
     count: int | None  # of pairs in the published archive
     left_out: str  # in words
 
@@ -274,8 +274,8 @@ def tree(root: Path) -> list[Path]:
 
 
 def belonging(
-    place: Place, left: dict[str, Path], right: dict[str, Path]
-) -> tuple[dict[str, Path], dict[str, Path], str]:
+    place: Place, left: dict[str, File], right: dict[str, File]
+) -> tuple[dict[str, File], dict[str, File], str]:
     """The images and masks of a place, by stem, that count, and in words what is left out."""
     words = []
     if place.leave_out:

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from evaluation.metrics import METRICS, Mean, PairScores, together
+from unext.pairing import File
 
 T = TypeVar("T")
 RESAMPLES = 2000  # at least, and PER_COMPARISON for each: with fewer, Holm's correction leaves nothing below LEVEL
@@ -23,10 +23,10 @@ class ImageScores(NamedTuple):
 
     dataset: str
     name: str
-    image: Path | None
-    ground_truth: Path
+    image: File | None
+    ground_truth: File
     share: float  # of the image that is object
-    maps: Mapping[str, Path]  # by method; one that has no map of the data set is missing
+    maps: Mapping[str, File]  # by method; one that has no map of the data set is missing
     figures: Mapping[str, Mapping[str, float]]  # by method and metric
     curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float64 (256,)
 

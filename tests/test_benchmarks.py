@@ -72,7 +72,7 @@ def test_every_layout_is_found_at_any_depth_and_in_any_case(name, layout, above,
     found = {str(place.images.relative_to(tmp_path / above)) for place in [*train, *itertools.chain(*test.values())]}
     assert found == {images for images, _ in folders}
     for image, mask in train[0].pairs:
-        assert (image.stem, image.suffix, mask.suffix) == (mask.stem, ".jpg", ".png")
+        assert (image.name, mask.name) == (f"{mask.stem}.jpg", f"{image.stem}.png")
 
 
 def test_the_raw_camouflage_archives_are_joined_without_what_does_not_count(tmp_path):

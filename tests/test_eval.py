@@ -107,13 +107,13 @@ def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, caps
         assert status == 2 and message in line
 
 
-def test_an_unreadable_map_is_named_and_the_status_is_1(tmp_path, capsys):
+def test_an_unreadable_map_is_named_and_nothing_written(tmp_path, capsys):
     folder = write_pairs(tmp_path, {name: recipe.metric_cases(0)[name] for name in ("case0", "case1")})
     content = (folder / "maps" / "case1.png").read_bytes()
     (folder / "maps" / "case1.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(SystemExit) as stop:
         script.main(arguments(folder, "--json", tmp_path / "scores.json"))
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert "case1.png: cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "scores.json").exists()
 

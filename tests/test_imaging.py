@@ -206,7 +206,7 @@ def test_an_opened_image_of_16_bit_colours_is_not_altered(tmp_path):
 def test_mpo_is_found_in_a_folder_and_read(tmp_path):
     smooth = Image.fromarray(PHOTO).resize((60, 40))
     smooth.save(tmp_path / "x.mpo", save_all=True, append_images=[smooth], quality=100)
-    assert [path.name for path in pairing.images_in(tmp_path)] == ["x.mpo"]
+    assert [file.name for file in pairing.scan(tmp_path).images] == ["x.mpo"]
     assert imaging.read_image(tmp_path / "x.mpo").size == (60, 40)
 
 
@@ -221,7 +221,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
     imaging.formats()
     Image.fromarray(PHOTO).resize((64, 64)).save(tmp_path / "x.heic", quality=90)
-    assert pillow_heif and [path.name for path in pairing.images_in(tmp_path)] == ["x.heic"]
+    assert pillow_heif and [file.name for file in pairing.scan(tmp_path).images] == ["x.heic"]
     assert imaging.read_image(tmp_path / "x.heic").size == (64, 64)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import cli, device, imaging, output, pairing
+from unext.pairing import File
 
 if TYPE_CHECKING:
     import gradio
@@ -48,7 +49,7 @@ def cut(answer: Answer | None, threshold: float | None) -> list[np.ndarray | Non
     return [output.render(kind, grey, image, threshold) for kind in ("overlay", "mask")]
 
 
-def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Blocks":
+def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Blocks":
     """The page; whatever the number of visitors, one image is in the network at a time."""
     import gradio
 
@@ -100,7 +101,7 @@ def main(args: argparse.Namespace) -> None:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
         imaging.allow_pixels(imaging.MAX_PIXELS)
-        examples = pairing.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
+        examples = pairing.scan(args.examples).images[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         tempfile.tempdir = stack.enter_context(tempfile.TemporaryDirectory())  # where uploads are collected

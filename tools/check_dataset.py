@@ -27,6 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
 from unext import cli, files, imaging, pairing
+from unext.pairing import File
 from unext.workers import in_processes
 
 ERRORS_FOUND = 1  # exit status
@@ -47,14 +48,14 @@ class Job(NamedTuple):
     """A pair, or a file without a partner."""
 
     split: str
-    image: Path | None
-    mask: Path | None
+    image: File | None
+    mask: File | None
 
 
 class Finding(NamedTuple):
     split: str
     kind: str  # of KINDS
-    path: Path
+    path: File | Path
     detail: str = ""
 
     def __str__(self) -> str:
@@ -99,17 +100,17 @@ def survey_benchmark(everything: Survey, name: str, root: str) -> str:
 def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
     """Adds the files of a place. Raises OSError if a folder cannot be listed, ValueError if both are one."""
 
-    def add(kind: str, path: Path, detail: str = "") -> None:
+    def add(kind: str, path: File | Path, detail: str = "") -> None:
         everything.findings.append(Finding(split, kind, path, detail))
 
     names = place.mask_names()
     pairing.require_apart(images, masks, names)
-    sides: list[dict[str, Path]] = [{}, {}]
+    sides: list[dict[str, File]] = [{}, {}]
     repeated: list[Job] = []
     for folder, side in dict(zip((images, masks), sides, strict=True)).items():
         found = pairing.scan(folder)
-        for path in (folder / name for name in found.images):
-            if (other := side.setdefault(pairing.name_of(path), path)) != path:
+        for path in found.images:
+            if (other := side.setdefault(pairing.name_of(path), path)) is not path:
                 add("two files of one name", path, f"beside {other.name}")
                 repeated.append(Job(split, path, None) if folder == images else Job(split, None, path))
         for kind, listed in (("broken link", found.broken), ("not an image by its extension", found.others)):
@@ -148,7 +149,7 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
     return [Finding(job.split, kind, path, kinds[kind]) for path, kinds in found for kind in kinds], image.digest
 
 
-def inspect(path: Path, is_mask: bool) -> Inspection:
+def inspect(path: File, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
     try:
         with imaging.open_image(path) as image:
@@ -197,7 +198,7 @@ def fingerprint(image: Image.Image) -> bytes:
 
 def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
     """The images that are twice in a split, and the test images that are in training too."""
-    first: dict[tuple[str, bytes], Path] = {}
+    first: dict[tuple[str, bytes], File] = {}
     for job, digest in images:  # all of them, before test is compared with training
         earlier = first.setdefault((job.split, digest), job.image)
         if earlier != job.image:

@@ -33,7 +33,8 @@ def count(number: int, noun: str) -> str:
 
 def printable(text: object) -> str:
     """A name or message as text on one line: what cannot be printed is escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listing(names: Iterable[object]) -> str:

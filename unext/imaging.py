@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -85,7 +84,7 @@ def extensions() -> frozenset[str]:
     return frozenset(ext for ext, name in Image.registered_extensions().items() if name in known)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """The image in RGB with the pixels as they are stored. Raises OSError that names the file."""
     with opened(path) as image:
         image = decoded(image).convert("RGB")
@@ -93,7 +92,7 @@ def read_image(path: str | Path) -> Image.Image:
         return image
 
 
-def read_photo(path: str | Path, as_shown: bool = True) -> Image.Image:
+def read_photo(path: str | os.PathLike[str], as_shown: bool = True) -> Image.Image:
     """The image as `photo_of` returns it and, if `as_shown`, upright as its EXIF tag says. Raises OSError."""
     with opened(path) as image:
         photo = photo_of(image, as_shown)
@@ -168,13 +167,13 @@ def orientation(image: Image.Image) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def read_mask(path: str | Path) -> Image.Image:
+def read_mask(path: str | os.PathLike[str]) -> Image.Image:
     """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
     with opened(path) as image:
         return mask_of(image)
 
 
-def read_and_check_mask(path: str | Path) -> tuple[Image.Image, str]:
+def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]:
     """The mask as `read_mask` returns it, and what is wrong with it: a key of MASK_PROBLEMS, or empty."""
     with opened(path) as image:
         mask = mask_of(image)
@@ -240,14 +239,14 @@ def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
     return bool(cv2.erode(np.isin(values, labels).astype(np.uint8), np.ones((3, 3))).any())
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) from the file's header, without decoding it. Raises OSError that names the file."""
     with opened(path) as image:
         return image.height, image.width
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The image in a file, only its header read. Errors in the block become OSError that names the file."""
     try:
         with open_image(path) as image:
@@ -256,9 +255,9 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise OSError(f"{path}: cannot be read as an image: {why(path, error)}") from error
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Pillow's `open` for `formats` and images below its pixel limit. Raises what Pillow does: almost anything."""
-    image = Image.open(path, formats=formats())
+    image = Image.open(os.fspath(path), formats=formats())
     pixels, limit = image.width * image.height, Image.MAX_IMAGE_PIXELS
     if limit and pixels > limit:  # Pillow itself only warns up to twice the limit
         image.close()
@@ -310,7 +309,7 @@ def scaled(values: np.ndarray) -> np.ndarray:
     return np.rint(values * (255 / white)).astype(np.uint8)
 
 
-def why(path: str | Path, error: Exception) -> str:
+def why(path: str | os.PathLike[str], error: Exception) -> str:
     """What is wrong with a file that Pillow cannot read and, where it is known, the remedy; on one line."""
     if isinstance(error, UnidentifiedImageError):
         return unknown_format(path)
@@ -322,7 +321,7 @@ def why(path: str | Path, error: Exception) -> str:
     return (reason.splitlines() or [type(error).__name__])[0]
 
 
-def unknown_format(path: str | Path) -> str:
+def unknown_format(path: str | os.PathLike[str]) -> str:
     """What a file is that Pillow does not know."""
     with open(path, "rb") as file:
         start = file.read(16)

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import to_tensor
 
 from unext import files, imaging
+from unext.pairing import Pair
 from unext.run import Progress
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def is_before(line: bytes, progress: Progress) -> bool:
     return (entry["epoch"], entry.get("step", math.inf)) <= (progress.epoch, progress.step) and line.endswith(b"\n")
 
 
-def panels(model: "SAM2UNeXT", pairs: Sequence[tuple[Path, Path]]) -> Iterator[tuple[str, Tensor]]:
+def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Tensor]]:
     """Image, mask and prediction side by side, (3, H, 3 W) in [0, 1], of the first pairs, with their names."""
     model.eval()
     for image_path, mask_path in pairs[:PANELS]:

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from unext import files, imaging
+from unext.pairing import File
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
 MAX_JPEG = 65500  # px, of a side
@@ -24,12 +25,12 @@ RECORDED = ("path", "versions")  # in settings.json, but not compared
 class Task(NamedTuple):
     """An image to predict."""
 
-    image: Path
-    ground_truth: Path | None  # whose size the map takes
+    image: File
+    ground_truth: File | None  # whose size the map takes
     folder: Path  # for the map
 
-    def output(self, kind: str) -> Path:
-        return place(self.folder, kind) / f"{self.image.stem}{KINDS[kind]}"
+    def output(self, kind: str) -> File:
+        return File(place(self.folder, kind), self.image.stem, KINDS[kind])
 
 
 def place(folder: Path, kind: str) -> Path:
@@ -91,9 +92,28 @@ def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
                 raise ValueError(f"--save_path: {place(folder, kind)} would get files of two kinds; rename that folder")
 
 
+def by_folder(tasks: Sequence[Task]) -> dict[Path, list[Task]]:
+    """The tasks by the folder of their maps."""
+    found: dict[Path, list[Task]] = {}
+    for task in tasks:
+        found.setdefault(task.folder, []).append(task)
+    return found
+
+
+def existing(tasks: Sequence[Task], kinds: Sequence[str]) -> Callable[[File], bool]:
+    """Whether a file that one of the tasks writes is there; folders without any image are not asked for each."""
+    places = {place(folder, kind) for folder in {task.folder for task in tasks} for kind in kinds}
+    suffixes = {folder: {path.suffix.lower() for path in folder.iterdir()} for folder in places if folder.is_dir()}
+    filled = {folder for folder, found in suffixes.items() if found & imaging.extensions()}
+    return lambda file: file.parent in filled and os.path.exists(file)
+
+
 def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[str, Any], overwrite: bool) -> None:
     """Raises ValueError, unless `overwrite`, if a folder of the tasks has files that were made with other settings."""
-    for folder in dict.fromkeys(task.folder for task in tasks) if not overwrite else ():
+    if overwrite:
+        return
+    exists = existing(tasks, kinds)
+    for folder, own in by_folder(tasks).items():
         before = read_settings(folder)
         names = [name for name in settings.keys() & before.keys() if before[name] != settings[name]]
         if names := sorted({*names} - {*RECORDED}):
@@ -102,9 +122,9 @@ def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[s
                 "files with --overwrite or name another folder"
             )
         known = before.get("images", [])  # folders
-        new = [task for task in tasks if task.folder == folder and str(task.image.parent.resolve()) not in known]
-        strange = [path.name for task in new for path in map(task.output, kinds) if path.exists()]
-        if strange:
+        new = {parent for parent in {task.image.parent for task in own} if str(parent.resolve()) not in known}
+        paths = (task.output(kind) for task in own if task.image.parent in new for kind in kinds)
+        if strange := [path.name for path in paths if exists(path)]:
             raise ValueError(
                 f"--save_path {folder}: has files of other images or another program ({files.listing(strange)}); "
                 "replace them with --overwrite or name another folder"
@@ -113,8 +133,8 @@ def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[s
 
 def make_folders(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     """Makes the folders of the tasks' files. Raises OSError if files cannot be written there."""
-    folders = {task.output(kind).parent for task in tasks for kind in kinds}
-    for folder in sorted(folders | {task.folder for task in tasks}):
+    folders = {task.folder for task in tasks}
+    for folder in sorted(folders | {place(folder, kind) for folder in folders for kind in kinds}):
         files.output_folder(folder)
 
 
@@ -123,9 +143,9 @@ def write_settings(tasks: Sequence[Task], settings: dict[str, Any], overwrite: b
 
     `overwrite` makes it anew: what is older must be made again. Otherwise it keeps its time.
     """
-    for folder in dict.fromkeys(task.folder for task in tasks):
+    for folder, own in by_folder(tasks).items():
         path, before = folder / SETTINGS, {} if overwrite else read_settings(folder)
-        images = {str(task.image.parent.resolve()) for task in tasks if task.folder == folder}
+        images = {str(parent.resolve()) for parent in {task.image.parent for task in own}}
         after = settings | before
         after["images"] = sorted(images.union(before.get("images", [])))
         if after != before:
@@ -152,16 +172,19 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def remaining(tasks: Sequence[Task], kinds: Sequence[str], batch_size: int) -> list[Task]:
     """What is not done, in whole batches, because an image's batch decides the last bits of its map."""
+    exists = existing(tasks, kinds)
     groups = (tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size))
-    return [task for group in groups if not all(is_done(task, kinds) for task in group) for task in group]
+    return [task for group in groups if not all(is_done(task, kinds, exists) for task in group) for task in group]
 
 
-def is_done(task: Task, kinds: Sequence[str]) -> bool:
+def is_done(task: Task, kinds: Sequence[str], exists: Callable[[File], bool]) -> bool:
     """Whether the files are there, newer than image, ground truth and settings.json, and of the right size."""
-    mask, map_path = task.ground_truth, task.output("map")
+    mask, paths = task.ground_truth, [task.output(kind) for kind in kinds]
+    if not all(map(exists, paths)):
+        return False
     try:
-        newest = max(path.stat().st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
-        fits = not mask or "map" not in kinds or imaging.read_size(mask) == imaging.read_size(map_path)
-        return fits and all(task.output(kind).stat().st_mtime_ns >= newest for kind in kinds)
+        newest = max(os.stat(path).st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
+        fits = not mask or "map" not in kinds or imaging.read_size(mask) == imaging.read_size(task.output("map"))
+        return fits and all(os.stat(path).st_mtime_ns >= newest for path in paths)
     except OSError:  # one is missing
         return False

@@ -3,10 +3,12 @@
 import argparse
 import os
 import shlex
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,23 @@ from unext.files import count, listing, require_folder
 
 HEIC = (".heic", ".heif")
 UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, this one's too
+
+
+class File(NamedTuple):
+    """A path in a third of a Path's memory, of which there may be a million: most of its parts are shared."""
+
+    parent: Path
+    stem: str
+    extension: str  # with its dot
+
+    @property
+    def name(self) -> str:
+        return self.stem + self.extension
+
+    def __fspath__(self) -> str:
+        return str(self.parent / self.name)
+
+    __str__ = __fspath__
 
 
 class MaskNames(NamedTuple):
@@ -40,6 +59,7 @@ class MaskNames(NamedTuple):
 
 
 SAME = MaskNames()
+Pair = tuple[File, File]  # image, mask
 
 
 def names_given(args: argparse.Namespace, mask_folders: object) -> MaskNames:
@@ -51,37 +71,38 @@ def names_given(args: argparse.Namespace, mask_folders: object) -> MaskNames:
 
 
 class Listing(NamedTuple):
-    """The names of the files in a folder, sorted, except hidden ones."""
+    """What is in a folder, sorted, except hidden files."""
 
-    images: list[str]  # by their extension
+    images: list[File]  # by their extension
     broken: list[str]  # links that lead nowhere, as those of git-annex do until the file is fetched
     others: list[str]
 
 
 def scan(folder: str | Path) -> Listing:
     """What is in a folder. Raises OSError if it cannot be listed."""
-    found = Listing([], [], [])
+    folder, found = Path(folder), Listing([], [], [])
     with os.scandir(require_folder(folder)) as entries:
         for entry in entries:
             is_link = entry.is_symlink()
             if entry.name.startswith(".") or (os.path.isdir(entry.path) if is_link else entry.is_dir()):
                 continue
-            is_image = os.path.splitext(entry.name)[1].lower() in imaging.extensions()
-            is_broken = is_link and not os.path.exists(entry.path)
-            (found.broken if is_broken else found.images if is_image else found.others).append(entry.name)
-    return Listing(*map(sorted, found))
-
-
-def images_in(folder: str | Path) -> list[Path]:
-    """The images directly in `folder`, sorted. Raises OSError if it cannot be listed."""
-    return [Path(folder, name) for name in scan(folder).images]
+            stem, extension = os.path.splitext(entry.name)
+            if is_link and not os.path.exists(entry.path):
+                found.broken.append(entry.name)
+            elif extension.lower() in imaging.extensions():
+                found.images.append(File(folder, stem, sys.intern(extension)))
+            else:
+                found.others.append(entry.name)
+    found.images.sort(key=attrgetter("extension"))
+    found.images.sort(key=name_of)
+    return found._replace(broken=sorted(found.broken), others=sorted(found.others))
 
 
 def left_out(folders: Iterable[str | Path]) -> str:
     """What is in these folders beside images, in words; empty if there is nothing."""
     kinds: Counter[str] = Counter()
     broken = 0
-    for found in map(scan, dict.fromkeys(map(Path, folders))):
+    for found in map(scan, dict.fromkeys(folders)):
         kinds.update(os.path.splitext(name)[1] or name for name in found.others if name.lower() not in UNMENTIONED)
         broken += len(found.broken)
     words = [
@@ -109,12 +130,12 @@ def tree(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
             yield from tree(one, skip)
 
 
-def name_of(path: Path) -> str:
+def name_of(path: File) -> str:
     """By which a file is paired: its name without extension, in the form NFC (macOS keeps accents apart)."""
     return unicodedata.normalize("NFC", path.stem)
 
 
-def find(folder: str | Path) -> dict[str, Path]:
+def find(folder: str | Path) -> dict[str, File]:
     """The images in `folder` by name, sorted.
 
     Raises OSError if it cannot be listed or an image is a broken link, ValueError for no image or two of one name.
@@ -125,42 +146,46 @@ def find(folder: str | Path) -> dict[str, Path]:
         raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(broken)}")
     if not found.images:
         raise ValueError(f"{folder}: has no images")
-    return by_name([Path(folder, name) for name in found.images], folder)
+    return by_name(found.images)
 
 
-def by_name(paths: Iterable[Path], folder: str | Path) -> dict[str, Path]:
-    """The files of a folder by name, sorted. Raises ValueError if two have the same."""
-    found: dict[str, Path] = {}
+def by_name(images: Iterable[File]) -> dict[str, File]:
+    """The files of a folder by name. Raises ValueError if two have the same."""
+    found: dict[str, File] = {}
     repeated = []
-    for path in paths:
-        if (other := found.setdefault(name_of(path), path)) != path:
-            repeated.append(f"{other.name} and {path.name}")
+    for file in images:
+        if (other := found.setdefault(name_of(file), file)) is not file:
+            repeated.append(f"{other.name} and {file.name}")
     if repeated:
-        raise ValueError(f"{folder}: files that differ only in their extension, keep one of each: {listing(repeated)}")
-    return dict(sorted(found.items()))
+        where = f"{file.parent}: files that differ only in their extension, keep one of each"
+        raise ValueError(f"{where}: {listing(repeated)}")
+    return found
 
 
 def gather(
     paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] = lambda folder: False
-) -> dict[str, Path]:
+) -> dict[str, File]:
     """The images in `paths`, folders and single files, by name; if `recursive`, those in `tree` as "folder/name".
 
     Broken links are left out. Raises OSError or ValueError as `find` does.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, File] = {}
     for path in map(Path, paths):
-        folders = tree(require_folder(path), skip) if recursive and not path.is_file() else [path]
-        groups = {one: [path] if path.is_file() else images_in(one) for one in folders}
+        if path.is_file():
+            groups = {path.parent: [File(path.parent, *os.path.splitext(path.name))]}
+        else:
+            folders = tree(require_folder(path), skip) if recursive else [path]
+            groups = {folder: scan(folder).images for folder in folders}
         if not any(groups.values()):
             others = left_out([path])
             deeper = 0 if recursive else images_below(path, skip)
             hint = f"; {count(deeper, 'image')} in sub-folders, which --recursive reads" if deeper else ""
             raise ValueError(f"{path}: has no images" + (f", only {others}" if others else "") + hint)
         for folder, images in groups.items():
-            below = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
-            for name, image in by_name(images, folder).items():
+            below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
+            for name, image in by_name(images).items():
                 other = found.setdefault(below + name, image)
-                if other is not image and other.resolve() != image.resolve():
+                if other is not image and not Path(other).resolve() == Path(image).resolve():
                     raise ValueError(f"{other} and {image}: have the same name; write them to different folders")
     return found
 
@@ -173,7 +198,7 @@ def images_below(folder: Path, skip: Callable[[Path], bool] = lambda folder: Fal
 def pair(
     image_folders: Sequence[str | Path], mask_folders: Sequence[str | Path], skip_unpaired: bool = False,
     names: MaskNames = SAME,
-) -> list[tuple[Path, Path]]:  # fmt: skip
+) -> list[Pair]:  # fmt: skip
     """The (image, mask) files of the same name in the i-th folder of either, joined.
 
     Raises ValueError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
@@ -183,7 +208,7 @@ def pair(
     if len(image_folders) != len(mask_folders):
         number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
         raise ValueError(f"{number}: give one of masks for each of images, in the same order")
-    pairs: list[tuple[Path, Path]] = []
+    pairs: list[Pair] = []
     for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
         images, masks = find_both(image_folder, mask_folder, names)
         pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
@@ -192,7 +217,7 @@ def pair(
 
 def find_both(
     image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME
-) -> tuple[dict[str, Path], dict[str, Path]]:
+) -> tuple[dict[str, File], dict[str, File]]:
     """The images and the masks by the image's name. Both may be in one folder if `names` tells them apart.
 
     Raises ValueError if it does not, or if none has a partner; and what `find` raises.
@@ -212,14 +237,14 @@ def find_both(
 def require_apart(image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME) -> None:
     """Raises ValueError if both are one folder and `names` does not tell images and masks apart."""
     if names == SAME and Path(image_folder).resolve() == Path(mask_folder).resolve():
-        every = {name_of(path) for path in images_in(image_folder)}
+        every = {name_of(file) for file in scan(image_folder).images}
         hint = names_hint(every, every) or "; move the masks to a folder of their own, or give --mask_suffix"
         raise ValueError(f"{image_folder}: is given as the folder of both images and masks{hint}")
 
 
 def tell_apart(
-    images: dict[str, Path], masks: dict[str, Path], names: MaskNames
-) -> tuple[dict[str, Path], dict[str, Path]]:
+    images: dict[str, File], masks: dict[str, File], names: MaskNames
+) -> tuple[dict[str, File], dict[str, File]]:
     """The files of a folder of images and of one of masks, which may be the same, by the image's name."""
     if names == SAME:
         return images, masks
@@ -252,8 +277,8 @@ def guess_names(images: Set[str], masks: Set[str]) -> MaskNames | None:
 
 
 def match(
-    images: dict[str, Path], masks: dict[str, Path], where: str, skip: bool = False, remedy: str = "add what is missing"
-) -> list[tuple[Path, Path]]:
+    images: dict[str, File], masks: dict[str, File], where: str, skip: bool = False, remedy: str = "add what is missing"
+) -> list[Pair]:
     """The pairs of the same name. Raises ValueError, about `where`, if a file has no partner, unless `skip`."""
     problems = []
     for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
@@ -264,7 +289,7 @@ def match(
     return [(path, masks[name]) for name, path in images.items() if name in masks]
 
 
-def mask_warnings(problems: Mapping[Path, str]) -> list[str]:
+def mask_warnings(problems: Mapping[File, str]) -> list[str]:
     """Lines about masks that were looked at, by their problems: keys of MASK_PROBLEMS, or empty."""
     return [
         f"{len(found):,} of {count(len(problems), 'mask')}: {problem}: {remedy} ({listing(found)})"

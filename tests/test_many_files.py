@@ -1,0 +1,87 @@
+"""What starting costs for each file of a folder: a few hundred bytes, and no question to the system."""
+
+import os
+import tracemalloc
+from unittest import mock
+
+import numpy as np
+import pytest
+from conftest import save_image
+
+import eval as evaluation
+import test as prediction
+import train
+from unext import output, pairing
+
+ASKING = ("stat", "lstat", "scandir", "listdir", "readlink")
+
+
+def start_prediction(folder):
+    tasks = prediction.find_own_tasks([f"{folder}/images"], None, folder / "out")
+    kinds = ("map", "overlay")
+    output.check_outputs(tasks, kinds)
+    output.check_settings(tasks, kinds, {"size": 64}, overwrite=False)
+    output.make_folders(tasks, kinds)
+    output.write_settings(tasks, {"size": 64}, overwrite=False)
+    assert len(output.remaining(tasks, kinds, batch_size=4)) == len(tasks)
+    return tasks
+
+
+def start_evaluation(folder):
+    words = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
+    datasets = evaluation.find_own_datasets(evaluation.get_args_parser().parse_args(words))
+    assert not evaluation.check(datasets, allow_missing=False)
+    return evaluation.tasks_in_common({"this run": datasets})
+
+
+def start_training(folder):
+    words = f"--hiera_path random --save_path {folder}/run --train_image_path {folder}/images"
+    words += f" --train_mask_path {folder}/masks"
+    return train.find_pairs(train.get_args_parser().parse_args(words.split()))
+
+
+PROGRAMS = {start_prediction: 1, start_evaluation: 2, start_training: 2}  # and the files of an image
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+    """Makes a folder of so many images, masks and maps."""
+
+    def make(count):
+        for kind in ("images", "masks", "maps"):
+            first = save_image(tmp_path / str(count) / kind / "photograph_00000.png", np.full((4, 6), 255, np.uint8))
+            for i in range(1, count):
+                os.link(first, first.with_name(f"photograph_{i:05}.png"))
+        return tmp_path / str(count)
+
+    return make
+
+
+@pytest.mark.parametrize("start", PROGRAMS)
+def test_the_system_is_asked_about_folders_not_about_each_file(start, folder_of):
+    asked = []
+    for folder in (folder_of(4), folder_of(40)):
+        with mock.patch.multiple(os, **{name: mock.Mock(wraps=getattr(os, name)) for name in ASKING}):
+            start(folder)
+            asked.append([getattr(os, name).call_count for name in ASKING])
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("start", PROGRAMS)
+def test_a_file_takes_few_bytes(start, folder_of):
+    peaks = []
+    for folder in (folder_of(500), folder_of(2500)):
+        tracemalloc.start()
+        kept = start(folder)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert kept
+    assert (peaks[1] - peaks[0]) / 2000 < 600 * PROGRAMS[start]
+
+
+def test_a_file_is_a_path(tmp_path):
+    (tmp_path / "a.b.jpg").write_bytes(b"x")
+    (file,) = pairing.scan(tmp_path).images
+    assert (file.parent, file.stem, file.name) == (tmp_path, "a.b", "a.b.jpg")
+    assert f"{file}" == os.fspath(file) == str(tmp_path / "a.b.jpg") and os.path.getsize(file) == 1
+    assert str(pairing.File(type(tmp_path)(), "a", ".jpg")) == "a.jpg"
