@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,10 @@ def present(answer: Answer | None, crop: bool, filled: bool, colour: str | None)
     if answer is None:
         return None
     cut = answer[2].crop(cutout.find_box(answer[2]) if crop else None)
-    return np.asarray(cutout.on_background(cut, cutout.background(colour)) if filled and colour else cut)
+    if filled:
+        with suppress(ValueError):  # it is still being typed
+            cut = cutout.on_background(cut, cutout.plain(colour or ""))
+    return np.asarray(cut)
 
 
 def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Blocks":
