@@ -55,11 +55,11 @@ def present(answer: Answer | None, crop: bool, filled: bool, colour: str | None)
     """The cutout of an answer, cropped if `crop` and on a background of the colour if `filled`; nothing without one."""
     if answer is None:
         return None
-    cut = answer[2].crop(cutout.find_box(answer[2]) if crop else None)
+    shown = answer[2].crop(cutout.find_box(answer[2]) if crop else None)
     if filled:
         with suppress(ValueError):  # it is still being typed
-            cut = cutout.on_background(cut, cutout.plain(colour or ""))
-    return np.asarray(cut)
+            shown = cutout.on_background(shown, cutout.plain(colour or ""))
+    return np.asarray(shown)
 
 
 def build_page(model: SAM2UNeXT, title: str, examples: list[Path]) -> "gradio.Blocks":
