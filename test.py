@@ -2,14 +2,15 @@
 
     python test.py --checkpoint runs/mine/SAM2-UNeXT-20.pth --test_image_path data/images --save_path maps
     python test.py --checkpoint runs/mine/SAM2-UNeXT-20.pth --test_image_path a.jpg --save map,cutout --save_path out
+    python test.py ... --save cutout,composite --crop --format webp --background white
     python test.py --checkpoint runs/COD/SAM2-UNeXT-20.pth --benchmark COD /data/COD --save_path runs/COD/predictions
     torchrun --standalone --nproc_per_node 4 test.py ...                                     on four GPUs
 
 A map is a greyscale PNG with the image's name: 255 where the network is most certain of the object, 0 where least. It
 has the image's size or, with `--test_gt_path data/masks` or a benchmark, that of the ground truth of the same name.
 `--save` adds, in folders of these names beside the maps: mask (0 and 255, the map cut at --threshold), overlay (the
-image with the object tinted) and cutout (the image with the map as its alpha channel). settings.json records how they
-were made. An interrupted run continues where it was.
+image with the object tinted), cutout (the object in its own colours, with an alpha channel) and composite (the cutout
+on --background). settings.json records how they were made. An interrupted run continues where it was.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from tqdm import tqdm
 from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, imaging, output, pairing
+from unext import checkpoint, cli, cutout, device, files, imaging, output, pairing
 from unext.log import versions
 from unext.output import Task
 from unext.pairing import SAME, MaskNames
@@ -48,7 +49,14 @@ class Sample(NamedTuple):
     task: Task
     tensor: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
-    photo: Image.Image | None  # RGB or RGBA, for overlay and cutout
+    photo: Image.Image | None  # RGB or RGBA, for what shows it
+
+
+class Maps(NamedTuple):
+    """What the network says of an image, in grey levels, uint8 (H, W)."""
+
+    grey: np.ndarray  # the map
+    probability: np.ndarray | None  # 255 times, for cutouts
 
 
 def read(task: Task, size: int, kinds: Sequence[str] = ()) -> Sample | OSError:
@@ -82,11 +90,12 @@ def predict_batch(model: SAM2UNeXT, batch: Sequence[Sample], flip: bool, min_ima
 
 
 @torch.inference_mode()
-def grey_map(logits: Tensor, size: tuple[int, int], stretched: bool = True) -> np.ndarray:
-    """The map of one image in grey levels, uint8 (H, W), from its logits (views, 1, S, S)."""
+def grey_maps(logits: Tensor, size: tuple[int, int], stretched: bool = True, for_cutout: bool = False) -> Maps:
+    """The map of one image, and its probability for a cutout, from its logits (views, 1, S, S)."""
     maps = [probability_map(view, size) for view in logits]
     probability = maps[0] if len(maps) == 1 else torch.stack(maps).mean(0)
-    return (stretch(probability) if stretched else (probability * 255).to(torch.uint8)).cpu().numpy()
+    plain = None if stretched and not for_cutout else (probability * 255).to(torch.uint8).cpu().numpy()
+    return Maps(stretch(probability).cpu().numpy() if stretched else plain, plain)
 
 
 def failure(task: Task, kind: str, error: Exception) -> OSError:
@@ -94,27 +103,35 @@ def failure(task: Task, kind: str, error: Exception) -> OSError:
     return OSError(f"{task.image}: its {kind} cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
 
 
-def make_map(logits: Tensor, sample: Sample, args: argparse.Namespace) -> np.ndarray | OSError:
-    """The map of one image in grey levels, or the error that names the image if it cannot be made."""
+def make_maps(logits: Tensor, sample: Sample, args: argparse.Namespace) -> Maps | OSError:
+    """The map of one image and what else its files need, or the error that names it if that cannot be made."""
     try:
-        return grey_map(logits, sample.size, not args.no_stretch)
+        return grey_maps(logits, sample.size, not args.no_stretch, bool(output.CUTS & {*args.save}))
     except RuntimeError as error:  # for example for lack of memory
         return failure(sample.task, "map", error)
 
 
-def write(grey: np.ndarray | OSError, sample: Sample, args: argparse.Namespace) -> OSError | None:
+def write(maps: Maps | OSError, sample: Sample, args: argparse.Namespace) -> OSError | None:
     """Writes the files of one image from its map, or returns the error that names it if one cannot be made.
 
     Raises OSError that names the file that cannot be written.
     """
-    if isinstance(grey, OSError):
-        return grey
+    if isinstance(maps, OSError):
+        return maps
     task, photo = sample.task, sample.photo
-    contents = {}
+    kind, cut, contents = "cutout", None, {}
     try:
+        if output.CUTS & {*args.save}:
+            cut = cutout.cut_out(photo, maps.probability)
+            if args.crop is not None:
+                box = cutout.find_box(cut, args.crop)
+                cut = cut.crop(box)  # all of it without a box
+                if not box:
+                    tqdm.write(files.printable(f"{task.image}: no object is found, so it is not cropped"))
         for kind in args.save:
-            pixels = output.render(kind, grey, photo, args.threshold)
-            contents[kind] = output.encode(kind, pixels, photo and photo.info.get("icc_profile"))
+            shown = cut if kind in output.CUTS else photo
+            pixels = output.render(kind, maps.grey, shown, args.threshold, args.background)
+            contents[kind] = output.encode(pixels, task.output(kind).extension, photo.info if photo else {})
     except Exception as error:  # the libraries raise almost anything
         return failure(task, kind, error)
     for kind, content in contents.items():
@@ -131,7 +148,7 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
     """
 
     def finish(logits: Tensor, sample: Sample) -> OSError | None:
-        return write(make_map(logits, sample, args), sample, args)
+        return write(make_maps(logits, sample, args), sample, args)
 
     written: deque[Future[OSError | None]] = deque()
     failed: list[OSError | None] = []
@@ -146,7 +163,7 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
                 if views.is_cuda:  # the writers wait for the GPU, which gets its next batch meanwhile
                     written.append(writers.submit(finish, views, sample))
                 else:  # computing in several threads would slow the network down
-                    written.append(writers.submit(write, make_map(views, sample, args), sample, args))
+                    written.append(writers.submit(write, make_maps(views, sample, args), sample, args))
                 if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the last batch
                     failed.append(written.popleft().result())
             bar.update(len(group))
@@ -222,7 +239,9 @@ def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
         "ground_truth": bool(args.benchmark or args.test_gt_path),  # whose size the maps have
         "versions": versions(),
     }
-    return settings | ({"threshold": args.threshold} if {"mask", "overlay"} & {*args.save} else {})
+    ground = args.background and cutout.identity(cutout.background(args.background))
+    looks = {"threshold": args.threshold, "crop": args.crop, "format": args.format, "background": ground}
+    return settings | {option: value for option, value in looks.items() if output.USED_BY[option] & {*args.save}}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -230,7 +249,8 @@ def main(args: argparse.Namespace) -> None:
         precision = device.start(args)
         imaging.allow_pixels(args.max_pixels)
         rank, _, processes = device.ranks()
-        every = find_tasks(args)
+        output.check_looks(args.save, args.crop, args.format, args.background)
+        every = [task._replace(format=args.format) for task in find_tasks(args)]
         output.check_outputs(every, args.save)
         # Of several processes, each takes every n-th batch and handles the files of these only.
         tasks = [task for i, task in enumerate(every) if i // args.batch_size % processes == rank]
@@ -288,6 +308,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for the maps")
     writing.add_argument("--save", type=kinds, default="map", metavar="KINDS", help=f"some of {','.join(output.KINDS)}")
     writing.add_argument("--threshold", type=cli.number(float, 0, 1), default=0.5, help="of masks and overlays")
+    writing.add_argument("--background", metavar="GROUND", help="of composites: a CSS colour name, #rrggbb or an image")
+    writing.add_argument(
+        "--crop",
+        type=cli.number(float, 0),
+        nargs="?",
+        const=0.0,
+        metavar="MARGIN",
+        help="crop cutouts and composites to the object and, around it, this share of its longer side",
+    )
+    writing.add_argument("--format", default="png", choices=("png", "webp"), help="of cutouts")
     writing.add_argument("--no_stretch", action="store_true", help="255 x probability, not stretched to 0 to 255")
     writing.add_argument("--overwrite", action="store_true", help="replace files that exist")
 

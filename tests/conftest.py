@@ -180,7 +180,8 @@ def micro_checkpoint(tmp_path_factory, micro_model) -> Path:
 def expected_files(micro_checkpoint, toy, tmp_path_factory):
     """What test.py writes for an image of the toy data, toy_0001, by kind."""
     folder, image = tmp_path_factory.mktemp("expected"), toy / "test/Image/toy_0001.jpg"
-    test.main(predict_arguments(micro_checkpoint, image, folder, "--save", ",".join(output.KINDS)))
+    more = ("--save", ",".join(output.KINDS), "--background", "white")
+    test.main(predict_arguments(micro_checkpoint, image, folder, *more))
     files = {kind: folder / kind for kind in output.KINDS} | {"map": folder}
     return {kind: np.array(Image.open(next(place.glob("toy_0001.*")))) for kind, place in files.items()}
 

@@ -16,7 +16,6 @@ from PIL import Image
 from processes import free_port
 
 from tools import app
-from unext import output
 
 PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
 PROGRAMS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
@@ -25,13 +24,31 @@ needs_a_browser = pytest.mark.skipif(bool(PACKAGES + PROGRAMS), reason=f"needs {
 
 
 def test_an_answer_has_the_pixels_of_test_py(micro_model, toy, expected_files):
-    image, grey = answer = app.find_object(micro_model, str(toy / "test/Image/toy_0001.jpg"))
+    _, grey, _ = answer = app.find_object(micro_model, str(toy / "test/Image/toy_0001.jpg"))
     overlay, mask = app.cut(answer, 0.5)
     assert np.array_equal(grey, expected_files["map"]) and np.array_equal(mask, expected_files["mask"])
-    assert np.array_equal(output.render("cutout", grey, image), expected_files["cutout"])
+    assert np.array_equal(app.present(answer, False, False, "#ffffff"), expected_files["cutout"])
+    composite = app.present(answer, False, True, "#ffffff").astype(int)
+    assert np.abs(composite - expected_files["composite"]).mean() < 8  # which is a JPEG
     assert np.abs(overlay.astype(int) - expected_files["overlay"]).mean() < 8  # which is a JPEG
     assert np.array_equal(app.cut(answer, 0.9)[1], np.where(grey >= 0.9 * 255, 255, 0))
     assert app.cut(None, 0.5) == app.cut(answer, None) == [None, None]
+    assert app.present(None, True, True, "#ffffff") is None
+
+
+def test_a_cropped_cutout_is_as_large_as_its_object():
+    cut = Image.new("RGBA", (50, 40))
+    cut.paste((9, 8, 7, 255), (10, 20, 30, 35))
+    answer = cut, np.zeros((40, 50), np.uint8), cut
+    assert app.present(answer, True, False, None).shape == (15, 20, 4)
+    assert (app.present(answer, True, True, "red") == (9, 8, 7)).all()
+    assert app.present(answer, False, True, "red")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_the_page_reads_no_file_as_a_background(tmp_path):
+    Image.new("RGB", (5, 5), "red").save(tmp_path / "secret.png")
+    answer = (cut := Image.new("RGBA", (5, 5))), np.zeros((5, 5), np.uint8), cut
+    assert app.present(answer, False, True, str(tmp_path / "secret.png")).shape == (5, 5, 4)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +135,11 @@ def test_a_visitor_gets_maps_moves_the_threshold_and_is_told_what_is_no_image(
     number.send_keys("0.9\n")
     mask = np.where(expected_files["map"] >= 0.9 * 255, 255, 0)
     wait_for(lambda: np.array_equal(images(browser).get("mask"), mask))
+
+    browser.find_element("css selector", "#filled input").click()
+    wait_for(lambda: images(browser)["cutout"].shape[-1] == 3)  # on white
+    browser.find_element("css selector", "#filled input").click()
+    wait_for(lambda: np.array_equal(images(browser)["cutout"], expected_files["cutout"]))
 
     wait_for(lambda: browser.find_elements("css selector", "#upload button[aria-label='Remove Image']"))[0].click()
     wait_for(lambda: not images(browser))

@@ -47,7 +47,7 @@ def test_every_command_ends_with_status_0(system, toy, from_files, tmp_path):
         ("damage", "run/last.pth"),
         ("train", f"{train} --resume"),  # of the one before
         ("train", train),  # into the folder of a finished run
-        ("test", f"{predict} --save map,mask,overlay,cutout --workers 2"),
+        ("test", f"{predict} --save map,mask,overlay,cutout,composite --background white --workers 2"),
         ("test", f"{predict} --overwrite"),
         ("eval", f"--dataset_name toy --pred_path maps --gt_path {toy}/test/Mask --save_path results --workers 1"),
         ("tools.check_dataset", f"{toy}/test/Image {toy}/test/Mask --json found.json --workers 1"),

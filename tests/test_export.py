@@ -221,7 +221,7 @@ def test_an_old_torch_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_documented_example_writes_the_cutout_of_test_py_without_torch(graph, micro_checkpoint, toy, tmp_path):
+def test_the_documented_example_writes_the_map_of_test_py_without_torch(graph, micro_checkpoint, toy, tmp_path):
     example, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)
     assert len(example.splitlines()) <= 30
     (tmp_path / "cutout.py").write_text(example)

@@ -9,7 +9,7 @@ import pytest
 import recipe
 from conftest import NETWORK, adobe_rgb, failure, read_maps, save_image, train_arguments
 from conftest import predict_arguments as arguments
-from PIL import Image
+from PIL import ExifTags, Image
 
 import eval as evaluation
 import test as script
@@ -17,7 +17,7 @@ import train
 from dataset import check_files
 from evaluation import benchmarks, scoring
 from tools import check_dataset
-from unext import output, pairing
+from unext import imaging, output, pairing
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
@@ -36,20 +36,47 @@ def test_what_is_transparent_stays_so_in_the_cutout(micro_model, micro_checkpoin
     expected = script.stretch(script.torch.from_numpy(micro_model.predict(white))).numpy()
     assert np.abs(grey.astype(int) - expected).max() <= 1
     cutout = np.array(Image.open(tmp_path / "out/cutout/x.png"))
-    assert np.abs(cutout[..., 3] - grey * (alpha / 255)).max() <= 0.5 and np.array_equal(cutout[..., :3], PHOTO)
+    assert np.array_equal(cutout, np.array(micro_model.cutout(Image.open(tmp_path / "in" / "x.png"))))
+    assert (cutout[..., 3] <= alpha).all() and not cutout[alpha == 0].any()
+    visible = (alpha < 255) & (cutout[..., 3] > 0)
+    assert np.array_equal(cutout[visible, :3], PHOTO[visible])
     overlay = np.array(Image.open(tmp_path / "out/overlay/x.jpg")).astype(int)
     outside = cv2.dilate(np.maximum(alpha, np.where(grey > 120, 255, 0).astype(np.uint8)), np.ones((19, 19))) == 0
     assert np.abs(overlay[outside] - 255).max(initial=0) < 30
 
 
-def test_overlay_and_cutout_keep_the_profile_of_the_colours(micro_checkpoint, tmp_path):
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_what_shows_the_image_keeps_profile_and_resolution_but_no_exif(form, micro_checkpoint, tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("x.png", "y.jpg"):
-        Image.fromarray(PHOTO).save(tmp_path / "in" / name, icc_profile=adobe_rgb())
-    script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--save", "cutout,overlay"))
-    for path in [*(tmp_path / "out/cutout").iterdir(), *(tmp_path / "out/overlay").iterdir()]:
-        assert Image.open(path).info["icc_profile"] == adobe_rgb()
-    assert np.array_equal(np.array(Image.open(tmp_path / "out/cutout/x.png"))[..., :3], PHOTO)
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 51.0, 30.0)
+    for name in ("x.png", "y.jpg", "z.tif"):
+        Image.fromarray(PHOTO).save(tmp_path / "in" / name, icc_profile=adobe_rgb(), dpi=(300, 300), exif=exif)
+    more = ("--save", "overlay,cutout,composite", "--background", "white", "--format", form)
+    script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more))
+    written = [path for path in sorted((tmp_path / "out").glob("*/*")) if path.suffix != ".json"]
+    assert len(written) == 9
+    for path in written:
+        with Image.open(path) as image:
+            assert image.info["icc_profile"] == adobe_rgb() and not image.getexif()
+            assert path.suffix == ".webp" or image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+def test_a_damaged_resolution_is_left_out(tmp_path):
+    for i, dpi in enumerate([(0, 0), (float("nan"), 72), (1e9, 1e9), ("x", "y"), 72, ()]):
+        image = Image.fromarray(PHOTO)
+        image.info = {"dpi": dpi}
+        assert imaging.photo_of(image).info == {}, i
+
+
+def test_the_background_has_the_colours_of_the_image(micro_checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    hidden = Image.fromarray(np.dstack([PHOTO, np.zeros((40, 60), np.uint8)]))
+    hidden.save(tmp_path / "in" / "x.png", icc_profile=adobe_rgb())
+    more = ("--save", "composite", "--background", "#e04030")
+    script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more))
+    composite = np.array(imaging.in_srgb(imaging.read_photo(tmp_path / "out/composite/x.jpg")), int)
+    assert np.abs(composite - (0xE0, 0x40, 0x30)).max() <= 4
 
 
 def test_the_model_sees_a_profile_and_transparency_as_test_py_does(micro_model, micro_checkpoint, tmp_path):
@@ -70,9 +97,7 @@ def test_an_overlay_larger_than_jpeg_allows_fails_for_its_image_alone(micro_chec
         script.main(args)
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1 and lines[-1].endswith("1 of 2 images failed; all others are done")
-    assert (
-        "a.png: its overlay cannot be made: an overlay is a JPEG file, whose sides are at most 65,500 px" in lines[-2]
-    )
+    assert "a.png: its overlay cannot be made: the sides of a JPEG file are at most 65,500 px" in lines[-2]
     assert [path.name for path in sorted((tmp_path / "out").rglob("*.[jp]*g"))] == ["b.png", "b.png", "b.jpg"]
 
 
@@ -80,10 +105,10 @@ def test_an_overlay_larger_than_jpeg_allows_fails_for_its_image_alone(micro_chec
 def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp_path, monkeypatch, capsys):
     render = output.render
 
-    def fail(kind, grey, image, threshold):
+    def fail(kind, grey, *words):
         if grey.shape == (40, 61):
             raise error
-        return render(kind, grey, image, threshold)
+        return render(kind, grey, *words)
 
     monkeypatch.setattr(output, "render", fail)
     save_image(tmp_path / "in" / "a.png", np.zeros((40, 61, 3), np.uint8))
@@ -98,14 +123,14 @@ def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp
 
 
 def test_a_map_that_cannot_be_made_fails_for_its_image_alone(micro_checkpoint, tmp_path, monkeypatch, capsys):
-    grey_map = script.grey_map
+    grey_maps = script.grey_maps
 
-    def fail(logits, size, stretched):
+    def fail(logits, size, *words):
         if size == (40, 61):
             raise RuntimeError("can't allocate memory: you tried to allocate 1 bytes")
-        return grey_map(logits, size, stretched)
+        return grey_maps(logits, size, *words)
 
-    monkeypatch.setattr(script, "grey_map", fail)
+    monkeypatch.setattr(script, "grey_maps", fail)
     save_image(tmp_path / "in" / "a.png", np.zeros((40, 61, 3), np.uint8))
     save_image(tmp_path / "in" / "b.png", PHOTO)
     with pytest.raises(SystemExit) as stop:

@@ -95,9 +95,17 @@ def test_the_benchmark_of_training_compares_all_ways_with_the_plain_one(tmp_path
 
 def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE", (90, 100))
-    words = [*NETWORK, "micro", "--images", "8", "--precision", "fp32"]
+    words = [*NETWORK, "micro", "--images", "8", "--precision", "fp32", "--save", "map,cutout"]
     figures = figures_of(tmp_path, "predict", *words)["test.py"]
     assert figures["share"] > 0 and figures["images a second"] > 0
+
+
+def test_the_benchmark_of_cutouts_compares_them_with_the_colours_of_the_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "LARGE", (90, 100))
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    figures = figures_of(tmp_path, "cutout", "--repeats", "1")
+    assert list(figures) == ["colours of the image", "of the object", "of the object, WebP"]
+    assert all(found["s"] > 0 and found["peak MB"] >= 0 for found in figures.values())
 
 
 def test_the_benchmark_of_memory_predicts_peaks_and_batches_without_a_gpu(tmp_path):

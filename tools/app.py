@@ -1,4 +1,5 @@
-"""Serves a page on which to try a trained SAM2-UNeXT: drop an image, see and download map, mask, overlay and cutout.
+"""Serves a page on which to try a trained SAM2-UNeXT: drop an image, see and download map, mask, overlay and cutout,
+the latter cropped or on another background.
 
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --examples images/       with some of your images to click on
@@ -12,7 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
-from unext import cli, device, imaging, output, pairing
+from unext import cli, cutout, device, imaging, output, pairing
 from unext.pairing import File
 
 if TYPE_CHECKING:
     import gradio
 
-Answer = tuple[Image.Image, np.ndarray]  # the image, and its map in grey levels, uint8 (H, W)
+Answer = tuple[Image.Image, np.ndarray, Image.Image]  # the image, its map in grey levels, uint8 (H, W), its cutout
 
 MAX_EXAMPLES = 12
 MAX_UPLOAD = "200mb"
@@ -38,31 +39,44 @@ KEPT = 300  # seconds that files and answers are kept after they were made
 def find_object(model: SAM2UNeXT, path: str) -> Answer:
     """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
     image = imaging.in_srgb(imaging.read_photo(path))
-    return image, stretch(torch.from_numpy(model.predict(image))).numpy()
+    probability = model.predict(image)
+    cut = cutout.cut_out(image, (probability * 255).astype(np.uint8))
+    return image, stretch(torch.from_numpy(probability)).numpy(), cut
 
 
 def cut(answer: Answer | None, threshold: float | None) -> list[np.ndarray | None]:
     """Overlay and mask of an answer; nothing without one, or while the field of the threshold is empty."""
     if answer is None or threshold is None:
         return [None, None]
-    image, grey = answer
+    image, grey, _ = answer
     return [output.render(kind, grey, image, threshold) for kind in ("overlay", "mask")]
+
+
+def present(answer: Answer | None, crop: bool, filled: bool, colour: str | None) -> np.ndarray | None:
+    """The cutout of an answer, cropped if `crop` and on a background of the colour if `filled`; nothing without one."""
+    if answer is None:
+        return None
+    shown = answer[2].crop(cutout.find_box(answer[2]) if crop else None)
+    if filled:
+        with suppress(ValueError):  # it is still being typed
+            shown = cutout.on_background(shown, cutout.plain(colour or ""))
+    return np.asarray(shown)
 
 
 def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Blocks":
     """The page; whatever the number of visitors, one image is in the network at a time."""
     import gradio
 
-    def predict(path: str | None) -> tuple[Answer | None, np.ndarray | None, np.ndarray | None]:
-        """The answer to an uploaded file, and what does not depend on the threshold: map and cutout."""
+    def predict(path: str | None) -> tuple[Answer | None, np.ndarray | None]:
+        """The answer to an uploaded file, and its map, on which nothing has an influence."""
         try:
             if path:
-                image, grey = find_object(model, path)
-                return (image, grey), grey, output.render("cutout", grey, image)
+                answer = find_object(model, path)
+                return answer, answer[1]
         except (OSError, RuntimeError, MemoryError) as error:
             line = cli.diagnosis(error, "try a smaller image") or str(error)
             gradio.Warning(line.rpartition(os.sep)[2])  # without the folder
-        return None, None, None
+        return None, None
 
     with gradio.Blocks(title=title, delete_cache=(60, KEPT)) as page:
         gradio.Markdown(f"# SAM2-UNeXT\n{title}. Drop, paste or choose an image to find the object in it.")
@@ -74,6 +88,9 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
                 )
                 upload.preprocess = lambda file: file and file.path  # its own fails on what is no image
                 threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold", elem_id="threshold")
+                crop = gradio.Checkbox(label="Crop the cutout", elem_id="crop")
+                filled = gradio.Checkbox(label="Put it on a background", elem_id="filled")
+                colour = gradio.ColorPicker("#ffffff", label="Background", elem_id="background")
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], upload, cache_examples=False)
             with gradio.Column(scale=2):
@@ -87,11 +104,13 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
                                 label=kind.capitalize(), interactive=False, elem_id=kind, **options
                             )
         cuts = {"fn": cut, "inputs": [answer, threshold], "outputs": [shown["overlay"], shown["mask"]]}
-        found = upload.change(
-            predict, upload, [answer, shown["map"], shown["cutout"]], concurrency_limit=1, trigger_mode="always_last"
-        )
+        presents = {"fn": present, "inputs": [answer, crop, filled, colour], "outputs": shown["cutout"]}
+        found = upload.change(predict, upload, [answer, shown["map"]], concurrency_limit=1, trigger_mode="always_last")
         found.then(**cuts)
+        found.then(**presents)
         threshold.change(**cuts, trigger_mode="always_last", show_progress="hidden")
+        for control in (crop, filled, colour):
+            control.change(**presents, trigger_mode="always_last", show_progress="hidden")
     return page
 
 

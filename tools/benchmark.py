@@ -4,6 +4,8 @@
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
+    python tools/benchmark.py predict --save cutout the same with cutouts
+    python tools/benchmark.py cutout                a cutout of 2200 x 3000 and its file: the image's colours, ours
     python tools/benchmark.py memory                what a training step and inference take on a GPU, and which batch
                                                     fits; predicted in seconds, without a GPU
 
@@ -33,6 +35,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -41,7 +44,8 @@ import test
 import train
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
-from unext import checkpoint, cli, device, files, memory
+from unext import checkpoint, cli, device, files, memory, output
+from unext.cutout import cut_out
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
@@ -102,6 +106,12 @@ def prepare(command: str, way: str, path: Path, args: argparse.Namespace) -> Cal
     return step
 
 
+def soft_disc(side: int) -> np.ndarray:
+    """The probability of a disc with a soft edge, float32 (S, S): random weights find nothing sure to cut out."""
+    y, x = np.mgrid[-1 : 1 : 1j * side, -1 : 1 : 1j * side]
+    return (1 / (1 + np.exp(100 * (np.hypot(y, x) - 0.8)))).astype(np.float32)
+
+
 def synchronize(device: str) -> None:
     """Waits until a GPU has done all its work."""
     if device.startswith("cuda"):
@@ -121,9 +131,13 @@ def measure(command: str, way: str, path: Path, args: argparse.Namespace, repeat
     seconds = [timed(work) for _ in range(repeats)]
     if args.device.startswith("cuda"):
         return Turn(seconds, torch.cuda.max_memory_allocated(args.device) / 2**20, result)
+    return Turn(seconds, peak_mb(), result)
+
+
+def peak_mb() -> float:
+    """The most memory that this process had; NaN where the system does not tell."""
     status = Path("/proc/self/status")  # of Linux; getrusage's maximum starts with the parent's
-    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else math.nan
-    return Turn(seconds, peak, result)
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else math.nan
 
 
 def benchmark_network(args: argparse.Namespace) -> Figures:
@@ -156,6 +170,37 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
     return results
 
 
+def large_photo() -> np.ndarray:
+    """A smooth image, uint8 (2200, 3000, 3)."""
+    small = np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
+    return cv2.resize(small, LARGE[::-1])
+
+
+def measure_cutout(way: str, repeats: int) -> tuple[list[float], float]:
+    """In a process of its own: seconds of making a cutout's file, and MB at its peak beyond image and map."""
+    photo = Image.fromarray(large_photo())
+    grey = cv2.resize((soft_disc(256) * 255).astype(np.uint8), photo.size)
+
+    def make() -> None:
+        pixels = np.dstack([photo, grey]) if way == "colours of the image" else np.asarray(cut_out(photo, grey))
+        output.encode(pixels, ".webp" if way.endswith("WebP") else ".png", {})
+
+    cut_out(photo.resize((60, 44)), grey)  # loads, or compiles
+    ready = peak_mb()
+    make()
+    return [timed(make) for _ in range(repeats)], peak_mb() - ready
+
+
+def benchmark_cutouts(args: argparse.Namespace) -> Figures:
+    """Cutouts of 2200 x 3000: with the colours of the image, as they were once, and with those of the object."""
+    results = {}
+    for way in ("colours of the image", "of the object", "of the object, WebP"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            seconds, peak = process.submit(measure_cutout, way, args.repeats).result()
+        results[way] = {"s": statistics.median(seconds), "peak MB": peak}
+    return results
+
+
 def benchmark_predict(args: argparse.Namespace) -> Figures:
     """test.py on large JPEG files: images a second, and the share of the time for which the network is needed.
 
@@ -168,7 +213,7 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
     predict_batch = test.predict_batch
 
     def predict(*words: object) -> Tensor:
-        logits = predict_batch(*words)
+        logits = predict_batch(*words) * 0 + found
         last.append(words)
         if not ended:  # the first call compiles and chooses kernels
             synchronize(args.device)
@@ -179,14 +224,14 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
         predict_batch(*last[0])
         synchronize(args.device)
 
+    found = torch.from_numpy(soft_disc(args.size)).logit(1e-6).to(args.device)
     with tempfile.TemporaryDirectory() as folder:
         (images := Path(folder, "images")).mkdir()
-        small = np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
-        cv2.imwrite(str(images / "0.jpg"), cv2.resize(small, LARGE[::-1]))
+        cv2.imwrite(str(images / "0.jpg"), large_photo())
         for i in range(1, args.images):
             os.link(images / "0.jpg", images / f"{i}.jpg")
         words = ["--checkpoint", write_checkpoint(folder, args), "--test_image_path", images]
-        words += ["--save_path", f"{folder}/maps"]
+        words += ["--save_path", f"{folder}/maps", "--save", args.save]
         words += ["--batch_size", args.batch_size, "--precision", args.precision, "--device", args.device]
         words += ["--compile"] if args.compile else []
         with mock.patch.object(test, "predict_batch", predict):
@@ -217,10 +262,11 @@ def predict_memory(args: argparse.Namespace) -> Figures:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
-        if args.command != "memory":
+        if "device" in args:
             args.device = device.find(args.device)
         files.check_output_file("--json", args.json)
-        results = {"predict": benchmark_predict, "memory": predict_memory}.get(args.command, benchmark_network)(args)
+        commands = {"predict": benchmark_predict, "cutout": benchmark_cutouts, "memory": predict_memory}
+        results = commands.get(args.command, benchmark_network)(args)
         for name, figures in results.items():
             print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
         if args.json:
@@ -231,9 +277,15 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("infer", "train", "predict", "memory"):
+    for name in ("infer", "train", "predict", "cutout", "memory"):
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures there")
+        if name != "memory":
+            command.add_argument(
+                "--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported"
+            )
+        if name == "cutout":
+            continue
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
@@ -243,10 +295,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         if name == "memory":
             continue
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
-        command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
         command.add_argument("--compile", action="store_true", help="compiled by torch as well")
         if name == "predict":
             command.add_argument("--images", type=cli.number(), default=200, help="how many")
+            command.add_argument("--save", default="map", metavar="KINDS", help="what test.py writes")
     return parser
 
 

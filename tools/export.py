@@ -130,7 +130,7 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
                 names = files.listing(task.image for task in group)
                 raise ValueError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
         for sample, *both in zip(batch, ours, theirs, strict=True):
-            maps = [test.grey_map(logits, sample.size) for logits in both]
+            maps = [test.grey_maps(logits, sample.size).grey for logits in both]
             differences.append(np.abs(np.subtract(*maps, dtype=int)))
     largest, mean = max(int(one.max()) for one in differences), np.mean([one.mean() for one in differences])
     print(f"maps differ by at most {files.count(largest, 'grey level')}, {mean:.4f} on average")

@@ -101,11 +101,12 @@ def read_photo(path: str | os.PathLike[str], as_shown: bool = True) -> Image.Ima
 
 
 def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
-    """An opened image in RGB or, if it may be transparent, RGBA; in `info` the ICC profile of its colours.
+    """An opened image in RGB or, if it may be transparent, RGBA; in `info` the colours' ICC profile, and its dpi.
 
     Without `as_shown` its RGB pixels are those of `read_image`; with it, CMYK and grey follow their profile.
     """
     profile, kept = image.info.get("icc_profile"), image.mode in ("RGB", "RGBA", "P")
+    dpi = image.info.get("dpi")
     image = decoded(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -114,6 +115,10 @@ def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
     else:
         image = image.convert("RGB")
     image.info = {"icc_profile": profile} if profile and kept else {}
+    with suppress(TypeError, ValueError):  # no or damaged ones
+        x, y = map(float, dpi)
+        if 1 <= min(x, y) <= max(x, y) < 2**16:  # what JPEG can hold
+            image.info["dpi"] = x, y
     return image
 
 

@@ -1,4 +1,4 @@
-"""What test.py writes for an image: map, mask, overlay, cutout; and settings.json beside them, which says how."""
+"""What test.py writes for an image: map, mask, overlay, cutout, composite; and settings.json, which says how."""
 
 import io
 import json
@@ -12,10 +12,19 @@ import numpy as np
 from PIL import Image
 
 from unext import files, imaging
+from unext.cutout import background, on_background
+from unext.cutout import cutout as cutout  # also known from here
 from unext.pairing import File
 
-KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png"}
-MAX_JPEG = 65500  # px, of a side
+KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png", "composite": ".jpg"}
+CUTS = {"cutout", "composite"}  # made from a cutout
+USED_BY = {"threshold": {"mask", "overlay"}, "crop": CUTS, "format": {"cutout"}, "background": {"composite"}}  # options
+FORMATS: dict[str, dict[str, Any]] = {  # of what is in colour, and how they are written
+    ".png": {"format": "PNG", "compress_level": 1},
+    ".jpg": {"format": "JPEG", "quality": 95},
+    ".webp": {"format": "WebP", "quality": 90},
+}
+MAX_SIDES = {"JPEG": 65500, "WebP": 16383}  # px
 TINT = (255, 0, 128)  # of the object in an overlay, RGB
 TINTED = 0.55 * np.arange(256, dtype=np.uint8)[None, :, None] + 0.45 * np.array(TINT, np.float32)  # by grey level
 SETTINGS = "settings.json"
@@ -28,9 +37,11 @@ class Task(NamedTuple):
     image: File
     ground_truth: File | None  # whose size the map takes
     folder: Path  # for the map
+    format: str = "png"  # of the cutout
 
     def output(self, kind: str) -> File:
-        return File(place(self.folder, kind), self.image.stem, KINDS[kind])
+        extension = f".{self.format}" if kind == "cutout" else KINDS[kind]
+        return File(place(self.folder, kind), self.image.stem, extension)
 
 
 def place(folder: Path, kind: str) -> Path:
@@ -43,41 +54,57 @@ def needs_photo(kinds: Sequence[str]) -> bool:
     return not {"map", "mask"}.issuperset(kinds)
 
 
-def render(kind: str, grey: np.ndarray, image: Image.Image | None, threshold: float = 0.5) -> np.ndarray:
-    """The pixels of one of KINDS, from the map in grey levels, uint8 (H, W): grey (H, W), RGB or (cutout) RGBA.
+def render(
+    kind: str, grey: np.ndarray, image: Image.Image | None, threshold: float = 0.5, ground: str = ""
+) -> np.ndarray:
+    """The pixels of one of KINDS: grey (H, W), RGB or (cutout) RGBA.
 
-    `image`, for what shows it, is RGB or RGBA; what is transparent in it is so in the cutout.
+    `grey` is the map in grey levels, uint8 (H, W); `image`, for what shows it, the image, RGB or RGBA, or (CUTS) its
+    cutout; `ground`, for the composite, a background as the user names it.
     """
+    if kind == "cutout":
+        return np.asarray(image)
+    if kind == "composite":
+        return np.asarray(on_background(image, background(ground)))
     if kind == "map":
         return grey
     if kind == "mask":
         return (grey >= threshold * 255) * np.uint8(255)
-    pixels = np.asarray(image if kind == "cutout" else imaging.on_white(image))  # (H, W, 3) or (H, W, 4)
+    pixels = np.asarray(imaging.on_white(image))  # (H, W, 3)
     if grey.shape != pixels.shape[:2]:  # it has the ground truth's size
         grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    if kind == "cutout":
-        if pixels.shape[2] == 4:
-            grey = np.rint(pixels[..., 3] * (grey / np.float32(255))).astype(np.uint8)
-        return np.dstack([pixels[..., :3], grey])
     mask = (grey >= threshold * 255).astype(np.uint8)
     pixels = np.where(mask[..., None] > 0, cv2.LUT(pixels, TINTED.astype(np.uint8)), pixels)
     outline, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(pixels, outline, -1, TINT, thickness=max(1, round(max(mask.shape) / 400)))
 
 
-def encode(kind: str, pixels: np.ndarray, profile: bytes | None = None) -> bytes:
-    """A PNG or (overlay) JPEG file of what `render` returns, with the ICC profile of the image's colours.
+def encode(pixels: np.ndarray, extension: str, info: dict[str, Any]) -> bytes:
+    """A file of pixels (H, W), RGB or RGBA; `info` is that of the image, with its ICC profile and resolution.
 
     Raises ValueError if the format does not allow for its size.
     """
     if pixels.ndim == 2:
-        return cv2.imencode(KINDS[kind], pixels)[1].tobytes()
-    options: dict[str, Any] = {"compress_level": 1} if KINDS[kind] == ".png" else {"quality": 95}
-    if KINDS[kind] == ".jpg" and max(pixels.shape) > MAX_JPEG:
-        raise ValueError(f"an {kind} is a JPEG file, whose sides are at most {MAX_JPEG:,} px")
+        return cv2.imencode(extension, pixels)[1].tobytes()
+    options = FORMATS[extension]
+    limit = MAX_SIDES.get(options["format"])
+    if limit and max(pixels.shape) > limit:
+        raise ValueError(f"the sides of a {options['format']} file are at most {limit:,} px")
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, Image.registered_extensions()[KINDS[kind]], icc_profile=profile, **options)
+    Image.fromarray(pixels).save(buffer, **options, **info)
     return buffer.getvalue()
+
+
+def check_looks(kinds: Sequence[str], crop: float | None, form: str, ground: str | None) -> None:
+    """Raises ValueError or OSError for options that do not fit the kinds, or a background that cannot be read."""
+    given = {"crop": crop is not None, "format": form != "png", "background": bool(ground)}
+    for option in filter(given.get, given):
+        if not USED_BY[option] & {*kinds}:
+            raise ValueError(f"--{option} belongs to --save {' or '.join(sorted(USED_BY[option]))}")
+    if "composite" in kinds and not ground:
+        raise ValueError("--save composite needs --background: a colour, such as white or #ff8000, or an image file")
+    if ground:
+        background(ground)
 
 
 def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:

@@ -1,0 +1,134 @@
+"""Cutouts: the object's own colours, without the old background, on a new one, cropped. Free of torch."""
+
+import hashlib
+import io
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageCms, ImageColor, ImageOps
+
+from unext import imaging
+
+NOTHING, ALL = 0.05, 0.95  # the probabilities up to and from which a cutout has nothing and all of a pixel
+ALPHA = np.rint(255 * np.clip((np.arange(256) / 255 - NOTHING) / (ALL - NOTHING), 0, 1)).astype(np.uint8)  # by 255 x p
+HALF = 127  # an alpha above is more than a half
+SURE = 230  # alpha from which pymatting takes pixels as the object's, up to 255 minus that as the background's
+AROUND = 32  # px of the image beyond what is partial, from which the colours there are estimated
+# One estimate at a time: numba ends the process if two meet where it has neither OpenMP nor TBB, and each takes about
+# 60 bytes a pixel.
+ESTIMATING = threading.Lock()
+
+
+def cutout(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The object of an image, uint8 RGB (H, W, 3), by its alpha, uint8 (H, W): uint8 RGBA (H, W, 4).
+
+    Pixels are as they are where alpha is 255, and blank where it is 0. Where it is partial, they mix object and
+    background; there the object's colour is estimated, unless alpha has nothing that is surely object or background
+    (Germer et al., "Fast Multi-Level Foreground Estimation", arXiv:2006.14970).
+    """
+    colours = np.where(alpha[..., None] > 0, image, 0)
+    partial = (alpha > 0) & (alpha < 255)
+    left, top, width, height = cv2.boundingRect(partial.view(np.uint8))
+    part = np.s_[max(top - AROUND, 0) : top + height + AROUND, max(left - AROUND, 0) : left + width + AROUND]
+    if partial.any() and alpha[part].max() >= SURE and alpha[part].min() <= 255 - SURE:
+        estimated = estimate_colours(image[part], alpha[part])
+        np.copyto(colours[part], estimated, where=partial[part][..., None])
+    return np.dstack([colours, alpha])
+
+
+def estimate_colours(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The foreground's colours, uint8 (H, W, 3), of an image of at least two pixels with its alpha, uint8 (H, W)."""
+    with ESTIMATING:
+        estimate = load_estimator()
+        colours = estimate(image / np.float32(255), alpha / np.float32(255))
+    colours *= 255
+    return np.rint(colours, out=colours).astype(np.uint8)
+
+
+def load_estimator() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """pymatting's function. Its first import compiles for a minute; numba keeps the result for later processes."""
+    import numba
+
+    numba.set_num_threads(1)  # more are no faster, and the network has the cores
+    try:
+        from pymatting import estimate_foreground_ml
+    except (RuntimeError, OSError):  # nowhere may numba keep it
+        with tempfile.TemporaryDirectory() as numba.config.CACHE_DIR:
+            from pymatting import estimate_foreground_ml
+    return estimate_foreground_ml
+
+
+def cut_out(photo: Image.Image, grey: np.ndarray) -> Image.Image:
+    """The object of an RGB or RGBA image by its probability, 255 x p in uint8 (of any size): RGBA, with its `info`.
+
+    Where the image itself is transparent its alpha multiplies, and its colours, which are not mixed, stay.
+    """
+    if grey.shape != (photo.height, photo.width):  # it has the ground truth's size
+        grey = cv2.resize(grey, photo.size, interpolation=cv2.INTER_LINEAR)
+    alpha, own = cv2.LUT(grey, ALPHA), np.asarray(photo)
+    if photo.mode == "RGBA":
+        alpha = np.rint(own[..., 3] * (alpha / np.float32(255))).astype(np.uint8)
+    pixels = cutout(np.asarray(imaging.on_white(photo)), alpha)
+    if photo.mode == "RGBA":
+        unmixed = (own[..., 3] < 255) & (alpha > 0)
+        np.copyto(pixels[..., :3], own[..., :3], where=unmixed[..., None])
+    image = Image.fromarray(pixels)
+    image.info = dict(photo.info)
+    return image
+
+
+def find_box(cut: Image.Image, margin: float = 0) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of the object in a cutout, where its alpha is above a half; None if it has none.
+
+    The box is larger by `margin`, a share of its longer side, on each side, as far as the image goes.
+    """
+    alpha = np.asarray(cut.getchannel("A"))
+    left, top, width, height = cv2.boundingRect((alpha > HALF).view(np.uint8))
+    more = round(margin * max(width, height))
+    box = left - more, top - more, left + width + more, top + height + more
+    return tuple(np.clip(box, 0, cut.size * 2).tolist()) if width else None
+
+
+def plain(colour: str) -> Image.Image:
+    """A background of one pixel, RGB, from a colour's CSS name or #rrggbb. Raises ValueError for anything else."""
+    return Image.new("RGB", (1, 1), ImageColor.getrgb(colour)[:3])
+
+
+@lru_cache(maxsize=1)
+def background(text: str) -> Image.Image:
+    """What a colour's CSS name, #rrggbb or an image file stands for, RGB in sRGB.
+
+    Raises ValueError or OSError that names the option.
+    """
+    with suppress(ValueError):
+        return plain(text)
+    if not Path(text).is_file():
+        raise ValueError(f"--background {text}: is neither a colour, such as white or #ff8000, nor an image file")
+    try:
+        return imaging.for_network(imaging.read_photo(text))
+    except OSError as error:
+        raise OSError(f"--background {error}") from error
+
+
+def identity(ground: Image.Image) -> str:
+    """What tells a background from others: #rrggbb of a colour, a hash of an image's pixels."""
+    content = ground.tobytes()
+    return f"#{content.hex()}" if ground.size == (1, 1) else f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def on_background(cut: Image.Image, ground: Image.Image) -> Image.Image:
+    """A cutout on a background in sRGB, which is scaled to cover it and centred: RGB, in the colours of the cutout."""
+    ground = ImageOps.fit(ground, cut.size, Image.Resampling.BICUBIC)
+    profile = cut.info.get("icc_profile")
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile, or one of other colours
+        if profile and imaging.changes_colours(profile):
+            target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            ground = ImageCms.profileToProfile(ground, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
+    ground.paste(cut, mask=cut.getchannel("A"))
+    return ground
