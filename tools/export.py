@@ -3,10 +3,11 @@
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx --check images/
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth half.onnx --half
+    python tools/export.py runs/mine/SAM2-UNeXT-20.pth rembg.onnx --rembg
 
 The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, one by one and two at
 once. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
-docs/deploy.md describes the file. Weights of more than 1.5 GiB are in a second one, OUT.onnx.data.
+docs/deploy.md describes the file, and rembg's. Weights of more than 1.5 GiB are in a second one, OUT.onnx.data.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -39,31 +41,57 @@ LARGE = 1536 * 2**20  # bytes of weights above which torch gives them a file of 
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 LESS_MEMORY = "a smaller --size needs less"
 MAX_IMAGES = 2**15  # in a batch; torch wants a bound
+REMBG_SIZE, REMBG_MEAN = 1024, 0.5  # rembg resizes images to this square, px, and subtracts this from [0, 1]
 SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
 
 
-class Graph(nn.Module):
-    """What the graph computes: float32 in and out, whatever the type of the network's weights."""
+class Resizing(nn.Module):
+    """The network for images of another `size`, which it resizes to its own."""
 
-    def __init__(self, model: SAM2UNeXT):
+    def __init__(self, model: SAM2UNeXT, size: int):
         super().__init__()
         self.model = model
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = (self.model.size, self.model.size)
+        return self.model(F.interpolate(x.float(), size=sides, mode="bilinear", antialias=True).to(x.dtype))
+
+
+class Graph(nn.Module):
+    """What the graph computes: float32 in and out, whatever the type of the network's weights.
+
+    With `rembg`, images are normalised as rembg does it, not with ImageNet's mean and deviation.
+    """
+
+    def __init__(self, network: nn.Module, rembg: bool = False):
+        super().__init__()
+        self.network = network
+        self.dtype = next(network.parameters()).dtype
+        self.rembg = rembg
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(images.to(self.model.head.weight.dtype))
+        if self.rembg:
+            images = (images + REMBG_MEAN - self.mean) / self.std
+        logits = self.network(images.to(self.dtype))
         return logits.sigmoid(), logits
 
 
-def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
+def export(network: SAM2UNeXT | Resizing, path: Path, half: bool, rembg: bool) -> None:
     """Writes the graph, and large weights beside it. Raises ValueError, OSError, RuntimeError or MemoryError."""
-    network = copy.deepcopy(model).half() if half else model
+    mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if rembg else (list(MEAN), list(STD))
+    metadata = {"mean": str(mean), "std": str(std), "size": str(network.size)}
+    metadata["checkpoint"] = checkpoint.trained_fingerprint(network)
+    network = copy.deepcopy(network).half() if half else network
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
-    images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
+    images = torch.zeros(2, 3, network.size, network.size)  # one image would be exported as a fixed batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own code
         try:
             program = torch.onnx.export(
-                Graph(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
+                Graph(network, rembg).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
                 dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
@@ -71,8 +99,7 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
             if isinstance(cause, RuntimeError | MemoryError) and cli.diagnosis(cause, LESS_MEMORY):
                 raise cause from error
             raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
-    metadata = {"mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size)}
-    program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
+    program.model.metadata_props.update(metadata)
     program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
 
 
@@ -85,11 +112,18 @@ def write_synthetic(folder: Path) -> list[Task]:
     return test.find_own_tasks([str(folder)], None, folder)
 
 
-def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
-    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise ValueError or MemoryError."""
+def load_graph(path: Path, rembg: bool = False) -> Callable[[np.ndarray], Tensor]:
+    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise ValueError or MemoryError.
+
+    The images are normalised as the network takes them, also for a graph for rembg.
+    """
     import onnxruntime
 
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+
     def run(images: np.ndarray) -> Tensor:
+        if rembg:
+            images = images * std + mean - np.float32(REMBG_MEAN)
         with errors_of_onnxruntime():
             return torch.from_numpy(session.run(["logits"], {"images": images})[0])
 
@@ -112,7 +146,7 @@ def errors_of_onnxruntime() -> Iterator[None]:
         raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
-def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
+def compare(network: SAM2UNeXT | Resizing, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
     """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
 
     Prints how they differ; returns the largest difference in grey levels. `graph` is a function of `load_graph`. Raises
@@ -120,10 +154,10 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
     """
     differences: list[np.ndarray] = []
     for group in tqdm([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
-        batch = [test.read(task, model.size) for task in group]
+        batch = [test.read(task, network.size) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
-        ours = test.predict_batch(model, batch, flip=False)
+        ours = test.predict_batch(network, batch, flip=False)
         theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None]  # (B, 1, 1, S, S)
         for name, logits in (("torch", ours), ("onnxruntime", theirs)):
             if not logits.isfinite().all():
@@ -173,6 +207,7 @@ def main(args: argparse.Namespace) -> None:
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
+        network = Resizing(model, REMBG_SIZE) if args.rembg and model.size != REMBG_SIZE else model
         check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)])
         parent = files.output_folder(args.output.parent)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
@@ -183,9 +218,9 @@ def main(args: argparse.Namespace) -> None:
         path.parent.mkdir()
         print(f"exporting {args.checkpoint} at {model.size} px, which takes minutes for the full network")
         with files.writing(args.output):
-            export(model, path, args.half)
-        graph = load_graph(path)
-        difference = compare(model, graph, tasks)
+            export(network, path, args.half, args.rembg)
+        graph = load_graph(path, args.rembg)
+        difference = compare(network, graph, tasks)
         del graph  # Windows moves no file that is in use
         allowed = HALF_TOLERANCE if args.half else TOLERANCE
         if difference > allowed:
@@ -202,6 +237,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
     parser.add_argument("output", type=cli.path, metavar="OUT.onnx", help="the file to write")
     parser.add_argument("--half", action="store_true", help="float16: half the size, for GPUs")
+    parser.add_argument("--rembg", action="store_true", help="for rembg, as its model dis_custom")
     side = cli.number(multiple=32, minimum=32)
     parser.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
