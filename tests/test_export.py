@@ -104,7 +104,7 @@ def test_large_weights_have_a_file_of_their_own_which_goes_with_the_graph(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
     assert path.stat().st_size < (tmp_path / "large.onnx.data").stat().st_size
     session(path)
-    monkeypatch.setattr(export, "export", lambda network, path, *options: shutil.copy(graph, path))
+    monkeypatch.setattr(export, "export", lambda model, path, half: shutil.copy(graph, path))
     export.main(arguments(micro_checkpoint, path))
     assert [file.name for file in tmp_path.iterdir()] == ["large.onnx"]
     session(path)
@@ -134,14 +134,14 @@ def test_the_graph_is_checked_with_single_images_and_two_at_once(images, graph_g
 
 @pytest.mark.slow
 def test_logits_that_are_not_finite_are_no_agreement(graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda network, path, *options: spoil(shutil.copy(graph, path), np.nan))
+    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path), np.nan))
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
     assert status == 1 and "onnxruntime computes NaN or infinity for " in line and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_wrong_graph_is_not_written_and_the_status_is_1(graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda network, path, *options: spoil(shutil.copy(graph, path)))
+    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path)))
     (tmp_path / "x.onnx").write_text("from before")
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
     assert status == 1 and "x.onnx: not written, since maps may differ by at most 1 grey level" in line
@@ -196,7 +196,7 @@ def test_a_signal_leaves_nothing_behind(name, micro_checkpoint, tmp_path, monkey
 
 
 def test_a_graph_that_onnxruntime_cannot_read_is_one_line(micro_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda network, path, *options: path.write_text("no graph"))
+    monkeypatch.setattr(export, "export", lambda model, path, half: path.write_text("no graph"))
     status, line = failure(export.main, arguments(micro_checkpoint, tmp_path / "x.onnx"), capsys)
     assert status == 1 and "onnxruntime cannot run the graph" in line and not list(tmp_path.iterdir())
 
@@ -223,7 +223,7 @@ def test_an_old_torch_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_documented_example_writes_the_cutout_of_test_py_without_torch(graph, micro_checkpoint, toy, tmp_path):
-    example, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)[0]
     assert len(example.splitlines()) <= 30
     (tmp_path / "cutout.py").write_text(example)
     image = toy / "test/Image/toy_0001.jpg"

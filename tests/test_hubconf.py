@@ -23,8 +23,9 @@ model = torch.hub.load(root, "sam2unext_random", source="local", **config)
 assert root not in sys.path
 probability = model.eval().predict(np.zeros((50, 60, 3), np.uint8))
 assert probability.shape == (50, 60) and 0 <= probability.min() <= probability.max() <= 1
-files = [str(getattr(module, "__file__", "")) for module in sys.modules.values()]
-print(*(file for file in files if file.startswith(root)), sep="\n")
+for module in list(sys.modules.values()):
+    if str(getattr(module, "__file__", "")).startswith(root):
+        print(module.__file__)
 """
 
 

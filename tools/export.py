@@ -45,53 +45,51 @@ REMBG_SIZE, REMBG_MEAN = 1024, 0.5  # rembg resizes images to this square, px, a
 SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
 
 
-class Resizing(nn.Module):
-    """The network for images of another `size`, which it resizes to its own."""
+class ForRembg(nn.Module):
+    """The network for images as rembg prepares them, whatever its own size."""
 
-    def __init__(self, model: SAM2UNeXT, size: int):
+    size = REMBG_SIZE
+
+    def __init__(self, model: SAM2UNeXT):
         super().__init__()
         self.model = model
-        self.size = size
 
-    def forward(self, x: Tensor) -> Tensor:
-        sides = (self.model.size, self.model.size)
-        return self.model(F.interpolate(x.float(), size=sides, mode="bilinear", antialias=True).to(x.dtype))
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        x = (images.float() + REMBG_MEAN - mean) / std
+        if self.model.size != self.size:
+            x = F.interpolate(x, size=(self.model.size, self.model.size), mode="bilinear", antialias=True)
+        return self.model(x.to(images.dtype))
+
+
+def as_rembg(image: Tensor) -> Tensor:
+    """A normalised image (3, S, S) as rembg prepares it."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return image * std + mean - REMBG_MEAN
 
 
 class Graph(nn.Module):
-    """What the graph computes: float32 in and out, whatever the type of the network's weights.
+    """What the graph computes: float32 in and out, whatever the type of the network's weights."""
 
-    With `rembg`, images are normalised as rembg does it, not with ImageNet's mean and deviation.
-    """
-
-    def __init__(self, network: nn.Module, rembg: bool = False):
+    def __init__(self, model: SAM2UNeXT | ForRembg):
         super().__init__()
-        self.network = network
-        self.dtype = next(network.parameters()).dtype
-        self.rembg = rembg
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+        self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if self.rembg:
-            images = (images + REMBG_MEAN - self.mean) / self.std
-        logits = self.network(images.to(self.dtype))
+        logits = self.model(images.to(next(self.model.parameters()).dtype))
         return logits.sigmoid(), logits
 
 
-def export(network: SAM2UNeXT | Resizing, path: Path, half: bool, rembg: bool) -> None:
+def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
     """Writes the graph, and large weights beside it. Raises ValueError, OSError, RuntimeError or MemoryError."""
-    mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if rembg else (list(MEAN), list(STD))
-    metadata = {"mean": str(mean), "std": str(std), "size": str(network.size)}
-    metadata["checkpoint"] = checkpoint.trained_fingerprint(network)
-    network = copy.deepcopy(network).half() if half else network
+    network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
-    images = torch.zeros(2, 3, network.size, network.size)  # one image would be exported as a fixed batch
+    images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own code
         try:
             program = torch.onnx.export(
-                Graph(network, rembg).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
+                Graph(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
                 dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
@@ -99,7 +97,9 @@ def export(network: SAM2UNeXT | Resizing, path: Path, half: bool, rembg: bool) -
             if isinstance(cause, RuntimeError | MemoryError) and cli.diagnosis(cause, LESS_MEMORY):
                 raise cause from error
             raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
-    program.model.metadata_props.update(metadata)
+    mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if isinstance(model, ForRembg) else (list(MEAN), list(STD))
+    metadata = {"mean": str(mean), "std": str(std), "size": str(model.size)}
+    program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
     program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
 
 
@@ -112,18 +112,11 @@ def write_synthetic(folder: Path) -> list[Task]:
     return test.find_own_tasks([str(folder)], None, folder)
 
 
-def load_graph(path: Path, rembg: bool = False) -> Callable[[np.ndarray], Tensor]:
-    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise ValueError or MemoryError.
-
-    The images are normalised as the network takes them, also for a graph for rembg.
-    """
+def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
+    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise ValueError or MemoryError."""
     import onnxruntime
 
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
-
     def run(images: np.ndarray) -> Tensor:
-        if rembg:
-            images = images * std + mean - np.float32(REMBG_MEAN)
         with errors_of_onnxruntime():
             return torch.from_numpy(session.run(["logits"], {"images": images})[0])
 
@@ -146,7 +139,7 @@ def errors_of_onnxruntime() -> Iterator[None]:
         raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
-def compare(network: SAM2UNeXT | Resizing, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
+def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
     """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
 
     Prints how they differ; returns the largest difference in grey levels. `graph` is a function of `load_graph`. Raises
@@ -154,10 +147,12 @@ def compare(network: SAM2UNeXT | Resizing, graph: Callable[[np.ndarray], Tensor]
     """
     differences: list[np.ndarray] = []
     for group in tqdm([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
-        batch = [test.read(task, network.size) for task in group]
+        batch = [test.read(task, model.size) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
-        ours = test.predict_batch(network, batch, flip=False)
+        if isinstance(model, ForRembg):
+            batch = [sample._replace(tensor=as_rembg(sample.tensor)) for sample in batch]
+        ours = test.predict_batch(model, batch, flip=False)
         theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None]  # (B, 1, 1, S, S)
         for name, logits in (("torch", ours), ("onnxruntime", theirs)):
             if not logits.isfinite().all():
@@ -207,7 +202,7 @@ def main(args: argparse.Namespace) -> None:
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
-        network = Resizing(model, REMBG_SIZE) if args.rembg and model.size != REMBG_SIZE else model
+        network = ForRembg(model) if args.rembg else model
         check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)])
         parent = files.output_folder(args.output.parent)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
@@ -218,8 +213,8 @@ def main(args: argparse.Namespace) -> None:
         path.parent.mkdir()
         print(f"exporting {args.checkpoint} at {model.size} px, which takes minutes for the full network")
         with files.writing(args.output):
-            export(network, path, args.half, args.rembg)
-        graph = load_graph(path, args.rembg)
+            export(network, path, args.half)
+        graph = load_graph(path)
         difference = compare(network, graph, tasks)
         del graph  # Windows moves no file that is in use
         allowed = HALF_TOLERANCE if args.half else TOLERANCE
@@ -239,7 +234,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--half", action="store_true", help="float16: half the size, for GPUs")
     parser.add_argument("--rembg", action="store_true", help="for rembg, as its model dis_custom")
     side = cli.number(multiple=32, minimum=32)
-    parser.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
+    parser.add_argument("--size", type=side, help="side of the network's input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
     cli.add_encoders(parser)
     return parser
