@@ -199,11 +199,11 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(long_run):
 @pytest.mark.slow
 @pytest.mark.posix
 @needs_proc
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_an_interrupted_run_ends_at_once_with_its_workers(number, status, long_run, tmp_path):
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGKILL", -9)])  # names: Windows has no SIGKILL
+def test_an_interrupted_run_ends_at_once_with_its_workers(name, status, long_run, tmp_path):
     workers = workers_of(long_run)
-    if number == signal.SIGINT:
-        os.killpg(long_run.pid, number)  # as Ctrl-C in a terminal does
+    if name == "SIGINT":
+        os.killpg(long_run.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     else:
         long_run.kill()
     assert long_run.wait(timeout=10) == status
@@ -212,5 +212,5 @@ def test_an_interrupted_run_ends_at_once_with_its_workers(number, status, long_r
         time.sleep(0.1)
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
     assert not (tmp_path / "scores.json").exists()
-    if number == signal.SIGINT:
+    if name == "SIGINT":
         assert "Traceback" not in long_run.stderr.read()

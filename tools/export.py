@@ -3,10 +3,11 @@
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx --check images/
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth half.onnx --half
+    python tools/export.py runs/mine/SAM2-UNeXT-20.pth rembg.onnx --rembg
 
 The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, one by one and two at
 once. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
-docs/deploy.md describes the file. Weights of more than 1.5 GiB are in a second one, OUT.onnx.data.
+docs/deploy.md describes the file, and rembg's. Weights of more than 1.5 GiB are in a second one, OUT.onnx.data.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -39,22 +41,46 @@ LARGE = 1536 * 2**20  # bytes of weights above which torch gives them a file of 
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 LESS_MEMORY = "a smaller --size needs less"
 MAX_IMAGES = 2**15  # in a batch; torch wants a bound
+REMBG_SIZE, REMBG_MEAN = 1024, 0.5  # rembg resizes images to this square, px, and subtracts this from [0, 1]
 SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
 
 
-class Graph(nn.Module):
-    """What the graph computes: float32 in and out, whatever the type of the network's weights."""
+class ForRembg(nn.Module):
+    """The network for images as rembg prepares them, whatever its own size."""
+
+    size = REMBG_SIZE
 
     def __init__(self, model: SAM2UNeXT):
         super().__init__()
         self.model = model
 
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        x = (images.float() + REMBG_MEAN - mean) / std
+        if self.model.size != self.size:
+            x = F.interpolate(x, size=(self.model.size, self.model.size), mode="bilinear", antialias=True)
+        return self.model(x.to(images.dtype))
+
+
+def as_rembg(image: Tensor) -> Tensor:
+    """A normalised image (3, S, S) as rembg prepares it."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return image * std + mean - REMBG_MEAN
+
+
+class Graph(nn.Module):
+    """What the graph computes: float32 in and out, whatever the type of the network's weights."""
+
+    def __init__(self, model: SAM2UNeXT | ForRembg):
+        super().__init__()
+        self.model = model
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(images.to(self.model.head.weight.dtype))
+        logits = self.model(images.to(next(self.model.parameters()).dtype))
         return logits.sigmoid(), logits
 
 
-def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
+def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
     """Writes the graph, and large weights beside it. Raises ValueError, OSError, RuntimeError or MemoryError."""
     network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
@@ -71,7 +97,8 @@ def export(model: SAM2UNeXT, path: Path, half: bool) -> None:
             if isinstance(cause, RuntimeError | MemoryError) and cli.diagnosis(cause, LESS_MEMORY):
                 raise cause from error
             raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
-    metadata = {"mean": str(list(MEAN)), "std": str(list(STD)), "size": str(model.size)}
+    mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if isinstance(model, ForRembg) else (list(MEAN), list(STD))
+    metadata = {"mean": str(mean), "std": str(std), "size": str(model.size)}
     program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
     program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
 
@@ -112,7 +139,7 @@ def errors_of_onnxruntime() -> Iterator[None]:
         raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
-def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
+def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
     """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
 
     Prints how they differ; returns the largest difference in grey levels. `graph` is a function of `load_graph`. Raises
@@ -123,6 +150,8 @@ def compare(model: SAM2UNeXT, graph: Callable[[np.ndarray], Tensor], tasks: Sequ
         batch = [test.read(task, model.size) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
+        if isinstance(model, ForRembg):
+            batch = [sample._replace(tensor=as_rembg(sample.tensor)) for sample in batch]
         ours = test.predict_batch(model, batch, flip=False)
         theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None]  # (B, 1, 1, S, S)
         for name, logits in (("torch", ours), ("onnxruntime", theirs)):
@@ -173,6 +202,7 @@ def main(args: argparse.Namespace) -> None:
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
+        network = ForRembg(model) if args.rembg else model
         check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)])
         parent = files.output_folder(args.output.parent)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
@@ -183,9 +213,9 @@ def main(args: argparse.Namespace) -> None:
         path.parent.mkdir()
         print(f"exporting {args.checkpoint} at {model.size} px, which takes minutes for the full network")
         with files.writing(args.output):
-            export(model, path, args.half)
+            export(network, path, args.half)
         graph = load_graph(path)
-        difference = compare(model, graph, tasks)
+        difference = compare(network, graph, tasks)
         del graph  # Windows moves no file that is in use
         allowed = HALF_TOLERANCE if args.half else TOLERANCE
         if difference > allowed:
@@ -202,8 +232,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", type=Path, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
     parser.add_argument("output", type=cli.path, metavar="OUT.onnx", help="the file to write")
     parser.add_argument("--half", action="store_true", help="float16: half the size, for GPUs")
+    parser.add_argument("--rembg", action="store_true", help="for rembg, as its model dis_custom")
     side = cli.number(multiple=32, minimum=32)
-    parser.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
+    parser.add_argument("--size", type=side, help="side of the network's input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
     cli.add_encoders(parser)
     return parser

@@ -1,0 +1,86 @@
+"""hubconf.py: the network through torch.hub, from a program that is somewhere else."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MICRO, ROOT, same_network
+
+import hubconf
+from SAM2UNeXT import SAM2UNeXT
+
+PROGRAM = """
+import sys
+import numpy as np
+import torch
+root = sys.argv[1]
+config = {"sam2": "tiny", "aux": "test_vit", "aux_size": 64, "size": 64}
+model = torch.hub.load(root, "sam2unext_random", source="local", **config)
+assert root not in sys.path
+probability = model.eval().predict(np.zeros((50, 60, 3), np.uint8))
+assert probability.shape == (50, 60) and 0 <= probability.min() <= probability.max() <= 1
+for module in list(sys.modules.values()):
+    if str(getattr(module, "__file__", "")).startswith(root):
+        print(module.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded_files(tmp_path_factory):
+    """The files of the project that a program with another working folder imports through torch.hub."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "-c", PROGRAM, str(ROOT)]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_random_network_predicts_after_torch_hub_has_left_the_path(loaded_files):
+    assert str(ROOT / "SAM2UNeXT.py") in loaded_files
+
+
+@pytest.mark.slow
+def test_the_dependencies_are_the_packages_that_the_network_imports(loaded_files):
+    imported = set()
+    for file in {*loaded_files, ROOT / "hubconf.py"}:
+        for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.partition(".")[0] for name in names}
+    own = {path.stem for path in ROOT.iterdir()}
+    optional = {"pillow_heif"}
+    assert imported - set(sys.stdlib_module_names) - own - optional == set(hubconf.dependencies)
+
+
+def load(checkpoint, **options):
+    return torch.hub.load(str(ROOT), "sam2unext", source="local", checkpoint=str(checkpoint), **options)
+
+
+def test_files_and_folders_give_the_trained_network(micro_model, micro_checkpoint, tmp_path):
+    micro_model.save_pretrained(tmp_path / "folder")
+    for checkpoint in (micro_checkpoint, tmp_path / "folder"):
+        model = load(checkpoint)
+        assert same_network(model, micro_model) and not model.training
+
+
+def test_options_reach_the_checkpoint(small, encoders, model):
+    loaded = load(small, **encoders, precision=torch.bfloat16)
+    assert loaded.precision == torch.bfloat16 and loaded.config == MICRO == model.config
+
+
+def test_two_words_are_a_name_on_the_hub(monkeypatch):
+    monkeypatch.setattr(SAM2UNeXT, "from_pretrained", lambda name, **options: (name, options))
+    assert load("user/model", download=True) == ("user/model", {"download": True})
+
+
+@pytest.mark.parametrize("name", ["runs/SAM2-UNeXT-20.pth", "typo", "a/b/c"])
+def test_what_is_neither_a_file_nor_on_the_hub_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=f"{name}: there is no such file"):
+        load(name)
