@@ -12,8 +12,8 @@
 "plain" is the network in fp32, in NCHW, with the system's memory allocator as it comes; "NCHW" is the same code as the
 way before it, in that layout. No way uses TF32 but "fp32 as train.py runs it" (and test.py), which leaves it to torch:
 cuDNN's convolutions then do. Weights are random. On a CPU each turn of each way is a process, in alternation, whose
-peak memory is reported; on a GPU each way is a process, with what torch allocated. Prints medians and ratios; `--json
-FILE` writes them too.
+peak memory, once the weights are read, is reported; on a GPU each way is a process, with what torch allocated. Prints
+medians and ratios; `--json FILE` writes them too.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -127,11 +128,18 @@ def timed(function: Callable[[], object]) -> float:
 def measure(command: str, way: str, path: Path, args: argparse.Namespace, repeats: int) -> Turn:
     """In a process that does nothing else: so many timed runs after one that does not count."""
     work = prepare(command, way, path, args)
+    forget_peak()
     result = work().cpu()
     seconds = [timed(work) for _ in range(repeats)]
     if args.device.startswith("cuda"):
         return Turn(seconds, torch.cuda.max_memory_allocated(args.device) / 2**20, result)
     return Turn(seconds, peak_mb(), result)
+
+
+def forget_peak() -> None:
+    """Has `peak_mb` start anew, on Linux: while weights are read, the pages of their mapped file count too."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> float:
