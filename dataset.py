@@ -81,8 +81,8 @@ def epoch_batches(
     for epoch in epochs:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         own = order[torch.arange(rank, math.ceil(count / processes) * processes, processes) % count]
-        for batch in own.split(batch_size)[skip:]:
-            yield [(epoch, index) for index in batch.tolist()]
+        for start in range(skip * batch_size, len(own), batch_size):
+            yield [(epoch, index) for index in own[start : start + batch_size].tolist()]
         skip = 0
 
 

@@ -162,8 +162,7 @@ def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list
         if not own:
             continue
         name, maps, masks, images = next(iter(own.values()))
-        keys = [key for key in maps if key in masks]
-        common = [key for key in keys if all(key in dataset.maps for dataset in own.values())]
+        common = [key for key in maps if key in masks and all(key in dataset.maps for dataset in own.values())]
         every = {key for dataset in own.values() for key in dataset.maps if key in masks}
         if len(common) < len(every):
             notes.append(f"{name}: {len(every) - len(common):,} images left out, of which not every method has a map")

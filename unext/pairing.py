@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -78,21 +79,29 @@ class Listing(NamedTuple):
     others: list[str]
 
 
+def entries(folder: str | Path) -> Iterator[tuple[str, str, bool]]:
+    """Of each file in a folder, except hidden ones: stem, extension, whether it is a broken link. Raises OSError."""
+    with os.scandir(require_folder(folder)) as found:
+        for entry in found:
+            is_link = entry.is_symlink()
+            if not entry.name.startswith(".") and not (os.path.isdir(entry.path) if is_link else entry.is_dir()):
+                yield *os.path.splitext(entry.name), is_link and not os.path.exists(entry.path)
+
+
+def is_image(extension: str) -> bool:
+    return extension.lower() in imaging.extensions()
+
+
 def scan(folder: str | Path) -> Listing:
     """What is in a folder. Raises OSError if it cannot be listed."""
     folder, found = Path(folder), Listing([], [], [])
-    with os.scandir(require_folder(folder)) as entries:
-        for entry in entries:
-            is_link = entry.is_symlink()
-            if entry.name.startswith(".") or (os.path.isdir(entry.path) if is_link else entry.is_dir()):
-                continue
-            stem, extension = os.path.splitext(entry.name)
-            if is_link and not os.path.exists(entry.path):
-                found.broken.append(entry.name)
-            elif extension.lower() in imaging.extensions():
-                found.images.append(File(folder, stem, sys.intern(extension)))
-            else:
-                found.others.append(entry.name)
+    for stem, extension, is_broken in entries(folder):
+        if is_broken:
+            found.broken.append(stem + extension)
+        elif is_image(extension):
+            found.images.append(File(folder, stem, sys.intern(extension)))
+        else:
+            found.others.append(stem + extension)
     found.images.sort(key=attrgetter("extension"))
     found.images.sort(key=name_of)
     return found._replace(broken=sorted(found.broken), others=sorted(found.others))
@@ -102,9 +111,11 @@ def left_out(folders: Iterable[str | Path]) -> str:
     """What is in these folders beside images, in words; empty if there is nothing."""
     kinds: Counter[str] = Counter()
     broken = 0
-    for found in map(scan, dict.fromkeys(folders)):
-        kinds.update(os.path.splitext(name)[1] or name for name in found.others if name.lower() not in UNMENTIONED)
-        broken += len(found.broken)
+    for stem, extension, is_broken in chain.from_iterable(map(entries, dict.fromkeys(folders))):
+        if is_broken:
+            broken += 1
+        elif not is_image(extension) and (stem + extension).lower() not in UNMENTIONED:
+            kinds[extension or stem] += 1
     words = [
         f"{number:,} {kind}" + (f" ({imaging.GET_HEIF})" if kind.lower() in HEIC else "")
         for kind, number in sorted(kinds.items())
@@ -141,7 +152,7 @@ def find(folder: str | Path) -> dict[str, File]:
     Raises OSError if it cannot be listed or an image is a broken link, ValueError for no image or two of one name.
     """
     found = scan(folder)
-    broken = [name for name in found.broken if os.path.splitext(name)[1].lower() in imaging.extensions()]
+    broken = [name for name in found.broken if is_image(os.path.splitext(name)[1])]
     if broken:
         raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(broken)}")
     if not found.images:
@@ -192,7 +203,8 @@ def gather(
 
 def images_below(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> int:
     """The number of images in the sub-folders of a folder, see `tree`."""
-    return sum(len(scan(one).images) for one in tree(folder, skip) if one != folder)
+    found = chain.from_iterable(entries(one) for one in tree(folder, skip) if one != folder)
+    return sum(is_image(extension) and not is_broken for _, extension, is_broken in found)
 
 
 def pair(
