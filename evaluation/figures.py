@@ -2,7 +2,9 @@
 
 import io
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,7 +47,8 @@ def drawing() -> Iterator[None]:
 
 def saved(figure: "Figure", kind: str, dpi: int = 150) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else None)
+    options = {"png": {"pil_kwargs": {"compress_level": 2}}, "pdf": {"metadata": {"CreationDate": None}}}
+    figure.savefig(buffer, format=kind, dpi=dpi, **options[kind])
     return buffer.getvalue()
 
 
@@ -117,7 +120,7 @@ def curves_of_methods(scored: Evaluation, plot: Plot) -> dict[str, bytes]:
         figure.legend(
             [lines[method] for method in shown], shown, loc="outside lower center", ncols=2 * across, frameon=False
         )
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")  # it is laid out, once for both
         return {kind: saved(figure, kind) for kind in ("png", "pdf")}
 
@@ -164,14 +167,17 @@ def examples(chosen: Sequence[ImageScores], methods: Sequence[str]) -> dict[str,
 
     width, dpi = 1.3, 250  # of a panel, inches
     side = round(width * dpi)
-    table = []
-    for one in chosen:
+
+    def read(one: ImageScores) -> list[np.ndarray | None]:
         image = None
         if one.image:
             with suppress(OSError):
                 image = np.asarray(thumbnail(one.image, "RGB", side))
         maps = [np.asarray(read_map(one.maps[method], side)) if method in one.maps else None for method in methods]
-        table.append([image, np.asarray(thumbnail(one.ground_truth, "L", side)), *maps])
+        return [image, np.asarray(thumbnail(one.ground_truth, "L", side)), *maps]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+        table = list(pool.map(read, chosen))
     heights = [row[1].shape[0] / row[1].shape[1] for row in table]
     with drawing():
         figure = Figure(figsize=(width * len(table[0]), width * sum(heights) + 0.3))
