@@ -131,7 +131,7 @@ def write(maps: Maps | OSError, sample: Sample, args: argparse.Namespace) -> OSE
         for kind in args.save:
             shown = cut if kind in output.CUTS else photo
             pixels = output.render(kind, maps.grey, shown, args.threshold, args.background)
-            contents[kind] = output.encode(pixels, task.output(kind).extension, photo.info if photo else {})
+            contents[kind] = output.encode(pixels, task.output(kind).suffix, photo.info if photo else {})
     except Exception as error:  # the libraries raise almost anything
         return failure(task, kind, error)
     for kind, content in contents.items():

@@ -25,11 +25,11 @@ class File(NamedTuple):
 
     parent: Path
     stem: str
-    extension: str  # with its dot
+    suffix: str  # with its dot
 
     @property
     def name(self) -> str:
-        return self.stem + self.extension
+        return self.stem + self.suffix
 
     def __fspath__(self) -> str:
         return str(self.parent / self.name)
@@ -102,7 +102,7 @@ def scan(folder: str | Path) -> Listing:
             found.images.append(File(folder, stem, sys.intern(extension)))
         else:
             found.others.append(stem + extension)
-    found.images.sort(key=attrgetter("extension"))
+    found.images.sort(key=attrgetter("suffix"))
     found.images.sort(key=name_of)
     return found._replace(broken=sorted(found.broken), others=sorted(found.others))
 
