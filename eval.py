@@ -111,7 +111,7 @@ def find_benchmark_datasets(
             )
         pairs = [pair for split in splits for pair in split.pairs]
         images, masks = ({pairing.name_of(pair[0]): pair[side] for pair in pairs} for side in (0, 1))
-        maps = pairing.find(folder) if folder and pairing.scan(folder).images else {}
+        maps = pairing.find(folder) if folder and pairing.has_images(folder) else {}
         datasets.append(Dataset(name, maps, masks, images))
     return datasets
 
@@ -124,7 +124,7 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
     wanted = plain.sub("", name.casefold())
     hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
-    hits = [folder for folder in hits if pairing.scan(folder).images]
+    hits = [folder for folder in hits if pairing.has_images(folder)]
     if len(hits) > 1:
         raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None

@@ -107,6 +107,11 @@ def scan(folder: str | Path) -> Listing:
     return found._replace(broken=sorted(found.broken), others=sorted(found.others))
 
 
+def has_images(folder: str | Path) -> bool:
+    """Whether an image is directly in a folder. Raises OSError if it cannot be listed."""
+    return any(is_image(extension) and not is_broken for _, extension, is_broken in entries(folder))
+
+
 def left_out(folders: Iterable[str | Path]) -> str:
     """What is in these folders beside images, in words; empty if there is nothing."""
     kinds: Counter[str] = Counter()
