@@ -46,10 +46,10 @@ def soft_disc(rng):
     return np.rint(255 * np.clip((100 - np.hypot(y - SIZE[0] / 2, x - SIZE[1] / 2)) / 20, 0, 1)).astype(np.uint8)
 
 
-def texture(colour, rng):
-    """A smooth texture around a colour: float (H, W, 3) in [0, 255]."""
-    noise = cv2.resize(rng.normal(0, 18, (8, 8, 3)), SIZE[::-1], interpolation=cv2.INTER_CUBIC)
-    return np.clip(np.array(colour) + noise, 0, 255)
+def texture(colour, rng, shape, grain=0):
+    """A smooth texture around a colour, and grain: float (H, W, 3) in [0, 255]."""
+    noise = cv2.resize(rng.normal(0, 18, (8, 8, 3)), shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return np.clip(np.array(colour) + noise + rng.normal(0, 1, noise.shape) * grain, 0, 255)
 
 
 def mixed(foreground, background, alpha):
@@ -60,10 +60,11 @@ def mixed(foreground, background, alpha):
 
 @pytest.mark.parametrize("shape", [strands, soft_disc])
 @pytest.mark.parametrize("colours", COLOURS)
-def test_the_colours_of_a_known_foreground_are_found(shape, colours):
+@pytest.mark.parametrize("scale, grain", [(1, 0), (8, 10)])  # the larger one has more detail than its alpha
+def test_the_colours_of_a_known_foreground_are_found(shape, colours, scale, grain):
     rng = np.random.default_rng(0)
-    alpha = shape(rng)
-    foreground, background = (texture(colour, rng) for colour in colours)
+    alpha = cv2.resize(shape(rng), None, fx=scale, fy=scale)
+    foreground, background = (texture(colour, rng, alpha.shape, grain) for colour in colours)
     image = np.rint(mixed(foreground, background, alpha)).astype(np.uint8)
     result = output.cutout(image, alpha)
     partial = (alpha > 0.1 * 255) & (alpha < 0.9 * 255)

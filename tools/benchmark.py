@@ -212,25 +212,30 @@ def benchmark_cutouts(args: argparse.Namespace) -> Figures:
 def benchmark_predict(args: argparse.Namespace) -> Figures:
     """test.py on large JPEG files: images a second, and the share of the time for which the network is needed.
 
-    The rest of the time it waits. What it needs is measured by itself, after the run, with the last batch.
+    The rest of the time it waits. What it needs is measured by itself, after the first batch and after the last.
     """
     if args.images <= args.batch_size:
         raise ValueError(f"--images {args.images}: give more than one batch, the first does not count")
     ended: list[float] = []  # when each call did
     last: deque[tuple] = deque(maxlen=1)  # its arguments
+    alone: list[float] = []  # seconds of the network by itself
     predict_batch = test.predict_batch
 
     def predict(*words: object) -> Tensor:
         logits = predict_batch(*words) * 0 + found
         last.append(words)
-        if not ended:  # the first call compiles and chooses kernels
-            synchronize(args.device)
+        if not ended:  # the first call compiled and chose kernels
+            measure_alone()
         ended.append(time.perf_counter())
         return logits
 
     def call() -> None:
         predict_batch(*last[0])
         synchronize(args.device)
+
+    def measure_alone() -> None:
+        call()
+        alone.extend(timed(call) for _ in range(args.repeats))
 
     found = torch.from_numpy(soft_disc(args.size)).logit(1e-6).to(args.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +250,8 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
         with mock.patch.object(test, "predict_batch", predict):
             test.main(test.get_args_parser().parse_args([str(word) for word in words]))
         seconds = time.perf_counter() - ended[0]
-        needed = (len(ended) - 1) * statistics.median([timed(call) for _ in range(args.repeats + 1)][1:])
+        measure_alone()
+        needed = (len(ended) - 1) * statistics.median(alone)
     return {"test.py": {"images a second": (args.images - args.batch_size) / seconds, "share": needed / seconds}}
 
 

@@ -18,10 +18,10 @@ from unext import imaging
 NOTHING, ALL = 0.05, 0.95  # the probabilities up to and from which a cutout has nothing and all of a pixel
 ALPHA = np.rint(255 * np.clip((np.arange(256) / 255 - NOTHING) / (ALL - NOTHING), 0, 1)).astype(np.uint8)  # by 255 x p
 HALF = 127  # an alpha above is more than a half
-SURE = 230  # alpha from which pymatting takes pixels as the object's, up to 255 minus that as the background's
-AROUND = 32  # px of the image beyond what is partial, from which the colours there are estimated
-# One estimate at a time: numba ends the process if two meet where it has neither OpenMP nor TBB, and each takes about
-# 70 bytes a pixel.
+SURE = 0.9  # alpha from which pymatting takes pixels as the object's, up to 1 minus that as the background's
+DETAIL = 1024  # px a side: the network's maps have no more, so that colours are estimated at no more
+ROWS = 256  # of an image at a time: floats of all of its pixels would take most of the memory
+# One estimate at a time: numba ends the process if two meet where it has neither OpenMP nor TBB.
 ESTIMATING = threading.Lock()
 
 
@@ -29,29 +29,43 @@ def cutout(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """The object of an image, uint8 RGB (H, W, 3), by its alpha, uint8 (H, W): uint8 RGBA (H, W, 4).
 
     Pixels are as they are where alpha is 255, and blank where it is 0. Where it is partial, they mix object and
-    background; there the object's colour is estimated, unless alpha has nothing that is surely object or background
-    (Germer et al., "Fast Multi-Level Foreground Estimation", arXiv:2006.14970).
+    background; there the object's colour is estimated, unless alpha has nothing that is surely object or background.
     """
-    colours = np.where(alpha[..., None] > 0, image, 0)
+    pixels = np.dstack([image * (alpha > 0)[..., None], alpha])
     partial = (alpha > 0) & (alpha < 255)
-    left, top, width, height = cv2.boundingRect(partial.view(np.uint8))
-    part = np.s_[max(top - AROUND, 0) : top + height + AROUND, max(left - AROUND, 0) : left + width + AROUND]
-    if partial.any() and alpha[part].max() >= SURE and alpha[part].min() <= 255 - SURE:
-        estimated = estimate_colours(image[part], alpha[part])
-        np.copyto(colours[part], estimated, where=partial[part][..., None])
-    return np.dstack([colours, alpha])
+    if partial.any() and (grounds := estimate_grounds(image, alpha)):
+        layers = image, alpha[..., None], *grounds
+        for rows in (slice(top, top + ROWS) for top in range(0, len(alpha), ROWS)):
+            pixels[rows][partial[rows], :3] = unmix(*(layer[rows][partial[rows]] for layer in layers))
+    return pixels
 
 
-def estimate_colours(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The foreground's colours, uint8 (H, W, 3), of an image of at least two pixels with its alpha, uint8 (H, W)."""
+def estimate_grounds(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Smooth colours of foreground and background, uint8 (H, W, 3) each; None if nothing is surely one of them.
+
+    Source: Germer et al., "Fast Multi-Level Foreground Estimation", arXiv:2006.14970.
+    """
+    size = min(alpha.shape[1], DETAIL), min(alpha.shape[0], DETAIL)
+    small, share = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) / np.float32(255) for one in (image, alpha))
+    if share.max() < SURE or share.min() > 1 - SURE:
+        return None
     with ESTIMATING:
-        estimate = load_estimator()
-        colours = estimate(image / np.float32(255), alpha / np.float32(255))
-    colours *= 255
-    return np.rint(colours, out=colours).astype(np.uint8)
+        estimates = load_estimator()(small, share, return_background=True)
+    front, back = (cv2.resize(np.rint(255 * one).astype(np.uint8), alpha.shape[::-1]) for one in estimates)
+    return front, back
 
 
-def load_estimator() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def unmix(image: np.ndarray, alpha: np.ndarray, front: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """The foreground's colours, uint8 (N, 3), of pixels (N, 3) with alpha (N, 1), given `estimate_grounds`.
+
+    Both are moved by the least that makes them mix to the image, whose texture they then have.
+    """
+    share = alpha / np.float32(255)
+    missing = image - share * front - (1 - share) * back
+    return np.rint(front + missing * share / (share**2 + (1 - share) ** 2)).clip(0, 255).astype(np.uint8)
+
+
+def load_estimator() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """pymatting's function. Its first import compiles for a minute; numba keeps the result for later processes."""
     import numba
 

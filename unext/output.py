@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png", "co
 CUTS = {"cutout", "composite"}  # made from a cutout
 USED_BY = {"threshold": {"mask", "overlay"}, "crop": CUTS, "format": {"cutout"}, "background": {"composite"}}  # options
 FORMATS: dict[str, dict[str, Any]] = {  # of what is in colour, and how they are written
-    ".png": {"format": "PNG", "compress_level": 1},
+    ".png": {"format": "PNG", "compress_level": 1, "compress_type": zlib.Z_RLE},
     ".jpg": {"format": "JPEG", "quality": 95},
     ".webp": {"format": "WebP", "quality": 90},
 }
