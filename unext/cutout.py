@@ -33,14 +33,15 @@ def cutout(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """
     pixels = np.dstack([image * (alpha > 0)[..., None], alpha])
     partial = (alpha > 0) & (alpha < 255)
-    if partial.any() and (grounds := estimate_grounds(image, alpha)):
-        layers = image, alpha[..., None], *grounds
-        for rows in (slice(top, top + ROWS) for top in range(0, len(alpha), ROWS)):
+    if partial.any() and (estimates := estimate_colours(image, alpha)):
+        layers = image, alpha[..., None], *estimates
+        for top in range(0, len(alpha), ROWS):
+            rows = slice(top, top + ROWS)
             pixels[rows][partial[rows], :3] = unmix(*(layer[rows][partial[rows]] for layer in layers))
     return pixels
 
 
-def estimate_grounds(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def estimate_colours(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Smooth colours of foreground and background, uint8 (H, W, 3) each; None if nothing is surely one of them.
 
     Source: Germer et al., "Fast Multi-Level Foreground Estimation", arXiv:2006.14970.
@@ -56,9 +57,10 @@ def estimate_grounds(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, 
 
 
 def unmix(image: np.ndarray, alpha: np.ndarray, front: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """The foreground's colours, uint8 (N, 3), of pixels (N, 3) with alpha (N, 1), given `estimate_grounds`.
+    """The foreground's colours, uint8 (N, 3), of an image's pixels, uint8 (N, 3), with alpha, uint8 (N, 1).
 
-    Both are moved by the least that makes them mix to the image, whose texture they then have.
+    `front` and `back`, uint8 (N, 3), are the smooth colours of foreground and background. Both are moved by the least
+    (in squares) that makes them mix to the image, whose texture they then have.
     """
     share = alpha / np.float32(255)
     missing = image - share * front - (1 - share) * back
