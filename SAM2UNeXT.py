@@ -19,6 +19,7 @@ from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
 from unext import checkpoint, imaging, weights
 from unext.cutout import cut_out
+from unext.errors import InputError
 from unext.hub import Hub
 
 WIDTH = 128  # channels of the decoder's maps
@@ -103,10 +104,10 @@ class SAM2UNeXT(nn.Module, Hub):
         precision: torch.dtype = torch.float32,  # see `set_precision`
         allow_sam2_1: bool = False,  # accept SAM 2.1's weights too
     ):
-        """Raises ValueError for arguments that do not fit, and what `weights.load_sam2` and `load_aux` raise."""
+        """Raises InputError for arguments that do not fit, and what `weights.load_sam2` and `load_aux` raise."""
         super().__init__()
         if size < 32 or size % 32:
-            raise ValueError(f"the size {size} is not a multiple of 32")
+            raise InputError(f"the size {size} is not a multiple of 32")
         self.config = {"sam2": sam2, "aux": aux, "aux_size": aux_size, "size": size}  # what a checkpoint records
         self.size = size
         self.aux_size = aux_size
@@ -147,7 +148,7 @@ class SAM2UNeXT(nn.Module, Hub):
 
         A small checkpoint needs its encoders: from the given paths, else from where they are found, else, with
         `download`, from their published addresses. A whole one holds them; if both paths are given, they must be its
-        own. Raises OSError or ValueError that names the file and the remedy.
+        own. Raises OSError or InputError that names the file and the remedy.
         """
         model = checkpoint.restore(cls, path, hiera_path, dinov2_path, precision, download)
         return model.to(memory_format=LAYOUT)  # a model without memory has taken over the file's tensors
@@ -165,10 +166,10 @@ class SAM2UNeXT(nn.Module, Hub):
         return self
 
     def compile(self, **options: Any) -> None:
-        """Has torch compile the network, a graph for each input shape. Raises ValueError for half precision on CPUs."""
+        """Has torch compile the network, a graph for each input shape. Raises InputError for half precision on CPUs."""
         if self.head.weight.device.type == "cpu" and self.precision != torch.float32:
             # There the compiler gains nothing and has produced NaN.
-            raise ValueError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
+            raise InputError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
         super().compile(fullgraph=True, dynamic=False, **options)
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":
@@ -227,10 +228,10 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     """timm's feature extractor of the model `name`, randomly initialised; returns its last map alone, without norm.
 
     It is built on `device` (None: torch's default), except on meta if its state dict does not cover all its tensors.
-    Raises ValueError if timm has no such model or `size` (pixels) is not a multiple of its patch size.
+    Raises InputError if timm has no such model or `size` (pixels) is not a multiple of its patch size.
     """
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
+        raise InputError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
     options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
     try:
         if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
@@ -238,10 +239,10 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
         with torch.device(device) if device else nullcontext():
             net = timm.create_model(name, pretrained=False, **options)
     except (RuntimeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"timm's {name} provides no feature maps at {size} px: {error}") from error
+        raise InputError(f"timm's {name} provides no feature maps at {size} px: {error}") from error
     patch = net.feature_info.reduction()[-1]
     if size % patch:
-        raise ValueError(f"the auxiliary size {size} is not a multiple of {name}'s patch size, {patch} px")
+        raise InputError(f"the auxiliary size {size} is not a multiple of {name}'s patch size, {patch} px")
     return net if device is None or weights.state_covers(net) else build_aux(name, size)
 
 

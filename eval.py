@@ -20,6 +20,7 @@ from typing import NamedTuple
 from evaluation import benchmarks, compare, metrics, report, scoring, tables
 from evaluation.scoring import Task
 from unext import cli, files, imaging, output, pairing
+from unext.errors import InputError
 from unext.pairing import File
 
 
@@ -37,12 +38,12 @@ class Dataset(NamedTuple):
 
 
 def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[str, list[Dataset]], list[str]]:
-    """The benchmark, the data sets of each method, and notes. Raises ValueError or OSError that names the remedy."""
+    """The benchmark, the data sets of each method, and notes. Raises InputError or OSError that names the remedy."""
     if args.benchmark and (args.dataset_name or args.gt_path or args.image_path):
-        raise ValueError("--benchmark knows names, ground truth and images: leave out the options that name them")
+        raise InputError("--benchmark knows names, ground truth and images: leave out the options that name them")
     if not args.benchmark:
         if args.sets or not args.gt_path:
-            raise ValueError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
+            raise InputError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
         nameless = benchmarks.Benchmark("", metrics.NINE, (), {}, {}, {}, from_paper=False)
         return nameless, {tables.THIS_RUN: find_own_datasets(args)}, []
     pairing.names_given(args, args.gt_path)
@@ -57,30 +58,30 @@ def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[s
 
 
 def method_folders(words: Sequence[str]) -> dict[str, Path]:
-    """The folders of --pred_path, each NAME=DIR or DIR, by method. Raises ValueError for two of one name."""
+    """The folders of --pred_path, each NAME=DIR or DIR, by method. Raises InputError for two of one name."""
     folders: dict[str, Path] = {}
     for word in words:
         name, equals, folder = word.partition("=")
         if not equals or not name or Path(word).is_dir():
             name, folder = tables.THIS_RUN if len(words) == 1 else Path(word).resolve().name, word
         if not folder:
-            raise ValueError(f"--pred_path: {word or 'an empty word'} names no folder")
+            raise InputError(f"--pred_path: {word or 'an empty word'} names no folder")
         if files.printable(name) in folders:
-            raise ValueError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
+            raise InputError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
         folders[files.printable(name)] = Path(folder)
     return folders
 
 
 def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
-    """The data sets of plain folders. Raises ValueError or OSError that names the remedy."""
+    """The data sets of plain folders. Raises InputError or OSError that names the remedy."""
     labels, image_paths = args.dataset_name, args.image_path
     if not len(labels) == len(args.pred_path) == len(args.gt_path) or len(image_paths) not in (0, len(labels)):
-        raise ValueError(
+        raise InputError(
             "--dataset_name, --pred_path, --gt_path, --image_path: give one of each per data set, in the same order "
             "(--image_path may be left out)"
         )
     if len(set(labels)) < len(labels):
-        raise ValueError("--dataset_name: each name may occur only once")
+        raise InputError("--dataset_name: each name may occur only once")
     names = pairing.names_given(args, args.gt_path)
     datasets = []
     for i, (label, pred_path, gt_path) in enumerate(zip(labels, args.pred_path, args.gt_path, strict=True)):
@@ -88,7 +89,7 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
         found, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
         maps, masks = pairing.tell_apart(found, ground_truth, names)
         if not maps.keys() & masks.keys() and (hint := pairing.names_hint(found, ground_truth)):
-            raise ValueError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
+            raise InputError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
         images = {}
         if image_paths:
             pairing.require_apart(image_paths[i], gt_path, names)
@@ -100,12 +101,12 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
 def find_benchmark_datasets(
     found: dict[str, list[benchmarks.SplitFolder]], pred_path: Path, allow_missing: bool
 ) -> list[Dataset]:
-    """A benchmark's test sets with their maps below `pred_path`. Raises ValueError or OSError that names the remedy."""
+    """A benchmark's test sets with their maps below `pred_path`. Raises InputError or OSError that names the remedy."""
     datasets = []
     for name, splits in found.items():
         folder = find_maps(pred_path, name, alone=len(found) == 1)
         if folder is None and not allow_missing:
-            raise ValueError(
+            raise InputError(
                 f"{name}: there is no folder of that name with maps below {pred_path}; write them with "
                 "test.py, choose with --sets, or score what is there with --allow_missing"
             )
@@ -126,12 +127,12 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
     hits = [folder for folder in hits if pairing.has_images(folder)]
     if len(hits) > 1:
-        raise ValueError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
+        raise InputError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None
 
 
 def check(datasets: Sequence[Dataset], allow_missing: bool) -> list[str]:
-    """What is left out, in words. Raises ValueError that lists the maps and ground truths without a partner."""
+    """What is left out, in words. Raises InputError that lists the maps and ground truths without a partner."""
     problems, notes = [], []
     for dataset in datasets:
         missing = [file.name for name, file in dataset.masks.items() if name not in dataset.maps]
@@ -145,16 +146,16 @@ def check(datasets: Sequence[Dataset], allow_missing: bool) -> list[str]:
         if dataset.is_empty() and allow_missing:
             notes.append(f"{dataset.name}: not scored")
     if problems:
-        raise ValueError("; ".join([*problems, "--allow_missing scores the rest"]))
+        raise InputError("; ".join([*problems, "--allow_missing scores the rest"]))
     if all(dataset.is_empty() for dataset in datasets):
-        raise ValueError("no map has the name of a ground truth")
+        raise InputError("no map has the name of a ground truth")
     return notes
 
 
 def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list[str]]:
     """The images that are scored, those of which every method has a map, if it has any of the data set; and notes.
 
-    Raises ValueError for a method without any.
+    Raises InputError for a method without any.
     """
     tasks, notes = [], []
     for same in zip(*methods.values(), strict=True):  # one data set of each method
@@ -172,7 +173,7 @@ def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list
             tasks.append(Task(name, files.printable(key), images.get(key), masks[key], having, of_methods))
     for method in methods:
         if not any(method in task.methods for task in tasks):
-            raise ValueError(f"{method}: there is no image of which this method and all others have a map")
+            raise InputError(f"{method}: there is no image of which this method and all others have a map")
     return tasks, notes
 
 

@@ -22,7 +22,7 @@ def sam2unext(checkpoint: str, **options: typing.Any) -> torch.nn.Module:
 
     `checkpoint` is a file, a folder, or "user/model" on Hugging Face's hub. `options` are those of
     SAM2UNeXT.from_checkpoint, such as download=True for encoders that are not here, and of from_pretrained.
-    Raises OSError or ValueError that names the file and the remedy.
+    Raises OSError or InputError that names the file and the remedy.
     """
     from pathlib import Path
 

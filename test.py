@@ -35,6 +35,7 @@ from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, cutout, device, files, imaging, output, pairing
+from unext.errors import InputError, diagnosis
 from unext.log import versions
 from unext.output import Task
 from unext.pairing import SAME, MaskNames
@@ -100,7 +101,7 @@ def grey_maps(logits: Tensor, size: tuple[int, int], stretched: bool = True, for
 
 def failure(task: Task, kind: str, error: Exception) -> OSError:
     """The error that names an image of which a file cannot be made."""
-    return OSError(f"{task.image}: its {kind} cannot be made: {cli.diagnosis(error, LESS_MEMORY) or error}")
+    return OSError(f"{task.image}: its {kind} cannot be made: {diagnosis(error, LESS_MEMORY) or error}")
 
 
 def make_maps(logits: Tensor, sample: Sample, args: argparse.Namespace) -> Maps | OSError:
@@ -172,15 +173,15 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
 
 
 def find_tasks(args: argparse.Namespace) -> list[Task]:
-    """One task for each image that the arguments name. Raises ValueError or OSError that names the remedy."""
+    """One task for each image that the arguments name. Raises InputError or OSError that names the remedy."""
     if bool(args.benchmark) == bool(args.test_image_path):
-        raise ValueError("give either --test_image_path or --benchmark")
+        raise InputError("give either --test_image_path or --benchmark")
     if args.benchmark and args.test_gt_path:
-        raise ValueError("--benchmark knows the ground truth: leave out --test_gt_path")
+        raise InputError("--benchmark knows the ground truth: leave out --test_gt_path")
     if args.sets and not args.benchmark:
-        raise ValueError("--sets belongs to --benchmark")
+        raise InputError("--sets belongs to --benchmark")
     if args.recursive and args.benchmark:
-        raise ValueError("--recursive belongs to --test_image_path")
+        raise InputError("--recursive belongs to --test_image_path")
     names = pairing.names_given(args, args.test_gt_path)
     if not args.benchmark:
         return find_own_tasks(args.test_image_path, args.test_gt_path, args.save_path, names, args.recursive)
@@ -196,7 +197,7 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
 def find_own_tasks(
     image_paths: Sequence[str], gt_path: str | None, save_path: Path, names: MaskNames = SAME, recursive: bool = False
 ) -> list[Task]:
-    """One task per image, with its ground truth if `gt_path` has one. Raises ValueError if it has none at all."""
+    """One task per image, with its ground truth if `gt_path` has one. Raises InputError if it has none at all."""
 
     def skip(folder: Path) -> bool:
         return output.is_of_maps(folder) or (gt_path is not None and folder.resolve() == Path(gt_path).resolve())
@@ -204,7 +205,7 @@ def find_own_tasks(
     folders = [Path(path) for path in image_paths if not Path(path).is_file()]
     for folder in folders:
         if output.is_of_maps(folder):
-            raise ValueError(f"{folder}: is a folder of maps, see {output.SETTINGS} there; name one of images")
+            raise InputError(f"{folder}: is a folder of maps, see {output.SETTINGS} there; name one of images")
         if gt_path:
             pairing.require_apart(folder, gt_path, names)
     found = pairing.gather(image_paths, recursive, skip)
@@ -215,7 +216,7 @@ def find_own_tasks(
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
         hint = pairing.names_hint(found, ground_truth)
-        raise ValueError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}{hint}")
+        raise InputError(f"no ground truth in {gt_path} has the name of an image in {files.listing(image_paths)}{hint}")
     if gt_path and without:
         number = files.count(len(without), "image")
         print(f"{number} without ground truth, whose maps get the image's size: {files.listing(without)}")

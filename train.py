@@ -39,6 +39,7 @@ from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, imaging, memory, pairing
+from unext.errors import InputError
 from unext.log import Log, Step, panels, write_arguments
 from unext.pairing import Pair
 from unext.run import Run
@@ -84,7 +85,7 @@ def train_one_epoch(
     """One pass over `batches` of (images, masks, names); yields what each optimiser step saw, over all processes.
 
     A step follows the mean gradient over the images of `accumulate` batches; the last one takes what is left. Raises
-    ValueError that names the images if the loss or the gradient is not finite; that step is not taken.
+    InputError that names the images if the loss or the gradient is not finite; that step is not taken.
     """
     model.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -117,10 +118,10 @@ def train_one_epoch(
 
 
 def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: float) -> None:
-    """Raises ValueError with the images whose loss is not finite or, if only the gradient is not, with all of them."""
+    """Raises InputError with the images whose loss is not finite or, if only the gradient is not, with all of them."""
     culprits = [name for one, batch in zip(sums, names, strict=True) if not one.isfinite().all() for name in batch]
     culprits = device.gather_all(culprits) or device.gather_all([name for batch in names for name in batch])
-    raise ValueError(
+    raise InputError(
         f"the loss or the gradient (norm {norm:.3g}) is not finite for {files.listing(culprits)}; the step was not "
         "taken and last.pth is unchanged: look at these images, or try --clip_grad 1, a lower --lr, --precision fp32"
     )
@@ -170,19 +171,19 @@ def make_optimizer(
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that do not go together."""
+    """Raises InputError for options that do not go together."""
     if args.sync_bn and args.compile:
-        raise ValueError("--sync_bn and --compile do not work together: leave one out")
+        raise InputError("--sync_bn and --compile do not work together: leave one out")
     if args.sync_bn and not args.device.startswith("cuda"):
-        raise ValueError("--sync_bn: torch supports it on GPUs only; leave it out")
+        raise InputError("--sync_bn: torch supports it on GPUs only; leave it out")
     if bool(args.benchmark) == bool(args.train_image_path):
-        raise ValueError("give either --benchmark, or --train_image_path and --train_mask_path")
+        raise InputError("give either --benchmark, or --train_image_path and --train_mask_path")
     if not args.hiera_path or (args.aux != "none" and not args.dinov2_path):
-        raise ValueError("--hiera_path or --dinov2_path is missing: give a file, a URL, or the word random")
+        raise InputError("--hiera_path or --dinov2_path is missing: give a file, a URL, or the word random")
 
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
-    """The (image, mask) files to train on and to validate on. Raises ValueError or OSError that names the remedy."""
+    """The (image, mask) files to train on and to validate on. Raises InputError or OSError that names the remedy."""
     imaging.allow_pixels(args.max_pixels)
     names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
     pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
@@ -198,7 +199,7 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
 
 
 def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
-    """The network that the arguments describe, on its device. Raises ValueError or OSError that names the remedy."""
+    """The network that the arguments describe, on its device. Raises InputError or OSError that names the remedy."""
     paths = (None if path == "random" else path for path in (args.hiera_path, args.dinov2_path))
     config = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
     model = SAM2UNeXT(*paths, **config, precision=precision, allow_sam2_1=args.allow_sam2_1)

@@ -20,6 +20,7 @@ import yaml
 
 from evaluation.metrics import METRICS, NINE
 from unext import files, pairing
+from unext.errors import InputError
 from unext.pairing import File, MaskNames, Pair
 
 ALIASES = {
@@ -107,42 +108,42 @@ def built_in(name: str) -> str | None:
 
 
 def load(name: str) -> Benchmark:
-    """The benchmark called `name` or described by that YAML file. Raises ValueError or OSError."""
+    """The benchmark called `name` or described by that YAML file. Raises InputError or OSError."""
     if own := built_in(name):
         return parse(own, PAPER[own], from_paper=True)
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"there is no benchmark and no folder called {name}: give {NAMES}")
+        raise InputError(f"there is no benchmark and no folder called {name}: give {NAMES}")
     try:
         return parse(files.printable(path.stem), yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, re.error, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
+        raise InputError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
     """The benchmark that a file's content describes. Raises an error of many kinds if it does not describe one."""
     if unknown := content.keys() - {"columns", "train", "test", "together", "groups"}:
         known = "columns, train, test, together and groups"
-        raise ValueError(f"{', '.join(sorted(unknown))} is unknown; known are {known}")
+        raise InputError(f"{', '.join(sorted(unknown))} is unknown; known are {known}")
     columns = content.get("columns", NINE)
     if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
-        raise ValueError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
+        raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
     test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
-        raise ValueError(f"test: {wrong[0]} cannot be the name of a folder")
+        raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
     together = content.get("together", {})
     together = {files.printable(key): tuple(files.printable(one) for one in sets) for key, sets in together.items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
-            raise ValueError(f"together: {key} needs a name of its own and a list of test sets")
+            raise InputError(f"together: {key} needs a name of its own and a list of test sets")
     train = layouts(content["train"]) if "train" in content else ()
     groups = {files.printable(kind): pattern for kind, pattern in content.get("groups", {}).items()}
     for kind, pattern in groups.items():
         if not re.compile(pattern).groups:
-            raise ValueError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
+            raise InputError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
     return Benchmark(name, tuple(columns), train, test, together, groups, from_paper)
 
 
@@ -163,25 +164,25 @@ def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
-    """The places to train on. Raises OSError or ValueError that says what was looked for and what is there."""
+    """The places to train on. Raises OSError or InputError that says what was looked for and what is there."""
     if not benchmark.train:
-        raise ValueError(f"{benchmark.name}: has no training split")
+        raise InputError(f"{benchmark.name}: has no training split")
     return find(f"{benchmark.name} training", benchmark.train, root)
 
 
 def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
     """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
     if not benchmark.test:
-        raise ValueError(f"{benchmark.name}: has no test set")
+        raise InputError(f"{benchmark.name}: has no test set")
     wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
     if unknown := wanted - {name.casefold() for name in benchmark.test}:
         known = ", ".join(benchmark.test)
-        raise ValueError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
+        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
     found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
     for name, places in found.items():
         counts = Counter(pairing.name_of(image) for place in places for image, _ in place.pairs)
         if repeated := [stem for stem, count in counts.items() if count > 1]:
-            raise ValueError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
+            raise InputError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
     return found
 
 
@@ -198,7 +199,7 @@ def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[S
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
     """(place, its folder of images, of masks) for the layout that exists closest to the root.
 
-    The files in them are not looked at. Raises OSError if there is no root, ValueError if the split is missing or
+    The files in them are not looked at. Raises OSError if there is no root, InputError if the split is missing or
     ambiguous.
     """
     root = files.require_folder(root)
@@ -213,7 +214,7 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     if not candidates:
         looked = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
         there = files.listing(folder.relative_to(root) for folder in tree(root))
-        raise ValueError(
+        raise InputError(
             f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any case; "
             f"{{images}} are {', '.join(ALIASES['{images}'])}, {{masks}} {', '.join(ALIASES['{masks}'])}). "
             f"There: {there or 'no folder'}"
@@ -222,7 +223,7 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     hits = {tuple(chosen): layout for depth, layout, each in candidates if depth == best for chosen in product(*each)}
     if len(hits) > 1:
         places = dict.fromkeys(f"{images} with {masks}" for chosen in hits for images, masks in chosen)
-        raise ValueError(
+        raise InputError(
             f"{split}: could be in several places; name a root that holds one of them only: {files.listing(places)}"
         )
     ((chosen, layout),) = hits.items()

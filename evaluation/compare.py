@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from evaluation.metrics import METRICS, Mean, PairScores, together
+from unext.errors import InputError
 from unext.pairing import File
 
 T = TypeVar("T")
@@ -81,12 +82,12 @@ def of_rows(means: Mapping[str, Mean], rows: Mapping[str, Sequence[str]]) -> dic
 
 
 def find(images: Sequence[T], wanted: Sequence[str]) -> list[T]:
-    """Those images (with `dataset` and `name`) that are called NAME or DATASET/NAME. Raises ValueError."""
+    """Those images (with `dataset` and `name`) that are called NAME or DATASET/NAME. Raises InputError."""
     found = []
     for name in wanted:
         hits = [one for one in images if name in (one.name, f"{one.dataset}/{one.name}")]
         if not hits:
-            raise ValueError(f"--examples: no image that is scored is called {name}; give names without extension")
+            raise InputError(f"--examples: no image that is scored is called {name}; give names without extension")
         found += hits
     return found
 

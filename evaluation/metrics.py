@@ -14,6 +14,7 @@ import numpy as np
 from evaluation import library
 from evaluation.structure import quadrants, s_measure, split_at_centroid
 from evaluation.weighted import EPS, Surroundings, strips, surroundings, weighted_f_measure
+from unext.errors import InputError
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
 BOUNDARY = 0.02  # width of the boundary in the boundary IoU, as a share of the image's diagonal
@@ -148,9 +149,9 @@ class Mean:
             self.others[name] = self.others.get(name, 0.0) + weight * value
 
     def scores(self) -> PairScores:
-        """Raises ValueError if nothing was added."""
+        """Raises InputError if nothing was added."""
         if not self.count:
-            raise ValueError("no pair to score")
+            raise InputError("no pair to score")
         totals, others = (
             {name: total / self.count for name, total in sums.items()} for sums in (self.totals, self.others)
         )
@@ -161,7 +162,7 @@ FIELDS = tuple(one.name for one in fields(PairScores) if one.name != "others")
 
 
 def mean(scores: Iterable[PairScores]) -> PairScores:
-    """The mean over pairs. Raises ValueError for no scores."""
+    """The mean over pairs. Raises InputError for no scores."""
     total = Mean()
     for one in scores:
         total.add(one)
@@ -179,13 +180,13 @@ def together(means: Sequence[Mean]) -> PairScores:
 
 
 def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
-    """Raises ValueError unless both are uint8 (H, W) arrays of one size."""
+    """Raises InputError unless both are uint8 (H, W) arrays of one size."""
     for array in (prediction, ground_truth):
         if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0:
-            raise ValueError(f"a map must be uint8 (H, W), got {array.dtype} {array.shape}")
+            raise InputError(f"a map must be uint8 (H, W), got {array.dtype} {array.shape}")
     if prediction.shape != ground_truth.shape:
         sizes = (f"{height} x {width}" for height, width in (prediction.shape, ground_truth.shape))
-        raise ValueError("the map is {}, its ground truth {} (height x width)".format(*sizes))
+        raise InputError("the map is {}, its ground truth {} (height x width)".format(*sizes))
 
 
 class GroundTruth(NamedTuple):
@@ -213,7 +214,7 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
 
     Ground truth above 128 is foreground; the map is stretched so that its minimum and maximum become 0 and 1. Equals
     pysodmetrics within 1e-6, usually within 1e-12, with one exception: if the foreground's centroid is in the last row
-    or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises ValueError for
+    or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises InputError for
     other arrays.
     """
     truth = ground_truth if isinstance(ground_truth, GroundTruth) else prepare(ground_truth)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from evaluation import compare, metrics
 from unext import files, imaging, pairing
+from unext.errors import InputError
 from unext.pairing import File
 from unext.workers import in_processes
 
@@ -58,7 +59,7 @@ def evaluate(
 ) -> tuple[list[compare.ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
     """The figures of each image, the means of each method and data set, and notes; with one progress bar.
 
-    Raises ValueError that lists the maps of another size than their ground truth, unless `resize`.
+    Raises InputError that lists the maps of another size than their ground truth, unless `resize`.
     """
     images: list[compare.ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = {}
@@ -86,7 +87,7 @@ def evaluate(
     if misfits and not resize:
         wrong = [f"{label}: {len(found):,} maps of another (height, width): {files.listing(sorted(found))}"
                  for label, found in misfits.items()]  # fmt: skip
-        raise ValueError("; ".join([*wrong, "--resize resizes them"]))
+        raise InputError("; ".join([*wrong, "--resize resizes them"]))
     notes = [
         f"{label}: {files.count(len(found), 'map')} resized to the ground truth" for label, found in misfits.items()
     ]

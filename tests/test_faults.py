@@ -14,7 +14,7 @@ from conftest import train_arguments as arguments
 
 import test as script
 import train
-from unext import checkpoint, cli, cutout, files, imaging, log, run
+from unext import checkpoint, cutout, errors, files, imaging, log, run
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.posix
@@ -127,7 +127,7 @@ def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files
 
     monkeypatch.setattr(imaging, "read_mask", read_or_die)
     status, line = failure(train.main, arguments("--workers 2", toy, tmp_path, from_files), capsys)
-    assert status == 1 and line.endswith(f": {cli.WORKER_LOST}")
+    assert status == 1 and line.endswith(f": {errors.WORKER_LOST}")
 
 
 def can_mount() -> bool:

@@ -24,6 +24,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import cli, cutout, device, imaging, output, pairing
+from unext.errors import diagnosis
 from unext.pairing import File
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
                 answer = find_object(model, path)
                 return answer, answer[1]
         except (OSError, RuntimeError, MemoryError) as error:
-            line = cli.diagnosis(error, "try a smaller image") or str(error)
+            line = diagnosis(error, "try a smaller image") or str(error)
             gradio.Warning(line.rpartition(os.sep)[2])  # without the folder
         return None, None
 

@@ -47,6 +47,7 @@ from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, device, files, memory, output
 from unext.cutout import cut_out
+from unext.errors import InputError
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
@@ -215,7 +216,7 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
     The rest of the time it waits. What it needs is measured by itself, after the first batch and after the last.
     """
     if args.images <= args.batch_size:
-        raise ValueError(f"--images {args.images}: give more than one batch, the first does not count")
+        raise InputError(f"--images {args.images}: give more than one batch, the first does not count")
     ended: list[float] = []  # when each call did
     last: deque[tuple] = deque(maxlen=1)  # its arguments
     alone: list[float] = []  # seconds of the network by itself

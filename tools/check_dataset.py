@@ -27,6 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
 from unext import cli, files, imaging, pairing
+from unext.errors import InputError
 from unext.pairing import File
 from unext.workers import in_processes
 
@@ -81,7 +82,7 @@ class Survey(NamedTuple):
 
 
 def survey_benchmark(everything: Survey, name: str, root: str) -> str:
-    """Adds all splits of a benchmark; returns the name of the training split. Raises OSError or ValueError."""
+    """Adds all splits of a benchmark; returns the name of the training split. Raises OSError or InputError."""
     benchmark = benchmarks.load(name)
     training = f"{benchmark.name} training"
     splits = ({training: benchmark.train} if benchmark.train else {}) | benchmark.test
@@ -89,16 +90,16 @@ def survey_benchmark(everything: Survey, name: str, root: str) -> str:
         try:
             for place, images, masks in benchmarks.locate(split, alternatives, root):
                 survey(everything, split, place, images, masks)
-        except (ValueError, PermissionError) as error:
+        except (InputError, PermissionError) as error:
             everything.findings.append(Finding(split, NOT_FOUND, Path(root), str(error).removeprefix(f"{split}: ")))
     if not everything.splits:
         reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings] or ["it has none"]
-        raise ValueError(f"{name}: none of its splits exists; {reasons[0]}")
+        raise InputError(f"{name}: none of its splits exists; {reasons[0]}")
     return training
 
 
 def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
-    """Adds the files of a place. Raises OSError if a folder cannot be listed, ValueError if both are one."""
+    """Adds the files of a place. Raises OSError if a folder cannot be listed, InputError if both are one."""
 
     def add(kind: str, path: File | Path, detail: str = "") -> None:
         everything.findings.append(Finding(split, kind, path, detail))
@@ -240,7 +241,7 @@ def main(args: argparse.Namespace) -> None:
             place = benchmarks.Place(mask_prefix=args.mask_prefix, mask_suffix=args.mask_suffix)
             survey(everything, Path(args.first).resolve().name, place, Path(args.first), Path(args.second))
         if not everything.jobs:
-            raise ValueError(f"{files.listing([args.first, args.second])}: have no images")
+            raise InputError(f"{files.listing([args.first, args.second])}: have no images")
         files.check_output_file("--json", args.json)
 
         command.started()

@@ -18,17 +18,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files
+from unext.errors import InputError
 
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
-            raise ValueError(f"{args.output}: has a model card, which would stay; name another folder")
+            raise InputError(f"{args.output}: has a model card, which would stay; name another folder")
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         files.require_apart(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
-            raise ValueError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
+            raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)
         command.started()
         if args.to == "hub":
@@ -45,14 +46,14 @@ def main(args: argparse.Namespace) -> None:
 
 
 def card(results: Path | None) -> dict[str, str]:
-    """What a model card shows of a folder of eval.py's results. Raises OSError or ValueError."""
+    """What a model card shows of a folder of eval.py's results. Raises OSError or InputError."""
     if results is None:
         return {}
     try:
         names = json.loads((results / "results.json").read_text("utf-8"))
         return {"dataset": ", ".join(names), "results": (results / "results.md").read_text("utf-8")}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--results {results}: is not a folder of eval.py's results: {error}") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"--results {results}: is not a folder of eval.py's results: {error}") from error
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ import test
 from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files, imaging, weights
+from unext.errors import InputError, diagnosis
 from unext.output import Task
 
 MIN_TORCH = (2, 10)  # the first version whose exporter can do this
@@ -81,7 +82,7 @@ class Graph(nn.Module):
 
 
 def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
-    """Writes the graph, and large weights beside it. Raises ValueError, OSError, RuntimeError or MemoryError."""
+    """Writes the graph, and large weights beside it. Raises InputError, OSError, RuntimeError or MemoryError."""
     network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
     images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
@@ -94,9 +95,9 @@ def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             cause = error.__cause__ or error
-            if isinstance(cause, RuntimeError | MemoryError) and cli.diagnosis(cause, LESS_MEMORY):
+            if isinstance(cause, RuntimeError | MemoryError) and diagnosis(cause, LESS_MEMORY):
                 raise cause from error
-            raise ValueError(f"torch cannot export this network: {weights.reason(cause)}") from error
+            raise InputError(f"torch cannot export this network: {weights.reason(cause)}") from error
     mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if isinstance(model, ForRembg) else (list(MEAN), list(STD))
     metadata = {"mean": str(mean), "std": str(std), "size": str(model.size)}
     program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
@@ -113,7 +114,7 @@ def write_synthetic(folder: Path) -> list[Task]:
 
 
 def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
-    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise ValueError or MemoryError."""
+    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise InputError or MemoryError."""
     import onnxruntime
 
     def run(images: np.ndarray) -> Tensor:
@@ -130,20 +131,20 @@ def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
 
 @contextmanager
 def errors_of_onnxruntime() -> Iterator[None]:
-    """Turns an error in the block into ValueError on one line, or into MemoryError."""
+    """Turns an error in the block into InputError on one line, or into MemoryError."""
     try:
         yield
     except Exception as error:  # its errors have no common class
-        if cli.diagnosis(error, LESS_MEMORY):
+        if diagnosis(error, LESS_MEMORY):
             raise MemoryError(str(error)) from error
-        raise ValueError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
+        raise InputError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
 
 
 def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
     """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
 
     Prints how they differ; returns the largest difference in grey levels. `graph` is a function of `load_graph`. Raises
-    OSError for unreadable images, ValueError for logits that are not finite, and what `graph` raises.
+    OSError for unreadable images, InputError for logits that are not finite, and what `graph` raises.
     """
     differences: list[np.ndarray] = []
     for group in tqdm([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
@@ -157,7 +158,7 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
         for name, logits in (("torch", ours), ("onnxruntime", theirs)):
             if not logits.isfinite().all():
                 names = files.listing(task.image for task in group)
-                raise ValueError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
+                raise InputError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
         for sample, *both in zip(batch, ours, theirs, strict=True):
             maps = [test.grey_maps(logits, sample.size).grey for logits in both]
             differences.append(np.abs(np.subtract(*maps, dtype=int)))
@@ -172,10 +173,10 @@ def data_file(path: Path) -> Path:
 
 
 def check_output(path: Path, used: Sequence[Path]) -> None:
-    """Raises ValueError if the graph or its weights would replace an input or what is not a file."""
+    """Raises InputError if the graph or its weights would replace an input or what is not a file."""
     for output in (path, data_file(path)):
         if output.exists() and not output.is_file():
-            raise ValueError(f"{output}: is not a file; name one to write")
+            raise InputError(f"{output}: is not a file; name one to write")
         files.require_apart(output, used)
 
 
@@ -195,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         cli.require(PACKAGES, "requirements-export.txt")
         if torch.__version__ < MIN_TORCH:
-            raise ValueError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
+            raise InputError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
         tasks = test.find_own_tasks(args.check, None, args.output.parent) if args.check else []
         for task in tasks:
             imaging.read_size(task.image)
@@ -220,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
         allowed = HALF_TOLERANCE if args.half else TOLERANCE
         if difference > allowed:
             levels = files.count(allowed, "grey level")
-            raise ValueError(f"{args.output}: not written, since maps may differ by at most {levels}")
+            raise InputError(f"{args.output}: not written, since maps may differ by at most {levels}")
         size = sum(file.stat().st_size for file in path.parent.iterdir())
         with files.writing(args.output):
             replace(path, args.output)

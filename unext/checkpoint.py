@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unext import files, weights
+from unext.errors import InputError
 
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
@@ -64,12 +65,12 @@ def trained_fingerprint(model: nn.Module) -> str:
 
 
 def load(source: str | Path) -> Checkpoint:
-    """Reads a checkpoint of this program or the original. Raises OSError or ValueError that names the remedy."""
+    """Reads a checkpoint of this program or the original. Raises OSError or InputError that names the remedy."""
     return parse(read(source), source)
 
 
 def read(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, a file or a folder, as it is. Raises OSError or ValueError."""
+    """The content of a checkpoint, a file or a folder, as it is. Raises OSError or InputError."""
     if not Path(source).is_dir():
         return weights.read(source)
     path = Path(source, CONFIG)
@@ -78,17 +79,17 @@ def read(source: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise OSError(f"{path}: cannot be read: {error.strerror}; a folder needs {CONFIG} and {MODEL}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: is not JSON: {weights.reason(error)}") from error
+        raise InputError(f"{path}: is not JSON: {weights.reason(error)}") from error
     if not isinstance(header, dict) or "format" not in header:
-        raise ValueError(f"{path}: is not the header of a SAM2-UNeXT checkpoint")
+        raise InputError(f"{path}: is not the header of a SAM2-UNeXT checkpoint")
     return header | {"state_dict": weights.read(Path(source, MODEL))}
 
 
 def parse(content: dict[str, Any], source: str | Path) -> Checkpoint:
-    """The checkpoint in the content of a file, `source`. Raises ValueError if it is another kind of file."""
+    """The checkpoint in the content of a file, `source`. Raises InputError if it is another kind of file."""
     state = weights.tensors(content)
     if not weights.is_network(state):
-        raise ValueError(
+        raise InputError(
             f"{source}: is {weights.describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth)"
         )
     if "format" in content:
@@ -102,26 +103,26 @@ def parse(content: dict[str, Any], source: str | Path) -> Checkpoint:
             patches = positions.shape[1] - ("reg4" not in config["aux"])  # without the class token
             config["aux_size"] = round(max(0, patches) ** 0.5) * weights.DINOV2_PATCH
     if None in config.values():
-        raise ValueError(f"{source}: a SAM2-UNeXT checkpoint without a header whose encoders are not known ones")
+        raise InputError(f"{source}: a SAM2-UNeXT checkpoint without a header whose encoders are not known ones")
     return Checkpoint(config, state, {})
 
 
 def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The model's config and the encoders' records, by option, in a header. Raises ValueError for nonsense."""
+    """The model's config and the encoders' records, by option, in a header. Raises InputError for nonsense."""
     if content["format"] != FORMAT:
         version = str(content["format"])[:20]
-        raise ValueError(f"{source}: has format {version}, but this program reads {FORMAT}; update the program")
+        raise InputError(f"{source}: has format {version}, but this program reads {FORMAT}; update the program")
     config, records = content.get("config"), content.get("encoders")
     known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys() <= CONFIG_TYPES.keys()
     known = known and all(isinstance(value, CONFIG_TYPES[key]) for key, value in config.items())
     known = known and config["sam2"] in weights.TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config["aux"])
     if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
-        raise ValueError(f"{source}: its header does not say which network it holds; the file is damaged")
+        raise InputError(f"{source}: its header does not say which network it holds; the file is damaged")
     known = isinstance(records, dict) and (not records or records.keys() == encoder_files(config).keys())
     texts = RECORD_TYPES.items()
     if not known or not all(isinstance(one, dict) and {k: type(v) for k, v in one.items()}.items() == texts
                             for one in records.values()):  # fmt: skip
-        raise ValueError(f"{source}: its header does not say which encoders it needs; the file is damaged")
+        raise InputError(f"{source}: its header does not say which encoders it needs; the file is damaged")
     return config, records
 
 
@@ -140,9 +141,9 @@ def restore(
             model = model_class(*paths.values(), **options, allow_sam2_1=True)  # the fingerprints decide
         if whole and not weights.state_covers(model):
             model = model_class(**options)
-    except ValueError as error:
+    except InputError as error:
         problem = "its header describes" if whole else "its encoders make"
-        raise ValueError(f"{path}: {problem} a network that cannot be built: {error}") from error
+        raise InputError(f"{path}: {problem} a network that cannot be built: {error}") from error
     load_trained(model, path, checkpoint)
     return model.eval()
 
@@ -189,7 +190,7 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     """Loads into `model` what was read from `path`.
 
     Random encoders are replaced by those of a whole file; encoders from files must be the ones it was trained with.
-    Raises ValueError that names the remedy if they are not, or if the tensors do not fit.
+    Raises InputError that names the remedy if they are not, or if the tensors do not fit.
     """
     small = bool(checkpoint.encoders)
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
@@ -202,7 +203,7 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
             right = weights.fingerprint(encoder_state(model, checkpoint.state, option))
             remedy = "it holds its encoders itself: give random for both, or no path"
         if ours["fingerprint"] != right:
-            raise ValueError(f"{path}: was not trained with {ours['path']}; {remedy}")
+            raise InputError(f"{path}: was not trained with {ours['path']}; {remedy}")
     weights.fill(model, checkpoint.state, strict=not small)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from unext.errors import InputError, diagnosis, is_out_of_memory, message
 from unext.files import printable
 from unext.imaging import MAX_PIXELS
 
@@ -20,24 +21,6 @@ NOT_COMPLETED = 1  # started and not completed
 INTERRUPTED = 130  # 128 + SIGINT
 ANY = 2**32  # the largest number if no other bound is given
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-WORKER_LOST = "a worker process died, perhaps for lack of memory; try fewer --workers"
-# The libraries have no error classes for these: what their messages contain -> what the user is told instead.
-DIAGNOSES = {
-    ("Bus error", "out of shared memory", "No space left on device (28)"): (
-        "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
-    ),
-    ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
-    ("invalid configuration argument",): "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
-    ("not implemented for '",): "torch cannot do this here in this precision: give --precision fp32",
-    ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
-        "another process of the run is gone; the same command with --resume continues"
-    ),
-}
-OUT_OF_MEMORY = (
-    "OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory",
-    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-    "bad_alloc", "Failed to allocate memory", "Insufficient memory",  # onnxruntime and OpenCV
-)  # fmt: skip
 
 
 class Command:
@@ -52,7 +35,7 @@ class Command:
 
 @contextmanager
 def one_line_errors(less_memory: str = "") -> Iterator[Command]:
-    """Turns errors that the user can fix (ValueError, OSError) and Ctrl-C into one line on stderr and SystemExit.
+    """Turns what the user can mend (InputError, OSError) and Ctrl-C into one line on stderr and SystemExit.
 
     Workers that died are treated likewise, and so is running out of memory, where `less_memory` says what helps. In the
     block, standard output and error escape what they cannot encode and ignore that their reader has ended.
@@ -61,7 +44,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
     with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr)):
         try:
             yield command
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             fail(message(error), command.status)
         except (RuntimeError, MemoryError) as error:  # torch's and Python's
             if line := diagnosis(error, less_memory):
@@ -98,26 +81,6 @@ def fail(line: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
-def message(error: Exception) -> str:
-    """What an error says, without the traceback that torch's data loader puts before a worker's message."""
-    name = type(error).__name__
-    return str(error).strip().rpartition(f"\n{name}: ")[2] or name
-
-
-def diagnosis(error: Exception, less_memory: str) -> str:
-    """What to tell the user about an error of a library; empty for a bug, whose traceback should be seen."""
-    words = f"{type(error).__name__}: {error}"
-    for signs, line in DIAGNOSES.items():
-        if any(sign in words for sign in signs):
-            return line
-    return f"out of memory: {less_memory}" if less_memory and is_out_of_memory(error) else ""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    words = f"{type(error).__name__}: {error}"
-    return any(sign in words for sign in OUT_OF_MEMORY)
-
-
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """Adds SIGTERM and Ctrl-C to the list, so that the current step can be finished; a second one acts as usual."""
@@ -148,9 +111,9 @@ def end_on_signals() -> None:
 
 
 def require(packages: Iterable[str], requirements: str) -> None:
-    """Raises ValueError that says how to install the packages of a file of requirements if one is missing."""
+    """Raises InputError that says how to install the packages of a file of requirements if one is missing."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"needs {', '.join(missing)}: bash tools/setup.sh {requirements} installs what is missing")
+        raise InputError(f"needs {', '.join(missing)}: bash tools/setup.sh {requirements} installs what is missing")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from unext import imaging
+from unext.errors import InputError
 
 NOTHING, ALL = 0.05, 0.95  # the probabilities up to and from which a cutout has nothing and all of a pixel
 ALPHA = np.rint(255 * np.clip((np.arange(256) / 255 - NOTHING) / (ALL - NOTHING), 0, 1)).astype(np.uint8)  # by 255 x p
@@ -112,7 +113,7 @@ def find_box(cut: Image.Image, margin: float = 0) -> tuple[int, int, int, int] |
 
 
 def plain(colour: str) -> Image.Image:
-    """A background of one pixel, RGB, from a colour's CSS name or #rrggbb. Raises ValueError for anything else."""
+    """A background of one pixel, RGB, from a colour's CSS name or #rrggbb. Raises InputError for anything else."""
     return Image.new("RGB", (1, 1), ImageColor.getrgb(colour)[:3])
 
 
@@ -120,12 +121,12 @@ def plain(colour: str) -> Image.Image:
 def background(text: str) -> Image.Image:
     """What a colour's CSS name, #rrggbb or an image file stands for, RGB in sRGB.
 
-    Raises ValueError or OSError that names the option.
+    Raises InputError or OSError that names the option.
     """
     with suppress(ValueError):
         return plain(text)
     if not Path(text).is_file():
-        raise ValueError(f"--background {text}: is neither a colour, such as white or #ff8000, nor an image file")
+        raise InputError(f"--background {text}: is neither a colour, such as white or #ff8000, nor an image file")
     try:
         return imaging.for_network(imaging.read_photo(text))
     except OSError as error:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from unext.errors import InputError
+
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
@@ -27,7 +29,7 @@ def start(args: argparse.Namespace) -> torch.dtype:
 def find(name: str) -> str:
     """`name`, or for "auto" an accelerator that is available (CUDA, MPS, ...), else the CPU.
 
-    Under torchrun it is the GPU of this process. Raises ValueError if torch cannot compute there.
+    Under torchrun it is the GPU of this process. Raises InputError if torch cannot compute there.
     """
     _, local_rank, processes = ranks()
     if name == "auto":
@@ -39,7 +41,7 @@ def find(name: str) -> str:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: torch cannot compute there ({reason}); give cpu, cuda or auto") from error
+        raise InputError(f"--device {name}: torch cannot compute there ({reason}); give cpu, cuda or auto") from error
     return name
 
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from unext.errors import InputError
+
 LISTED = 10  # names that a message lists before it only counts
 LOCK = ".lock"  # the file in a folder that is locked
 PATIENCE = 6.0  # seconds to wait for it; the data loader's workers, which may hold it, outlive a killed process by five
@@ -45,9 +47,9 @@ def listing(names: Iterable[object]) -> str:
 
 
 def require_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Raises ValueError if writing to `path` would replace one of the inputs."""
+    """Raises InputError if writing to `path` would replace one of the inputs."""
     if Path(path).resolve() in {Path(used).resolve() for used in inputs}:
-        raise ValueError(f"{path}: is one of the inputs and would be replaced; name another file")
+        raise InputError(f"{path}: is one of the inputs and would be replaced; name another file")
 
 
 @contextmanager
@@ -109,14 +111,14 @@ def check_output_file(option: str, path: Path | None) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Locks a folder, made if missing, and removed if it stays empty. Raises ValueError if another process has it."""
+    """Locks a folder, made if missing, and removed if it stays empty. Raises InputError if another process has it."""
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     lock = FileLock(output_folder(path) / LOCK)
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise ValueError(f"{path}: another process writes there; wait, or name another folder") from None
+        raise InputError(f"{path}: another process writes there; wait, or name another folder") from None
     except OSError:  # a file system without locks, or a lock of another user
         pass
     try:

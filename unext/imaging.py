@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from unext.errors import InputError
+
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
@@ -188,7 +190,7 @@ def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]
 def mask_of(image: Image.Image) -> Image.Image:
     """The mask in an opened image (mode L): its grey levels, or its alpha channel if what is visible has one colour.
 
-    Raises ValueError if both could be the mask.
+    Raises InputError if both could be the mask.
     """
     image = decoded(image)
     grey, channel = image.convert("L"), alpha_of(image)
@@ -203,9 +205,9 @@ def mask_of(image: Image.Image) -> Image.Image:
     visible = alpha >= TOLERANCE
     if visible.any() and np.abs(np.subtract(grey, alpha, dtype=np.int16)).max() > TOLERANCE:
         if np.ptp(colours[visible], axis=0).max() > TOLERANCE:
-            raise ValueError("its colours and its alpha channel could both be the mask; save the mask as greyscale")
+            raise InputError("its colours and its alpha channel could both be the mask; save the mask as greyscale")
         if np.max(grey) - int(np.asarray(grey)[visible].max()) > TOLERANCE:
-            raise ValueError("white lies hidden where its alpha channel is 0; save the mask as greyscale")
+            raise InputError("white lies hidden where its alpha channel is 0; save the mask as greyscale")
     return channel
 
 
@@ -275,13 +277,13 @@ def decoded(image: Image.Image) -> Image.Image:
 
     Pillow clips deeper greyscale at 255 and keeps the high bytes of 16-bit colours. Here the maximum decides which
     value is white: up to 255 it is 255, up to 4095 that (12 bits), up to 65535 that, and for floats up to 1 it is 1.
-    Raises ValueError for other values.
+    Raises InputError for other values.
     """
     if image.mode.startswith(DEEP):
         return Image.fromarray(scaled(np.asarray(image)))
     tags = getattr(image, "tag_v2", {})
     if tags.get(TIFF_PLANAR) == 2 and max(tags[TIFF_BITS]) > 8:  # neither Pillow nor OpenCV reads these right
-        raise ValueError("it is a TIFF of 16 bits whose colours lie in separate planes; save it as 8-bit RGB")
+        raise InputError("it is a TIFF of 16 bits whose colours lie in separate planes; save it as 8-bit RGB")
     if not is_deep_colour(image):
         return image
     image.fp.seek(0)
@@ -290,7 +292,7 @@ def decoded(image: Image.Image) -> Image.Image:
         checked.load()  # unlike OpenCV, Pillow refuses damaged files
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # (H, W, 3) BGR or (H, W, 4) BGRA
     if pixels is None or pixels.ndim < 3 or pixels.shape[:2] != (checked.height, checked.width):
-        raise ValueError("its 16-bit colours cannot be decoded; save it as 8-bit RGB")
+        raise InputError("its 16-bit colours cannot be decoded; save it as 8-bit RGB")
     colours = scaled(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
     if pixels.shape[2] == 4 and image.mode in ("RGBA", "LA"):
         colours = np.dstack([colours, scaled(pixels[..., 3])])
@@ -307,7 +309,7 @@ def scaled(values: np.ndarray) -> np.ndarray:
     """Grey levels of any depth as uint8, see `decoded`."""
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= 65535:  # nor NaN
-        raise ValueError(f"its values from {low:g} to {high:g} are neither 8 nor 16 bits; save it as 8 bits")
+        raise InputError(f"its values from {low:g} to {high:g} are neither 8 nor 16 bits; save it as 8 bits")
     white = 1 if values.dtype.kind == "f" and high <= 1 else next(one for one in WHITES if high <= one)
     if values.dtype == np.uint16:
         return np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[values]

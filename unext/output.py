@@ -15,6 +15,7 @@ from PIL import Image
 from unext import files, imaging
 from unext.cutout import background, on_background
 from unext.cutout import cutout as cutout  # also known from here
+from unext.errors import InputError
 from unext.pairing import File
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png", "composite": ".jpg"}
@@ -83,41 +84,41 @@ def render(
 def encode(pixels: np.ndarray, extension: str, info: dict[str, Any]) -> bytes:
     """A file of pixels (H, W), RGB or RGBA; `info` is that of the image, with its ICC profile and resolution.
 
-    Raises ValueError if the format does not allow for its size.
+    Raises InputError if the format does not allow for its size.
     """
     if pixels.ndim == 2:
         return cv2.imencode(extension, pixels)[1].tobytes()
     options = FORMATS[extension]
     limit = MAX_SIDES.get(options["format"])
     if limit and max(pixels.shape) > limit:
-        raise ValueError(f"the sides of a {options['format']} file are at most {limit:,} px")
+        raise InputError(f"the sides of a {options['format']} file are at most {limit:,} px")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, **options, **info)
     return buffer.getvalue()
 
 
 def check_looks(kinds: Sequence[str], crop: float | None, form: str, ground: str | None) -> None:
-    """Raises ValueError or OSError for options that do not fit the kinds, or a background that cannot be read."""
+    """Raises InputError or OSError for options that do not fit the kinds, or a background that cannot be read."""
     given = {"crop": crop is not None, "format": form != "png", "background": bool(ground)}
     for option in filter(given.get, given):
         if not USED_BY[option] & {*kinds}:
-            raise ValueError(f"--{option} belongs to --save {' or '.join(sorted(USED_BY[option]))}")
+            raise InputError(f"--{option} belongs to --save {' or '.join(sorted(USED_BY[option]))}")
     if "composite" in kinds and not ground:
-        raise ValueError("--save composite needs --background: a colour, such as white or #ff8000, or an image file")
+        raise InputError("--save composite needs --background: a colour, such as white or #ff8000, or an image file")
     if ground:
         background(ground)
 
 
 def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
-    """Raises ValueError if a folder to write to has images or ground truth, or would get files of two kinds."""
+    """Raises InputError if a folder to write to has images or ground truth, or would get files of two kinds."""
     inputs = {folder.resolve() for folder in {path.parent for task in tasks for path in task[:2] if path}}
     owners: dict[Path, tuple[Path, str]] = {}
     for folder in dict.fromkeys(task.folder for task in tasks):
         for kind in kinds:
             if place(folder, kind).resolve() in inputs:
-                raise ValueError(f"--save_path: {place(folder, kind)} has images or ground truth; name another folder")
+                raise InputError(f"--save_path: {place(folder, kind)} has images or ground truth; name another folder")
             if owners.setdefault(place(folder, kind), (folder, kind)) != (folder, kind):
-                raise ValueError(f"--save_path: {place(folder, kind)} would get files of two kinds; rename that folder")
+                raise InputError(f"--save_path: {place(folder, kind)} would get files of two kinds; rename that folder")
 
 
 def by_folder(tasks: Sequence[Task]) -> dict[Path, list[Task]]:
@@ -137,7 +138,7 @@ def existing(tasks: Sequence[Task], kinds: Sequence[str]) -> Callable[[File], bo
 
 
 def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[str, Any], overwrite: bool) -> None:
-    """Raises ValueError, unless `overwrite`, if a folder of the tasks has files that were made with other settings."""
+    """Raises InputError, unless `overwrite`, if a folder of the tasks has files that were made with other settings."""
     if overwrite:
         return
     exists = existing(tasks, kinds)
@@ -145,7 +146,7 @@ def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[s
         before = read_settings(folder)
         names = [name for name in settings.keys() & before.keys() if before[name] != settings[name]]
         if names := sorted({*names} - {*RECORDED}):
-            raise ValueError(
+            raise InputError(
                 f"--save_path {folder}: was made with another {' and '.join(names)}, see {SETTINGS} there; replace its "
                 "files with --overwrite or name another folder"
             )
@@ -153,7 +154,7 @@ def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[s
         new = {parent for parent in {task.image.parent for task in own} if str(parent.resolve()) not in known}
         paths = (task.output(kind) for task in own if task.image.parent in new for kind in kinds)
         if strange := [path.name for path in paths if exists(path)]:
-            raise ValueError(
+            raise InputError(
                 f"--save_path {folder}: has files of other images or another program ({files.listing(strange)}); "
                 "replace them with --overwrite or name another folder"
             )

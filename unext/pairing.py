@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unext import imaging
+from unext.errors import InputError
 from unext.files import count, listing, require_folder
 
 HEIC = (".heic", ".heif")
@@ -64,10 +65,10 @@ Pair = tuple[File, File]  # image, mask
 
 
 def names_given(args: argparse.Namespace, mask_folders: object) -> MaskNames:
-    """What --mask_prefix and --mask_suffix say. Raises ValueError if no folder of masks is given."""
+    """What --mask_prefix and --mask_suffix say. Raises InputError if no folder of masks is given."""
     names = MaskNames(args.mask_prefix, args.mask_suffix)
     if names != SAME and not mask_folders:
-        raise ValueError(f"{names.options()}: no folder of masks is given; a benchmark's YAML file says it itself")
+        raise InputError(f"{names.options()}: no folder of masks is given; a benchmark's YAML file says it itself")
     return names
 
 
@@ -154,19 +155,19 @@ def name_of(path: File) -> str:
 def find(folder: str | Path) -> dict[str, File]:
     """The images in `folder` by name, sorted.
 
-    Raises OSError if it cannot be listed or an image is a broken link, ValueError for no image or two of one name.
+    Raises OSError if it cannot be listed or an image is a broken link, InputError for no image or two of one name.
     """
     found = scan(folder)
     broken = [name for name in found.broken if is_image(os.path.splitext(name)[1])]
     if broken:
         raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(broken)}")
     if not found.images:
-        raise ValueError(f"{folder}: has no images")
+        raise InputError(f"{folder}: has no images")
     return by_name(found.images)
 
 
 def by_name(images: Iterable[File]) -> dict[str, File]:
-    """The files of a folder by name. Raises ValueError if two have the same."""
+    """The files of a folder by name. Raises InputError if two have the same."""
     found: dict[str, File] = {}
     repeated = []
     for file in images:
@@ -174,7 +175,7 @@ def by_name(images: Iterable[File]) -> dict[str, File]:
             repeated.append(f"{other.name} and {file.name}")
     if repeated:
         where = f"{file.parent}: files that differ only in their extension, keep one of each"
-        raise ValueError(f"{where}: {listing(repeated)}")
+        raise InputError(f"{where}: {listing(repeated)}")
     return found
 
 
@@ -183,7 +184,7 @@ def gather(
 ) -> dict[str, File]:
     """The images in `paths`, folders and single files, by name; if `recursive`, those in `tree` as "folder/name".
 
-    Broken links are left out. Raises OSError or ValueError as `find` does.
+    Broken links are left out. Raises OSError or InputError as `find` does.
     """
     found: dict[str, File] = {}
     for path in map(Path, paths):
@@ -196,13 +197,13 @@ def gather(
             others = left_out([path])
             deeper = 0 if recursive else images_below(path, skip)
             hint = f"; {count(deeper, 'image')} in sub-folders, which --recursive reads" if deeper else ""
-            raise ValueError(f"{path}: has no images" + (f", only {others}" if others else "") + hint)
+            raise InputError(f"{path}: has no images" + (f", only {others}" if others else "") + hint)
         for folder, images in groups.items():
             below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
             for name, image in by_name(images).items():
                 other = found.setdefault(below + name, image)
                 if other is not image and not Path(other).resolve() == Path(image).resolve():
-                    raise ValueError(f"{other} and {image}: have the same name; write them to different folders")
+                    raise InputError(f"{other} and {image}: have the same name; write them to different folders")
     return found
 
 
@@ -218,13 +219,13 @@ def pair(
 ) -> list[Pair]:  # fmt: skip
     """The (image, mask) files of the same name in the i-th folder of either, joined.
 
-    Raises ValueError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
+    Raises InputError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
     is no pair; and what `find_both` raises.
     """
     remedy = "add the missing files or ignore these with --skip_unpaired"
     if len(image_folders) != len(mask_folders):
         number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
-        raise ValueError(f"{number}: give one of masks for each of images, in the same order")
+        raise InputError(f"{number}: give one of masks for each of images, in the same order")
     pairs: list[Pair] = []
     for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
         images, masks = find_both(image_folder, mask_folder, names)
@@ -237,14 +238,14 @@ def find_both(
 ) -> tuple[dict[str, File], dict[str, File]]:
     """The images and the masks by the image's name. Both may be in one folder if `names` tells them apart.
 
-    Raises ValueError if it does not, or if none has a partner; and what `find` raises.
+    Raises InputError if it does not, or if none has a partner; and what `find` raises.
     """
     require_apart(image_folder, mask_folder, names)
     both = find(image_folder), find(mask_folder)
     images, masks = tell_apart(*both, names)
     if not images.keys() & masks.keys():
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
-        raise ValueError(
+        raise InputError(
             f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {first})"
             + names_hint(*both)
         )
@@ -252,11 +253,11 @@ def find_both(
 
 
 def require_apart(image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME) -> None:
-    """Raises ValueError if both are one folder and `names` does not tell images and masks apart."""
+    """Raises InputError if both are one folder and `names` does not tell images and masks apart."""
     if names == SAME and Path(image_folder).resolve() == Path(mask_folder).resolve():
         every = {name_of(file) for file in scan(image_folder).images}
         hint = names_hint(every, every) or "; move the masks to a folder of their own, or give --mask_suffix"
-        raise ValueError(f"{image_folder}: is given as the folder of both images and masks{hint}")
+        raise InputError(f"{image_folder}: is given as the folder of both images and masks{hint}")
 
 
 def tell_apart(
@@ -296,13 +297,13 @@ def guess_names(images: Set[str], masks: Set[str]) -> MaskNames | None:
 def match(
     images: dict[str, File], masks: dict[str, File], where: str, skip: bool = False, remedy: str = "add what is missing"
 ) -> list[Pair]:
-    """The pairs of the same name. Raises ValueError, about `where`, if a file has no partner, unless `skip`."""
+    """The pairs of the same name. Raises InputError, about `where`, if a file has no partner, unless `skip`."""
     problems = []
     for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
         if alone := [path.name for name, path in side.items() if name not in other]:
             problems.append(f"without their {wanted}: {listing(alone)}")
     if problems and not skip:
-        raise ValueError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
+        raise InputError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
     return [(path, masks[name]) for name, path in images.items() if name in masks]
 
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unext import checkpoint, cli, device, weights
+from unext.errors import InputError
 
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
@@ -72,7 +73,7 @@ class Run:
     def begin(self, resume: bool, init: str | None) -> None:
         """Continues from last.pth, if there is one and `resume`, or makes room for a new run, from `init`.
 
-        Raises OSError or ValueError, before it removes anything.
+        Raises OSError or InputError, before it removes anything.
         """
         if resume and (last := read_last(self.folder)):
             self.resume(*last)
@@ -85,12 +86,12 @@ class Run:
             self.make_room()
 
     def resume(self, path: Path, content: dict[str, Any]) -> None:
-        """Continues from a file with this content. Raises ValueError if it is damaged or of another recipe."""
+        """Continues from a file with this content. Raises InputError if it is damaged or of another recipe."""
         then = content["recipe"]
         changed = [f"{name} was {then.get(name)}, now it is {self.recipe[name]}"
                    for name in self.recipe if then.get(name) != self.recipe[name]]  # fmt: skip
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"{path}: a run must be resumed as it began, but {'; '.join(changed)}: give what it began with, or "
                 f"start another run from its weights with --init {path} and a new --save_path"
             )
@@ -101,18 +102,18 @@ class Run:
             self.progress = Progress(**content["progress"])
             finished = self.progress.epoch > self.recipe["--epoch"]
         except Exception as error:  # they hardly check what they are given
-            raise ValueError(f"{path}: its optimiser or scheduler does not fit; the file is damaged") from error
+            raise InputError(f"{path}: its optimiser or scheduler does not fit; the file is damaged") from error
         print(f"{path}: {'the run is finished' if finished else f'continuing after {self.progress}'}")
 
     def make_room(self) -> None:
-        """Removes a finished run; of several processes the first one does. Raises ValueError if it is not finished."""
+        """Removes a finished run; of several processes the first one does. Raises InputError if it is not finished."""
         last = read_last(self.folder) if device.ranks()[0] == 0 else None
         if last is None:
             return
         epoch, epochs = last[1]["progress"]["epoch"], last[1]["recipe"]["--epoch"]
         del last  # its tensors are mapped from a file, which Windows would not remove
         if epoch <= epochs:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder}: holds an unfinished run (epoch {epoch} of {epochs}): continue it with --resume, or "
                 "name another --save_path"
             )
@@ -135,14 +136,14 @@ class Run:
 
 
 def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """A run's newer complete file and its content; None if there is no file. Raises ValueError if all are damaged."""
+    """A run's newer complete file and its content; None if there is no file. Raises InputError if all are damaged."""
     damaged = []
     for path in (folder / LAST, folder / PREVIOUS):
         try:
             content = weights.read(path)
         except FileNotFoundError:  # the first is missing for a moment while it is being replaced
             continue
-        except ValueError:
+        except InputError:
             content = {}
         progress, recipe = content.get("progress"), content.get("recipe")
         whole = isinstance(progress, dict) and isinstance(recipe, dict)
@@ -153,5 +154,5 @@ def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         damaged.append(path)
     if damaged:
         names = " and ".join(map(str, damaged))
-        raise ValueError(f"{names}: damaged, or from another program; name another --save_path")
+        raise InputError(f"{names}: damaged, or from another program; name another --save_path")
     return None

@@ -24,6 +24,7 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from torch import Tensor, nn
 
+from unext.errors import InputError
 from unext.files import listing
 
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
@@ -82,13 +83,13 @@ def fetch(source: str | Path) -> Path:
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether `source` is a URL to download. Raises ValueError for a malformed URL or one of another scheme."""
+    """Whether `source` is a URL to download. Raises InputError for a malformed URL or one of another scheme."""
     if "://" not in str(source):
         return False
     with suppress(ValueError):
         if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
             return True
-    raise ValueError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
+    raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
 
 
 def download(url: str, folder: Path) -> Path:
@@ -109,17 +110,17 @@ def download(url: str, folder: Path) -> Path:
 def read(source: str | Path) -> dict[str, Any]:
     """The content of a file of weights: safetensors or torch.save's, recognised by its first bytes.
 
-    Raises OSError or ValueError that names the file and what is wrong with it. A broken download of a URL is deleted
+    Raises OSError or InputError that names the file and what is wrong with it. A broken download of a URL is deleted
     from the cache.
     """
     path = fetch(source)
     try:
         return parse(path)
-    except ValueError as error:
+    except InputError as error:
         if not is_url(source):
             raise
         path.unlink(missing_ok=True)  # a server that announces no length can break off unnoticed
-        raise ValueError(f"{source}: {error}; the next start downloads it again") from error
+        raise InputError(f"{source}: {error}; the next start downloads it again") from error
 
 
 def parse(path: Path) -> dict[str, Any]:
@@ -127,9 +128,9 @@ def parse(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         start = file.read(512)
     if not start:
-        raise ValueError(f"{path}: is empty; get it again")
+        raise InputError(f"{path}: is empty; get it again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path}: is a web page, not weights; download the file itself")
+        raise InputError(f"{path}: is a web page, not weights; download the file itself")
     try:
         if start[8:9] == b"{" or path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -137,11 +138,11 @@ def parse(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's, about files that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: is not a file of weights, or a pickle with code, none of which was run") from error
+        raise InputError(f"{path}: is not a file of weights, or a pickle with code, none of which was run") from error
     except Exception as error:  # the readers fail in many ways on damaged files
-        raise ValueError(f"{path}: is truncated, damaged or not weights ({reason(error)}); get it again") from error
+        raise InputError(f"{path}: is truncated, damaged or not weights ({reason(error)}); get it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
+        raise InputError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
 
 
@@ -230,18 +231,18 @@ def address(file: str) -> str:
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
-    """Fills a Hiera trunk from a SAM 2 checkpoint and returns its `record`. Raises OSError or ValueError."""
+    """Fills a Hiera trunk from a SAM 2 checkpoint and returns its `record`. Raises OSError or InputError."""
     state = tensors(read(source))
     own = trunk.state_dict()
     wanted, kind = trunk_size(own, ""), f"{source}: is {describe(state)}"
     file = TRUNK_FILES[wanted]
     if TRUNK + PATCHES not in state:
-        raise ValueError(f"{kind}; SAM 2's {file} belongs here{address(file)}")
+        raise InputError(f"{kind}; SAM 2's {file} belongs here{address(file)}")
     found = trunk_size(state, TRUNK)
     if found != wanted:
-        raise ValueError(f"{kind}, but --sam2 {wanted} needs {file}" + (f"; or give --sam2 {found}" if found else ""))
+        raise InputError(f"{kind}, but --sam2 {wanted} needs {file}" + (f"; or give --sam2 {found}" if found else ""))
     if SAM2_1_KEY in state and not allow_sam2_1:
-        raise ValueError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this one")
+        raise InputError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this one")
     state = below(state, TRUNK)
     check_state(own, state, source)
     fill(trunk, state)
@@ -250,7 +251,7 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
-    """Fills timm's feature extractor `name` from a file and returns its `record`. Raises OSError or ValueError."""
+    """Fills timm's feature extractor `name` from a file and returns its `record`. Raises OSError or InputError."""
     own = net.state_dict()
     state = tensors(read(source), next(key for key in own if key.endswith(".weight")))
     architecture = name.split(".")[0]
@@ -259,14 +260,14 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
         remedy = f"the weights of timm's {name} belong here{address(f'{architecture}.safetensors')}"
         if found:
             remedy = f"give --aux {found} or {name}'s file"
-        raise ValueError(f"{kind}; {remedy}")
+        raise InputError(f"{kind}; {remedy}")
     # timm's own filter renames keys and resamples the position embedding.
     filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if filter_fn:
         try:
             state = filter_fn(state, net)
         except Exception as error:  # it fails in many ways on other networks' tensors
-            raise ValueError(f"{kind}, not timm's {name}") from error
+            raise InputError(f"{kind}, not timm's {name}") from error
     parts = {key.split(".")[0] for key in own}  # a published file may hold more, such as a classifier
     state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
     check_state(own, state, source)
@@ -296,7 +297,7 @@ def state_covers(module: nn.Module) -> bool:
 
 
 def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises ValueError unless both have the same keys and shapes, and the values are finite floats."""
+    """Raises InputError unless both have the same keys and shapes, and the values are finite floats."""
     problems = [f"lacks {key}" for key in own if key not in state]
     problems += [f"has an unknown {key}" for key in state if key not in own]
     for key in (key for key in own if key in state):
@@ -308,9 +309,9 @@ def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | 
         elif found.dtype not in FLOATS if wanted.is_floating_point() else found.dtype != wanted.dtype:
             problems.append(f"{key} is {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
     if problems:
-        raise ValueError(f"{source}: does not fit the network: {listing(problems)}")
+        raise InputError(f"{source}: does not fit the network: {listing(problems)}")
     if broken := [key for key, tensor in state.items() if not tensor.float().isfinite().all()]:
-        raise ValueError(f"{source}: has NaN or infinity in {listing(broken)}; get a sound file")
+        raise InputError(f"{source}: has NaN or infinity in {listing(broken)}; get a sound file")
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
