@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
-from unext import checkpoint, imaging, weights
+from unext import checkpoint, weights
 from unext.cutout import cut_out
 from unext.errors import InputError
 from unext.hub import Hub
+from unext.images import for_network, photo_of
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
@@ -214,14 +215,14 @@ class SAM2UNeXT(nn.Module, Hub):
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        x = image_tensor(imaging.for_network(imaging.photo_of(image)), self.size).to(self.head.weight.device)
+        x = image_tensor(for_network(photo_of(image)), self.size).to(self.head.weight.device)
         return probability_map(self(x[None])[0], (image.height, image.width)).cpu().numpy()
 
     def cutout(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The object of one image as test.py cuts it out: RGBA, with the image's ICC profile; see `predict`."""
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        return cut_out(imaging.photo_of(image), (self.predict(image) * 255).astype(np.uint8))
+        return cut_out(photo_of(image), (self.predict(image) * 255).astype(np.uint8))
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-from unext import files, imaging, pairing
+from unext import files, pairing
+from unext.images import read_image, read_size
+from unext.masks import read_and_check_mask, read_mask
 from unext.pairing import Pair
 from unext.workers import in_order
 
@@ -65,7 +67,7 @@ class SegmentationDataset(Dataset):
         epoch, index = key
         image_path, mask_path = self.pairs[index]
         rng = np.random.default_rng([self.seed, epoch, index])
-        image, mask = augment(imaging.read_image(image_path), imaging.read_mask(mask_path), rng)
+        image, mask = augment(read_image(image_path), read_mask(mask_path), rng)
         return image_tensor(image, self.size), mask_tensor(mask, self.size), str(image_path)
 
 
@@ -113,11 +115,11 @@ def check_files(pairs: Sequence[Pair], workers: int) -> None:
     def check(pair: Pair) -> None:
         image, mask = pair
         try:
-            expected, found = imaging.read_size(image), imaging.read_size(mask)
+            expected, found = read_size(image), read_size(mask)
             if found != expected:
                 wrong.append(f"{mask.name} {found} instead of {expected}")
             if mask in looked_at:
-                problems[mask] = imaging.read_and_check_mask(mask)[1]
+                problems[mask] = read_and_check_mask(mask)[1]
         except OSError as error:
             failed.append(str(error))
 

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from evaluation import benchmarks, compare, metrics, report, scoring, tables
 from evaluation.scoring import Task
-from unext import cli, files, imaging, output, pairing
+from unext import cli, files, output, pairing
 from unext.errors import InputError
+from unext.images import allow_pixels
 from unext.pairing import File
 
 
@@ -192,7 +193,7 @@ def made_by(datasets: Sequence[Dataset]) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
-        imaging.allow_pixels(args.max_pixels)
+        allow_pixels(args.max_pixels)
         benchmark, methods, notes = find_methods(args)
         labelled = [
             one._replace(name=f"{method}, {one.name}") if len(methods) > 1 else one

@@ -34,8 +34,9 @@ from tqdm import tqdm
 from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, cutout, device, files, imaging, output, pairing
+from unext import checkpoint, cli, cutout, device, files, output, pairing
 from unext.errors import InputError, diagnosis
+from unext.images import allow_pixels, for_network, read_photo, read_size
 from unext.log import versions
 from unext.output import Task
 from unext.pairing import SAME, MaskNames
@@ -64,11 +65,11 @@ def read(task: Task, size: int, kinds: Sequence[str] = ()) -> Sample | OSError:
     """The sample for a network whose input has the side `size` and files of `kinds`, or the error that names a file."""
     try:
         # Benchmarks take pixels as they are stored; a user's own image is taken as viewers show it.
-        photo = imaging.read_photo(task.image, as_shown=task.ground_truth is None)
-        map_size = imaging.read_size(task.ground_truth) if task.ground_truth else (photo.height, photo.width)
+        photo = read_photo(task.image, as_shown=task.ground_truth is None)
+        map_size = read_size(task.ground_truth) if task.ground_truth else (photo.height, photo.width)
     except OSError as error:
         return error
-    seen = photo.convert("RGB") if task.ground_truth else imaging.for_network(photo)
+    seen = photo.convert("RGB") if task.ground_truth else for_network(photo)
     return Sample(task, image_tensor(seen, size), map_size, photo if output.needs_photo(kinds) else None)
 
 
@@ -248,7 +249,7 @@ def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         precision = device.start(args)
-        imaging.allow_pixels(args.max_pixels)
+        allow_pixels(args.max_pixels)
         rank, _, processes = device.ranks()
         output.check_looks(args.save, args.crop, args.format, args.background)
         every = [task._replace(format=args.format) for task in find_tasks(args)]

@@ -38,9 +38,11 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, imaging, memory, pairing
+from unext import checkpoint, cli, device, files, memory, pairing
 from unext.errors import InputError
+from unext.images import allow_pixels, read_image
 from unext.log import Log, Step, panels, write_arguments
+from unext.masks import read_mask
 from unext.pairing import Pair
 from unext.run import Run
 from unext.workers import in_order
@@ -139,7 +141,7 @@ def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequen
     scores = []
 
     def read(pair: Pair) -> tuple[Tensor, np.ndarray]:
-        return image_tensor(imaging.read_image(pair[0]), model.size), np.array(imaging.read_mask(pair[1]))
+        return image_tensor(read_image(pair[0]), model.size), np.array(read_mask(pair[1]))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for image, mask in in_order(pool, read, pairs[rank::processes], ahead=2 * workers):
@@ -184,7 +186,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The (image, mask) files to train on and to validate on. Raises InputError or OSError that names the remedy."""
-    imaging.allow_pixels(args.max_pixels)
+    allow_pixels(args.max_pixels)
     names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
     pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
     validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, names)

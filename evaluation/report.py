@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from evaluation import compare, figures, tables
+from evaluation import compare, plots, tables
 from evaluation.compare import Difference, Evaluation, ImageScores
 from evaluation.metrics import METRICS
 from unext import files
@@ -35,17 +35,17 @@ def panels(images: Iterable[tuple[str, Image.Image]]) -> list[dict[str, str]]:
 
 def card(scored: ImageScores) -> dict[str, Any]:
     """What the page shows of one image; without the image itself if it cannot be read."""
-    ground_truth = figures.thumbnail(scored.ground_truth, "L")
+    ground_truth = plots.thumbnail(scored.ground_truth, "L")
     shared = [("ground truth", ground_truth)]
     if scored.image:
         with suppress(OSError):
-            shared.insert(0, ("image", figures.thumbnail(scored.image, "RGB")))
+            shared.insert(0, ("image", plots.thumbnail(scored.image, "RGB")))
     methods = []
     for method, path in scored.maps.items():
-        prediction = figures.read_map(path)
+        prediction = plots.read_map(path)
         if prediction.size != ground_truth.size:
             prediction = prediction.resize(ground_truth.size, Image.Resampling.BILINEAR)
-        own = [("map", prediction), ("error", figures.error_image(prediction, ground_truth))]
+        own = [("map", prediction), ("error", plots.error_image(prediction, ground_truth))]
         scores = {name: f"{scored.figures[method][name]:.3f}" for name in SHOWN}
         methods.append({"name": method, "scores": scores, "panels": panels(own)})
     return {"name": scored.name, "dataset": scored.dataset, "panels": panels(shared), "methods": methods}
@@ -192,16 +192,16 @@ def figure_files(
     """The contents of the figures' files, and the PNG of those on the page by what they show."""
     contents, pictures = {}, []
     if scored.several():
-        contents["curves.npz"] = figures.values_of_curves(scored)
-        for name, plot in figures.PLOTS.items():
-            drawn = figures.curves_of_methods(scored, plot)
+        contents["curves.npz"] = plots.values_of_curves(scored)
+        for name, plot in plots.PLOTS.items():
+            drawn = plots.curves_of_methods(scored, plot)
             contents |= {f"{name}.{kind}": content for kind, content in drawn.items()}
             pictures.append((f"{plot.y_label.capitalize()} against {plot.x_label}", drawn["png"]))
-        examples = examples or figures.differing(scored.images)
+        examples = examples or plots.differing(scored.images)
     else:
-        contents["curves.png"] = figures.curves(scored.means[scored.methods[0]])
+        contents["curves.png"] = plots.curves(scored.means[scored.methods[0]])
         pictures.append(("Precision against recall; F-measure at each threshold", contents["curves.png"]))
     if examples:
-        drawn = figures.examples(examples, scored.methods)
+        drawn = plots.examples(examples, scored.methods)
         contents |= {f"examples.{kind}": content for kind, content in drawn.items()}
     return contents, pictures

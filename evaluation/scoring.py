@@ -11,8 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation import compare, metrics
-from unext import files, imaging, pairing
+from unext import files, pairing
 from unext.errors import InputError
+from unext.masks import read_and_check_mask, read_mask
 from unext.pairing import File
 from unext.workers import in_processes
 
@@ -40,11 +41,11 @@ class Scored(NamedTuple):
 def score_files(task: Task, engine: str, resize: bool, names: Sequence[str]) -> tuple[list[Scored], float, str]:
     """The scores of each map, the object's share of the image, and what is wrong with the mask: of MASK_PROBLEMS."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    mask, problem = imaging.read_and_check_mask(task.mask)
+    mask, problem = read_and_check_mask(task.mask)
     ground_truth = metrics.prepare(np.array(mask))
     scored = []
     for path in task.maps:
-        prediction, misfit, scores = imaging.read_mask(path), "", None
+        prediction, misfit, scores = read_mask(path), "", None
         if prediction.size != mask.size:
             misfit = f"{path.name} {prediction.size[::-1]} instead of {mask.size[::-1]}"
             prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)

@@ -39,7 +39,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
 from tools import check_dataset, toy_dataset
-from unext import cli, imaging, workers
+from unext import cli, workers
+from unext.images import for_network, read_image, read_photo, read_size
+from unext.masks import read_and_check_mask, read_mask
 
 PATIENCE = 60  # seconds a file
 MEMORY = 1024  # MB a process
@@ -148,12 +150,12 @@ def write_images(folder: Path) -> None:
         image.save(folder / name, **options)
 
 
-def read_image(path: Path) -> None:
+def read_every_way(path: Path) -> None:
     """Reads a file in every way, and check_dataset, which never fails, must agree. Raises OSError that names it."""
     errors = []
     ways = {
-        True: (imaging.read_mask, imaging.read_and_check_mask),
-        False: (imaging.read_size, imaging.read_image, lambda path: imaging.for_network(imaging.read_photo(path))),
+        True: (read_mask, read_and_check_mask),
+        False: (read_size, read_image, lambda path: for_network(read_photo(path))),
     }
     for is_mask, functions in ways.items():
         failed = []
@@ -220,7 +222,7 @@ def read_weights(path: Path) -> None:
 
 
 KINDS = {
-    "images": (write_images, deepen_image, read_image),
+    "images": (write_images, deepen_image, read_every_way),
     "weights": (write_weights, deepen_weights, read_weights),
 }
 

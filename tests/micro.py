@@ -7,7 +7,7 @@ of the tiny one. Golden figures and published key lists are tested on the real s
 from hydra.core.config_store import ConfigStore
 
 from sam2.build_sam import CONFIGS
-from unext import weights
+from unext import download, weights
 
 TRUNK = {
     "_target_": "sam2.modeling.backbones.hieradet.Hiera",
@@ -22,4 +22,4 @@ TRUNK = {
 ConfigStore.instance().store(name="sam2_hiera_micro", node={"trunk": TRUNK})
 CONFIGS["micro"] = "sam2_hiera_micro"
 weights.TRUNK_SIZES[TRUNK["embed_dim"], sum(TRUNK["stages"])] = "micro"
-weights.TRUNK_FILES["micro"] = "sam2_hiera_micro.pt"
+download.TRUNK_FILES["micro"] = "sam2_hiera_micro.pt"

@@ -18,7 +18,9 @@ import test as script
 import train
 from evaluation import scoring
 from tools import check_dataset
-from unext import imaging, pairing
+from unext import pairing
+from unext.images import read_image, read_size
+from unext.masks import MASK_PROBLEMS, read_mask
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 BOMB = b"P5 20000 20000 255 "  # its header is all of it
@@ -47,7 +49,7 @@ def test_files_that_are_not_images_are_named_with_the_reason(name, content, reas
     if content is None:
         content = save_image(path, PHOTO).read_bytes()[:-300]
     path.write_bytes(content)
-    for read in (imaging.read_image, imaging.read_mask):
+    for read in (read_image, read_mask):
         with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: [^\n]*{reason}"):
             read(path)
     assert reason in "".join(findings_of(path).values())
@@ -58,7 +60,7 @@ def test_an_image_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, mo
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO.shape[0] * PHOTO.shape[1] - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for read in (imaging.read_image, imaging.read_mask, imaging.read_size):
+        for read in (read_image, read_mask, read_size):
             with pytest.raises(OSError, match="2,400 pixels exceed the limit of 2,399: .* --max_pixels"):
                 read(tmp_path / "x.png")
         assert "limit" in findings_of(tmp_path / "x.png")["unreadable"]
@@ -185,7 +187,7 @@ def test_masks_with_wrong_values_cause_a_warning(change, told, pairs, tmp_path, 
         assert "(toy_0003.png)" in trained and "(toy_0003.png)" in scored
     else:
         assert "warning" not in trained + scored
-    found = findings_of(path, is_mask=True).keys() & imaging.MASK_PROBLEMS
+    found = findings_of(path, is_mask=True).keys() & MASK_PROBLEMS
     assert found == ({told.split(":")[0]} if told else set())
 
 
@@ -201,7 +203,7 @@ def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, ki
 def test_a_mask_of_another_size_causes_a_warning(pairs, from_files, capsys):
     folder, args = pairs
     mask = folder / "Mask" / "toy_0003.png"
-    height, width = imaging.read_size(mask)
+    height, width = read_size(mask)
     save_image(mask, np.full((30, 50), 255, np.uint8))
     train.main(args(from_files))
     printed = capsys.readouterr().out

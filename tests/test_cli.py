@@ -14,6 +14,7 @@ import eval as evaluation
 import test as prediction
 import train
 from unext import cli, files
+from unext.errors import InputError
 
 ODD = "a\nb\x1b[31m\u2028\u202e é\udcff"  # a line break, a colour of terminals, right to left, not UTF-8
 
@@ -31,11 +32,18 @@ def raised(error, started=False, less_memory="", smaller_batch=str):
     return main
 
 
-@pytest.mark.parametrize("error", [ValueError("x.png: is odd"), OSError("x.png: is odd")])
+@pytest.mark.parametrize("error", [InputError("x.png: is odd"), OSError("x.png: is odd")])
 @pytest.mark.parametrize("started, status", [(False, 2), (True, 1)])
 def test_the_status_of_an_error_says_whether_work_had_begun(error, started, status, capsys):
     found, line = failure(raised(error, started), None, capsys)
     assert found == status and line.endswith(".py: x.png: is odd")
+
+
+@pytest.mark.parametrize("error", [ValueError("too many values to unpack"), KeyError("MAE"), TypeError("odd")])
+def test_any_other_error_is_a_bug_and_shows_its_traceback(error):
+    with pytest.raises(type(error)) as caught:
+        raised(error)(None)
+    assert caught.value is error
 
 
 def test_ctrl_c_is_one_line_and_status_130(capsys):
@@ -45,7 +53,8 @@ def test_ctrl_c_is_one_line_and_status_130(capsys):
 
 def test_a_message_is_one_printable_line_whatever_the_names_in_it(capsys):
     wrapped = f'Caught OSError in DataLoader worker process 0.\nTraceback:\n  File "x"\nOSError: {ODD}: is odd'
-    for error in (OSError(f"{ODD}: is odd"), OSError(wrapped)):
+    qualified = InputError(wrapped.replace("\nOSError", "\nunext.errors.InputError"))
+    for error in (OSError(f"{ODD}: is odd"), OSError(wrapped), qualified):
         _, line = failure(raised(error), None, capsys)
         assert line.endswith(r": a\nb\x1b[31m\u2028\u202e é\udcff: is odd")
 

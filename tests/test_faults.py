@@ -12,9 +12,11 @@ import torch
 from conftest import NETWORK, ROOT, failure, predict_arguments, program, read_maps
 from conftest import train_arguments as arguments
 
+import dataset
 import test as script
 import train
-from unext import checkpoint, cutout, errors, files, imaging, log, run
+from unext import checkpoint, cutout, errors, files, log, run
+from unext.masks import read_mask
 
 resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.posix
@@ -118,14 +120,14 @@ def test_a_folder_removed_during_training_is_named(gone, toy, from_files, tmp_pa
 
 
 def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files, tmp_path, monkeypatch, capsys):
-    read_mask, parent = imaging.read_mask, os.getpid()
+    parent = os.getpid()
 
     def read_or_die(path):
         if os.getpid() != parent and path.stem == "toy_0003":
             os.kill(os.getpid(), signal.SIGKILL)
         return read_mask(path)
 
-    monkeypatch.setattr(imaging, "read_mask", read_or_die)
+    monkeypatch.setattr(dataset, "read_mask", read_or_die)
     status, line = failure(train.main, arguments("--workers 2", toy, tmp_path, from_files), capsys)
     assert status == 1 and line.endswith(f": {errors.WORKER_LOST}")
 

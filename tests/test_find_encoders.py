@@ -13,7 +13,7 @@ from conftest import failure, other_weights, same_network
 import test as script
 from SAM2UNeXT import SAM2UNeXT
 from tools import app, convert_checkpoint, export
-from unext import checkpoint, cli, weights
+from unext import checkpoint, cli, download, weights
 
 
 def changed(small, path, change):
@@ -71,11 +71,11 @@ def test_commands_that_miss_an_encoder_make_nothing(module, words, small, toy, t
 
 def test_the_published_address_is_named_and_downloaded_on_request(small, encoders, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
-    monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_micro.pt", "https://host/sam2_hiera_micro.pt")
+    monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_micro.pt", "https://host/sam2_hiera_micro.pt")
     path = moved(small, tmp_path / "mine")
     with pytest.raises(OSError, match="--download fetches it from https://host/sam2_hiera_micro.pt to .*/weights, or"):
         SAM2UNeXT.from_checkpoint(path)
-    monkeypatch.setattr(weights, "download", lambda url, folder: shutil.copy(encoders["hiera_path"], tmp_path / "x"))
+    monkeypatch.setattr(download, "download", lambda url, folder: shutil.copy(encoders["hiera_path"], tmp_path / "x"))
     model = SAM2UNeXT.from_checkpoint(path, dinov2_path=encoders["dinov2_path"], download=True)
     assert model.encoders["hiera_path"]["path"] == str(tmp_path / "weights/sam2_hiera_micro.pt")
 
@@ -134,7 +134,7 @@ def requests():
 def test_a_header_asks_no_server_and_creates_no_folder(place, small, requests, tmp_path, monkeypatch):
     found, url = requests
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_micro.pt", f"{url}/sam2_hiera_micro.pt")
+    monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_micro.pt", f"{url}/sam2_hiera_micro.pt")
     path = changed(small, tmp_path / "x.pth", lambda record: record | {"path": place.format(url=url)})
     with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt"):
         SAM2UNeXT.from_checkpoint(path)

@@ -9,7 +9,7 @@ from conftest import MICRO, SMALL, aux_file, sam2_file
 
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
-from unext import weights
+from unext import download, weights
 
 
 def fill_network(path):
@@ -175,10 +175,10 @@ FOREIGN = [
 def test_formats_of_other_programs_are_named_with_the_file_that_belongs_there(names, found, wrap, tmp_path):
     path, aux = tmp_path / "x.pth", SMALL["aux"]
     torch.save(wrap({name: torch.ones(1) for name in names}), path)
-    where = re.escape(weights.PUBLISHED[f"{aux}.safetensors"])
+    where = re.escape(download.PUBLISHED[f"{aux}.safetensors"])
     with pytest.raises(ValueError, match=f"x.pth: is {found}; the weights of timm's {aux} belong here .{where}.$"):
         weights.load_aux(build_aux(aux, 56, device="meta").model, aux, path)
-    where = re.escape(weights.PUBLISHED["sam2_hiera_tiny.pt"])
+    where = re.escape(download.PUBLISHED["sam2_hiera_tiny.pt"])
     with pytest.raises(ValueError, match=f"x.pth: is {found}; SAM 2's sam2_hiera_tiny.pt belongs here .{where}.$"):
         weights.load_sam2(build_sam2_trunk("tiny", device="meta"), path)
     with pytest.raises(ValueError, match=f"x.pth: is {found}; a trained checkpoint belongs here"):

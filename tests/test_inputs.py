@@ -17,7 +17,8 @@ import train
 from dataset import check_files
 from evaluation import benchmarks, scoring
 from tools import check_dataset
-from unext import imaging, output, pairing
+from unext import output, pairing
+from unext.images import in_srgb, photo_of, read_photo
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
@@ -66,7 +67,7 @@ def test_a_damaged_resolution_is_left_out(tmp_path):
     for i, dpi in enumerate([(0, 0), (float("nan"), 72), (1e9, 1e9), ("x", "y"), 72, ()]):
         image = Image.fromarray(PHOTO)
         image.info = {"dpi": dpi}
-        assert imaging.photo_of(image).info == {}, i
+        assert photo_of(image).info == {}, i
 
 
 def test_the_background_has_the_colours_of_the_image(micro_checkpoint, tmp_path):
@@ -75,7 +76,7 @@ def test_the_background_has_the_colours_of_the_image(micro_checkpoint, tmp_path)
     hidden.save(tmp_path / "in" / "x.png", icc_profile=adobe_rgb())
     more = ("--save", "composite", "--background", "#e04030")
     script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more))
-    composite = np.array(imaging.in_srgb(imaging.read_photo(tmp_path / "out/composite/x.jpg")), int)
+    composite = np.array(in_srgb(read_photo(tmp_path / "out/composite/x.jpg")), int)
     assert np.abs(composite - (0xE0, 0x40, 0x30)).max() <= 4
 
 

@@ -17,7 +17,9 @@ import train
 from dataset import image_tensor
 from evaluation import metrics
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, imaging, log, pairing, run
+from unext import checkpoint, log, pairing, run
+from unext.images import read_image
+from unext.masks import read_mask
 
 FIGURES = ("loss", "bce", "wiou", "lr", "grad_norm", "images_per_second", "seconds_left")
 
@@ -69,9 +71,9 @@ def test_panels_show_image_mask_and_prediction(toy):
     [(name, panel)] = log.panels(model, [pair])
     image, mask, prediction = panel.chunk(3, dim=2)
     assert name == "toy_0000" and max(image.shape) == 256
-    expected = np.array(imaging.read_image(pair[0]).resize(image.shape[:0:-1], Image.Resampling.BOX)) / 255
+    expected = np.array(read_image(pair[0]).resize(image.shape[:0:-1], Image.Resampling.BOX)) / 255
     assert np.abs(image.permute(1, 2, 0).numpy() - expected).mean() < 0.1
-    assert abs(mask.mean().item() - np.array(imaging.read_mask(pair[1])).mean() / 255) < 0.01
+    assert abs(mask.mean().item() - np.array(read_mask(pair[1])).mean() / 255) < 0.01
     assert prediction.min() > 0.9
 
 
@@ -95,9 +97,9 @@ def test_scores_are_those_of_the_maps_that_the_commands_write(told, toy):
     model = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
     scores = []
     for image, mask in pairing.pair([toy / "test/Image"], [toy / "test/Mask"]):
-        truth = np.array(imaging.read_mask(mask))
+        truth = np.array(read_mask(mask))
         with torch.no_grad():
-            logits = model(image_tensor(imaging.read_image(image), 64)[None])[0]
+            logits = model(image_tensor(read_image(image), 64)[None])[0]
         scores.append(metrics.score(stretch(probability_map(logits, truth.shape)).numpy(), truth))
     expected = metrics.mean(scores).figures()
     for name in ("Smeasure", "wFmeasure", "MAE"):

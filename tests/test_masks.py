@@ -1,4 +1,4 @@
-"""imaging.py: which pixels of a mask are the object, and what is wrong with its values."""
+"""masks.py: which pixels of a mask are the object, and what is wrong with its values."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from conftest import save_image
 from PIL import Image
 
 from tools import check_dataset
-from unext import imaging
+from unext.masks import read_and_check_mask, read_mask
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
@@ -27,8 +27,8 @@ def sixteen(*channels):
 def test_colour_masks_become_greyscale_and_soft_ones_stay_soft(tmp_path):
     save_image(tmp_path / "colour.png", np.full((4, 6, 3), (255, 255, 0), np.uint8))
     save_image(tmp_path / "soft.png", np.full((4, 6), 90, np.uint8))
-    assert imaging.read_mask(tmp_path / "colour.png").getextrema() == (226, 226)
-    assert imaging.read_mask(tmp_path / "soft.png").getextrema() == (90, 90)
+    assert read_mask(tmp_path / "colour.png").getextrema() == (226, 226)
+    assert read_mask(tmp_path / "soft.png").getextrema() == (90, 90)
     assert "mask in colour" in findings_of(tmp_path / "colour.png")
 
 
@@ -45,7 +45,7 @@ MASKS_IN_ALPHA = {
 @pytest.mark.parametrize("name", MASKS_IN_ALPHA)
 def test_a_mask_whose_visible_colours_are_one_is_its_alpha_channel(name, tmp_path):
     Image.fromarray(MASKS_IN_ALPHA[name]).save(tmp_path / name, lossless=True)
-    mask, problem = imaging.read_and_check_mask(tmp_path / name)
+    mask, problem = read_and_check_mask(tmp_path / name)
     assert np.array_equal(mask, DISC) and problem == ""
     assert "mask in the alpha channel" in findings_of(tmp_path / name)
 
@@ -54,7 +54,7 @@ def test_masks_in_the_alpha_channel_of_16_bits_and_of_a_palette_are_read(tmp_pat
     cv2.imwrite(str(tmp_path / "deep.png"), sixteen(WHITE, WHITE, WHITE, DISC))
     palette(DISC // 255, 0, 0, 0, 255, 0, 0).save(tmp_path / "palette.gif", transparency=0)
     for path in tmp_path.iterdir():
-        assert np.array_equal(imaging.read_mask(path), DISC)
+        assert np.array_equal(read_mask(path), DISC)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_masks_in_the_alpha_channel_of_16_bits_and_of_a_palette_are_read(tmp_pat
 def test_a_mask_that_could_be_colours_or_alpha_is_named(pixels, reason, tmp_path):
     path = save_image(tmp_path / "x.png", pixels)
     with pytest.raises(OSError, match=f"x.png: cannot be read as an image: {reason}; save the mask as greyscale"):
-        imaging.read_mask(path)
+        read_mask(path)
     assert reason in findings_of(path)["unreadable"]
 
 
 @pytest.mark.parametrize("alpha, value", [(255, 255), (0, 0), (245, 255)])
 def test_a_constant_alpha_channel_is_the_mask_only_where_it_hides_something(alpha, value, tmp_path):
     path = save_image(tmp_path / "x.png", np.dstack([WHITE, WHITE, WHITE, np.full_like(DISC, alpha)]))
-    assert imaging.read_mask(path).getextrema() == (value, value)
+    assert read_mask(path).getextrema() == (value, value)
     opaque = save_image(tmp_path / "opaque.png", np.dstack([DISC, DISC, DISC, WHITE]))
-    assert np.array_equal(imaging.read_mask(opaque), DISC)
+    assert np.array_equal(read_mask(opaque), DISC)
 
 
 SOFT = cv2.GaussianBlur(DISC, (9, 9), 0)
@@ -93,19 +93,19 @@ SOFT = cv2.GaussianBlur(DISC, (9, 9), 0)
 )
 def test_an_alpha_channel_that_cannot_be_the_mask_is_ignored(name, pixels, options, tmp_path):
     Image.fromarray(pixels).save(tmp_path / name, **options)
-    assert np.array_equal(imaging.read_mask(tmp_path / name), DISC)
+    assert np.array_equal(read_mask(tmp_path / name), DISC)
 
 
 @pytest.mark.parametrize("name, channels", [("rgba.png", 4), ("la.png", 2), ("key.png", 1)])
 def test_soft_masks_are_read_whatever_their_alpha_channel(name, channels, tmp_path):
     pixels = np.squeeze(np.dstack([SOFT] * channels))
     Image.fromarray(pixels).save(tmp_path / name, **({"transparency": 0} if channels == 1 else {}))
-    assert np.array_equal(imaging.read_mask(tmp_path / name), SOFT)
+    assert np.array_equal(read_mask(tmp_path / name), SOFT)
 
 
 def test_a_black_mask_of_a_lossy_format_is_empty_and_nothing_else(tmp_path):
     Image.fromarray(np.dstack([0 * DISC + 1] * 3)).save(tmp_path / "x.webp", quality=75)
-    assert imaging.read_and_check_mask(tmp_path / "x.webp")[1] == ""
+    assert read_and_check_mask(tmp_path / "x.webp")[1] == ""
     assert findings_of(tmp_path / "x.webp").keys() == {"empty mask"}
 
 
@@ -147,4 +147,4 @@ def palette(indices, *colours):
 )
 def test_masks_with_wrong_values_are_told_from_sound_ones(name, mask, problem, tmp_path):
     mask.save(tmp_path / name)
-    assert imaging.read_and_check_mask(tmp_path / name)[1] == problem
+    assert read_and_check_mask(tmp_path / name)[1] == problem

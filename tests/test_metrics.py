@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evaluation import library, metrics, weighted
-from unext import imaging, pairing
+from unext import pairing
+from unext.masks import read_mask
 
 CURVES = ("precision", "recall", "Fm", "Em", "IoU", "Dice")
 ENGINES = [metrics.score, metrics.score_with_pysodmetrics]
@@ -94,7 +95,7 @@ def test_edge_cases_agree_with_pysodmetrics(truth, kind):
 def test_real_masks_agree_with_pysodmetrics():
     rng = np.random.default_rng(0)
     for path in pairing.find(SUIM8 / "masks").values():
-        mask = np.array(imaging.read_mask(path))
+        mask = np.array(read_mask(path))
         blurred = cv2.GaussianBlur(mask, (0, 0), 9)
         noisy = np.clip(blurred.astype(int) + rng.integers(-60, 60, mask.shape), 0, 255).astype(np.uint8)
         shifted = np.roll(blurred, (15, -20), (0, 1))

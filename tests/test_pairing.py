@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import save_image
 
-from unext import imaging, pairing
+from unext import pairing
+from unext.images import extensions
 
 GREY = np.full((4, 6), 200, np.uint8)
 
@@ -161,7 +162,7 @@ def test_what_is_left_out_is_counted(folders):
         (folders / "images" / name).write_bytes(b"x")
     for name in ("gone.jpg", "gone.txt"):
         (folders / "images" / name).symlink_to("nowhere")
-    if ".heic" not in imaging.extensions():
+    if ".heic" not in extensions():
         remedy = "convert to JPEG, or pip install pillow-heif"
         told = f"2 .HEIC ({remedy}), 1 .mp4, 1 README, 2 broken links"
         assert pairing.left_out([folders / "images", folders / "images"]) == told

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from evaluation import compare, figures, metrics, report, tables
+from evaluation import compare, metrics, plots, report, tables
 
 RESULTS = {
     "CAMO": {"images": 250, "Smeasure": 0.9104, "MAE": 0.03449},
@@ -65,7 +65,7 @@ def test_latex_escapes_names_and_has_the_columns_it_declares():
 def test_the_error_image_is_red_for_false_positives_and_blue_for_misses():
     ground_truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
     prediction = Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8))
-    found, missed, too_much, ground = np.array(figures.error_image(prediction, ground_truth))[0].tolist()
+    found, missed, too_much, ground = np.array(plots.error_image(prediction, ground_truth))[0].tolist()
     assert found == [205, 205, 205] and ground == [255, 255, 255]
     assert missed[2] > 200 > missed[0] and too_much[0] > 200 > too_much[2]
 
@@ -77,8 +77,8 @@ def test_a_large_map_in_the_alpha_channel_is_shown_as_it_is_scored(tmp_path):
     coloured.putalpha(alpha)
     coloured.save(tmp_path / "coloured.png")
     alpha.save(tmp_path / "grey.png")
-    first, second = (figures.thumbnail(tmp_path / f"{name}.png", "L") for name in ("coloured", "grey"))
-    assert first.size == (figures.THUMBNAIL, 240) and first.tobytes() == second.tobytes()
+    first, second = (plots.thumbnail(tmp_path / f"{name}.png", "L") for name in ("coloured", "grey"))
+    assert first.size == (plots.THUMBNAIL, 240) and first.tobytes() == second.tobytes()
 
 
 def scored(count=0, results=None, published=None):
@@ -116,7 +116,7 @@ def test_the_curves_plot_precision_over_recall():
     """A map of high precision and low recall draws its line at the upper left."""
     falling = np.linspace(0.3, 0, 256)
     scores = metrics.PairScores(0, 0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
-    pixels = np.array(Image.open(io.BytesIO(figures.curves({"set": scores}))).convert("RGB")).astype(int)
+    pixels = np.array(Image.open(io.BytesIO(plots.curves({"set": scores}))).convert("RGB")).astype(int)
     pixels = pixels[:, : pixels.shape[1] // 2]  # the left panel
     y, x = np.nonzero((pixels[..., 2] > 150) & (pixels[..., 0] < 60))  # the first colour of matplotlib's cycle, blue
     long = y[np.argmax(np.bincount(y)[y])]

@@ -9,7 +9,9 @@ import pytest
 
 from evaluation import metrics
 from tools import benchmark, check_dataset, toy_dataset
-from unext import imaging, pairing
+from unext import pairing
+from unext.images import read_size
+from unext.masks import read_mask
 
 
 def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
@@ -19,8 +21,8 @@ def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
     assert {(image.suffix, mask.suffix) for image, mask in train + test} == {(".jpg", ".png")}
     assert pairing.pair([toy / "test/Mask"], [toy / "test/Blob"])
     for image, mask in train + test:
-        assert imaging.read_size(image) == imaging.read_size(mask)
-        assert set(np.unique(imaging.read_mask(mask))) == {0, 255}
+        assert read_size(image) == read_size(mask)
+        assert set(np.unique(read_mask(mask))) == {0, 255}
 
 
 def test_the_seed_decides_the_files(toy, tmp_path):

@@ -11,7 +11,7 @@ from conftest import SMALL, aux_file, golden, parameter, relative_error, sam2_fi
 
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
-from unext import weights
+from unext import download, weights
 
 SAM2_1_KEYS = {"no_obj_embed_spatial": [1, 64], "obj_ptr_tpos_proj.weight": [64, 256], "obj_ptr_tpos_proj.bias": [64]}
 
@@ -216,13 +216,13 @@ def test_a_download_that_was_truncated_unnoticed_is_not_kept(server, tmp_path):
 
 
 def test_a_silent_server_is_abandoned(server, monkeypatch):
-    monkeypatch.setattr(weights, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     with pytest.raises(OSError, match="silent.pt: cannot be downloaded: .*timed out"):
         weights.read(f"{server.url}/silent.pt")
 
 
 def test_published_weights_that_are_missing_are_downloaded_to_their_place(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/whole.pt")
+    monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/whole.pt")
     path = tmp_path / "weights" / "sam2_hiera_large.pt"
     for _ in range(2):
         assert torch.equal(weights.read(path)["a"], torch.ones(5))
@@ -231,7 +231,7 @@ def test_published_weights_that_are_missing_are_downloaded_to_their_place(server
 
 
 def test_published_weights_that_cannot_be_downloaded_leave_nothing(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(weights.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/half.pt")
+    monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/half.pt")
     with pytest.raises(OSError, match="half.pt: cannot be downloaded: .* and save it as .*weights/sam2_hiera_large.pt"):
         weights.read(tmp_path / "weights" / "sam2_hiera_large.pt")
     assert not list((tmp_path / "weights").rglob("*.pt"))

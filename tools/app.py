@@ -23,8 +23,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
-from unext import cli, cutout, device, imaging, output, pairing
+from unext import cli, cutout, device, output, pairing
 from unext.errors import diagnosis
+from unext.images import allow_pixels, in_srgb, read_photo
 from unext.pairing import File
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ KEPT = 300  # seconds that files and answers are kept after they were made
 
 def find_object(model: SAM2UNeXT, path: str) -> Answer:
     """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
-    image = imaging.in_srgb(imaging.read_photo(path))
+    image = in_srgb(read_photo(path))
     probability = model.predict(image)
     cut = cutout.cut_out(image, (probability * 255).astype(np.uint8))
     return image, stretch(torch.from_numpy(probability)).numpy(), cut
@@ -120,7 +121,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("--precision bf16 needs less"), ExitStack() as stack:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
-        imaging.allow_pixels(imaging.MAX_PIXELS)
+        allow_pixels(cli.MAX_PIXELS)
         examples = pairing.scan(args.examples).images[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)

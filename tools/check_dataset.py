@@ -26,8 +26,20 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
-from unext import cli, files, imaging, pairing
+from unext import cli, files, pairing
 from unext.errors import InputError
+from unext.images import (
+    DEEP,
+    TURNS,
+    allow_pixels,
+    changes_colours,
+    decoded,
+    is_deep_colour,
+    open_image,
+    orientation,
+    why,
+)
+from unext.masks import LOSSY, MASK_PROBLEMS, OBJECT, TOLERANCE, alpha_of, mask_of, mask_problem
 from unext.pairing import File
 from unext.workers import in_processes
 
@@ -40,7 +52,7 @@ SEVERITIES = ("error", "warning", "note")
 ROTATED = "rotated by EXIF"
 NOT_FOUND = "split not found or ambiguous"
 KINDS: dict[str, tuple[str, str]] = {  # finding -> severity, remedy
-    kind: (severity, remedy or imaging.MASK_PROBLEMS[kind])
+    kind: (severity, remedy or MASK_PROBLEMS[kind])
     for kind, (severity, remedy) in yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text("utf-8")).items()
 }
 
@@ -153,41 +165,41 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
 def inspect(path: File, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
     try:
-        with imaging.open_image(path) as image:
+        with open_image(path) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
-            if is_deep := imaging.is_deep_colour(image) or image.mode.startswith(imaging.DEEP):
+            if is_deep := is_deep_colour(image) or image.mode.startswith(DEEP):
                 kinds["16 bits or floats"] = f"mode {image.mode}"
-            flat = imaging.decoded(image)
-            if (orientation := imaging.orientation(image)) in imaging.TURNS:
-                kinds[ROTATED] = f"orientation {orientation}"
-            if imaging.alpha_of(flat):
+            flat = decoded(image)
+            if (turned := orientation(image)) in TURNS:
+                kinds[ROTATED] = f"orientation {turned}"
+            if alpha_of(flat):
                 kinds["mask in the alpha channel" if is_mask else "transparent pixels"] = f"mode {image.mode}"
             elif not is_deep and image.mode not in PLAIN:
                 kinds["unusual colour mode"] = f"mode {image.mode}"
             if is_mask:
-                return Inspection(image.size, kinds | mask_kinds(image, imaging.mask_of(flat)))
+                return Inspection(image.size, kinds | mask_kinds(image, mask_of(flat)))
             if profile := image.info.get("icc_profile"):
-                kinds |= {"colours of a profile": ""} if imaging.changes_colours(profile) else {}
+                kinds |= {"colours of a profile": ""} if changes_colours(profile) else {}
             return Inspection(image.size, kinds, fingerprint(flat.convert("RGB")))
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        return Inspection(kinds={"unreadable": imaging.why(path, error)})
+        return Inspection(kinds={"unreadable": why(path, error)})
 
 
 def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
     """What is wrong with the values of an opened mask, of which `mask_of` made `mask`: finding -> detail."""
     counts = mask.histogram()
     levels = [level for level, count in enumerate(counts) if count]
-    if levels[-1] <= (imaging.TOLERANCE if image.format in imaging.LOSSY else 0):
+    if levels[-1] <= (TOLERANCE if image.format in LOSSY else 0):
         return {"empty mask": ""}
     kinds = {}
-    if problem := imaging.mask_problem(image, mask):
+    if problem := mask_problem(image, mask):
         kinds[problem] = f"mode {image.mode}, {len(levels)} levels up to {levels[-1]}"
-    if levels[-1] <= imaging.OBJECT:
+    if levels[-1] <= OBJECT:
         return kinds
-    if levels[0] > imaging.OBJECT:
+    if levels[0] > OBJECT:
         kinds["full mask"] = ""
-    if grey := sum(counts[imaging.TOLERANCE + 1 : 255 - imaging.TOLERANCE]) / sum(counts):
+    if grey := sum(counts[TOLERANCE + 1 : 255 - TOLERANCE]) / sum(counts):
         kinds["mask not binary" if grey > SOFT else "mask with soft edges"] = f"{grey:.1%} grey"
     return kinds
 
@@ -232,7 +244,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
-        imaging.allow_pixels(args.max_pixels)
+        allow_pixels(args.max_pixels)
         everything, training = Survey([], [], []), ""
         if benchmarks.is_benchmark(args.first):
             pairing.names_given(args, None)

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
 from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
-from unext import checkpoint, cli, files, imaging, weights
-from unext.errors import InputError, diagnosis
+from unext import checkpoint, cli, files
+from unext.errors import InputError, diagnosis, reason
+from unext.images import read_size
 from unext.output import Task
 
 MIN_TORCH = (2, 10)  # the first version whose exporter can do this
@@ -97,7 +98,7 @@ def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
             cause = error.__cause__ or error
             if isinstance(cause, RuntimeError | MemoryError) and diagnosis(cause, LESS_MEMORY):
                 raise cause from error
-            raise InputError(f"torch cannot export this network: {weights.reason(cause)}") from error
+            raise InputError(f"torch cannot export this network: {reason(cause)}") from error
     mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if isinstance(model, ForRembg) else (list(MEAN), list(STD))
     metadata = {"mean": str(mean), "std": str(std), "size": str(model.size)}
     program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
@@ -199,7 +200,7 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
         tasks = test.find_own_tasks(args.check, None, args.output.parent) if args.check else []
         for task in tasks:
-            imaging.read_size(task.image)
+            read_size(task.image)
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size

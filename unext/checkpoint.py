@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from unext import files, weights
-from unext.errors import InputError
+from unext.download import PUBLISHED, TRUNK_FILES, fetch
+from unext.errors import InputError, reason
 
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
@@ -40,7 +41,7 @@ class Checkpoint(NamedTuple):
 
 def encoder_files(config: dict[str, Any]) -> dict[str, str]:
     """The usual file names of a model's encoders by the option that names the file."""
-    names = {"hiera_path": weights.TRUNK_FILES[config["sam2"]]}
+    names = {"hiera_path": TRUNK_FILES[config["sam2"]]}
     return names if config["aux"] == "none" else names | {"dinov2_path": f"{config['aux']}.safetensors"}
 
 
@@ -79,7 +80,7 @@ def read(source: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise OSError(f"{path}: cannot be read: {error.strerror}; a folder needs {CONFIG} and {MODEL}") from error
     except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {weights.reason(error)}") from error
+        raise InputError(f"{path}: is not JSON: {reason(error)}") from error
     if not isinstance(header, dict) or "format" not in header:
         raise InputError(f"{path}: is not the header of a SAM2-UNeXT checkpoint")
     return header | {"state_dict": weights.read(Path(source, MODEL))}
@@ -115,7 +116,7 @@ def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str,
     config, records = content.get("config"), content.get("encoders")
     known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys() <= CONFIG_TYPES.keys()
     known = known and all(isinstance(value, CONFIG_TYPES[key]) for key, value in config.items())
-    known = known and config["sam2"] in weights.TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config["aux"])
+    known = known and config["sam2"] in TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config["aux"])
     if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
         raise InputError(f"{source}: its header does not say which network it holds; the file is damaged")
     known = isinstance(records, dict) and (not records or records.keys() == encoder_files(config).keys())
@@ -166,9 +167,9 @@ def find_encoders(
         if Path(record["path"]).name in (name, MODEL):  # the latter is what timm's files are called on the hub
             places.insert(0, Path(record["path"]))
         found[option] = given[option] or next((place for place in places if place.is_file()), None)
-        url = weights.PUBLISHED.get(name)
+        url = PUBLISHED.get(name)
         if not found[option] and download and url:
-            found[option] = weights.fetch(WEIGHTS / name)
+            found[option] = fetch(WEIGHTS / name)
         if not found[option]:
             remedy = f"--download fetches it from {url} to {WEIGHTS}, or" if url else "copy it there, or"
             looked = files.listing(dict.fromkeys(place.parent for place in places))
@@ -249,4 +250,4 @@ def save(path: str | Path, content: dict[str, Any], previous: Path | None = None
                 os.replace(path, previous)
     except RuntimeError as error:  # what torch's zip writer makes of an OSError, such as a full disk
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise OSError(f"{path}: cannot be written: {weights.reason(cause)}") from error
+        raise OSError(f"{path}: cannot be written: {reason(cause)}") from error

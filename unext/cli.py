@@ -14,11 +14,11 @@ from typing import Any, NoReturn, TextIO
 
 from unext.errors import InputError, diagnosis, is_out_of_memory, message
 from unext.files import printable
-from unext.imaging import MAX_PIXELS
 
 NOTHING_STARTED = 2  # exit status: the user's input is invalid
 NOT_COMPLETED = 1  # started and not completed
 INTERRUPTED = 130  # 128 + SIGINT
+MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
 ANY = 2**32  # the largest number if no other bound is given
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 

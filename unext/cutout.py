@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-from unext import imaging
 from unext.errors import InputError
+from unext.images import changes_colours, for_network, on_white, read_photo
 
 NOTHING, ALL = 0.05, 0.95  # the probabilities up to and from which a cutout has nothing and all of a pixel
 ALPHA = np.rint(255 * np.clip((np.arange(256) / 255 - NOTHING) / (ALL - NOTHING), 0, 1)).astype(np.uint8)  # by 255 x p
@@ -91,7 +91,7 @@ def cut_out(photo: Image.Image, grey: np.ndarray) -> Image.Image:
     alpha, own = cv2.LUT(grey, ALPHA), np.asarray(photo)
     if photo.mode == "RGBA":
         alpha = np.rint(own[..., 3] * (alpha / np.float32(255))).astype(np.uint8)
-    pixels = cutout(np.asarray(imaging.on_white(photo)), alpha)
+    pixels = cutout(np.asarray(on_white(photo)), alpha)
     if photo.mode == "RGBA":
         unmixed = (own[..., 3] < 255) & (alpha > 0)
         np.copyto(pixels[..., :3], own[..., :3], where=unmixed[..., None])
@@ -128,7 +128,7 @@ def background(text: str) -> Image.Image:
     if not Path(text).is_file():
         raise InputError(f"--background {text}: is neither a colour, such as white or #ff8000, nor an image file")
     try:
-        return imaging.for_network(imaging.read_photo(text))
+        return for_network(read_photo(text))
     except OSError as error:
         raise OSError(f"--background {error}") from error
 
@@ -144,7 +144,7 @@ def on_background(cut: Image.Image, ground: Image.Image) -> Image.Image:
     ground = ImageOps.fit(ground, cut.size, Image.Resampling.BICUBIC)
     profile = cut.info.get("icc_profile")
     with suppress(ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile, or one of other colours
-        if profile and imaging.changes_colours(profile):
+        if profile and changes_colours(profile):
             target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             ground = ImageCms.profileToProfile(ground, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
     ground.paste(cut, mask=cut.getchannel("A"))

@@ -47,3 +47,8 @@ def diagnosis(error: Exception, less_memory: str) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     text = f"{type(error).__name__}: {error}"
     return any(sign in text for sign in OUT_OF_MEMORY)
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error's message, or its type; torch goes on to advise loading without protection."""
+    return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__

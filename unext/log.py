@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.functional import to_tensor
 
-from unext import files, imaging
+from unext import files
+from unext.images import read_image
+from unext.masks import read_mask
 from unext.pairing import Pair
 from unext.run import Progress
 
@@ -132,7 +134,7 @@ def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Ten
     """Image, mask and prediction side by side, (3, H, 3 W) in [0, 1], of the first pairs, with their names."""
     model.eval()
     for image_path, mask_path in pairs[:PANELS]:
-        image, mask = imaging.read_image(image_path), imaging.read_mask(mask_path)
+        image, mask = read_image(image_path), read_mask(mask_path)
         scale = PANEL_SIDE / max(image.size)
         size = [max(1, round(side * scale)) for side in (image.height, image.width)]
         parts = to_tensor(image), to_tensor(mask), torch.from_numpy(model.predict(image))[None]

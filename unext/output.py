@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from unext import files, imaging
+from unext import files
 from unext.cutout import background, on_background
 from unext.cutout import cutout as cutout  # also known from here
 from unext.errors import InputError
+from unext.images import extensions, on_white, read_size
 from unext.pairing import File
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png", "composite": ".jpg"}
@@ -72,7 +73,7 @@ def render(
         return grey
     if kind == "mask":
         return (grey >= threshold * 255) * np.uint8(255)
-    pixels = np.asarray(imaging.on_white(image))  # (H, W, 3)
+    pixels = np.asarray(on_white(image))  # (H, W, 3)
     if grey.shape != pixels.shape[:2]:  # it has the ground truth's size
         grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     mask = (grey >= threshold * 255).astype(np.uint8)
@@ -133,7 +134,7 @@ def existing(tasks: Sequence[Task], kinds: Sequence[str]) -> Callable[[File], bo
     """Whether a file that one of the tasks writes is there; folders without any image are not asked for each."""
     places = {place(folder, kind) for folder in {task.folder for task in tasks} for kind in kinds}
     suffixes = {folder: {path.suffix.lower() for path in folder.iterdir()} for folder in places if folder.is_dir()}
-    filled = {folder for folder, found in suffixes.items() if found & imaging.extensions()}
+    filled = {folder for folder, found in suffixes.items() if found & extensions()}
     return lambda file: file.parent in filled and os.path.exists(file)
 
 
@@ -213,7 +214,7 @@ def is_done(task: Task, kinds: Sequence[str], exists: Callable[[File], bool]) ->
         return False
     try:
         newest = max(os.stat(path).st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
-        fits = not mask or "map" not in kinds or imaging.read_size(mask) == imaging.read_size(task.output("map"))
+        fits = not mask or "map" not in kinds or read_size(mask) == read_size(task.output("map"))
         return fits and all(os.stat(path).st_mtime_ns >= newest for path in paths)
     except OSError:  # one is missing
         return False

@@ -13,9 +13,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from unext import imaging
 from unext.errors import InputError
 from unext.files import count, listing, require_folder
+from unext.images import GET_HEIF, extensions
+from unext.masks import MASK_PROBLEMS
 
 HEIC = (".heic", ".heif")
 UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, this one's too
@@ -90,7 +91,7 @@ def entries(folder: str | Path) -> Iterator[tuple[str, str, bool]]:
 
 
 def is_image(extension: str) -> bool:
-    return extension.lower() in imaging.extensions()
+    return extension.lower() in extensions()
 
 
 def scan(folder: str | Path) -> Listing:
@@ -123,7 +124,7 @@ def left_out(folders: Iterable[str | Path]) -> str:
         elif not is_image(extension) and (stem + extension).lower() not in UNMENTIONED:
             kinds[extension or stem] += 1
     words = [
-        f"{number:,} {kind}" + (f" ({imaging.GET_HEIF})" if kind.lower() in HEIC else "")
+        f"{number:,} {kind}" + (f" ({GET_HEIF})" if kind.lower() in HEIC else "")
         for kind, number in sorted(kinds.items())
     ]
     return listing(words + ([count(broken, "broken link")] if broken else []))
@@ -311,6 +312,6 @@ def mask_warnings(problems: Mapping[File, str]) -> list[str]:
     """Lines about masks that were looked at, by their problems: keys of MASK_PROBLEMS, or empty."""
     return [
         f"{len(found):,} of {count(len(problems), 'mask')}: {problem}: {remedy} ({listing(found)})"
-        for problem, remedy in imaging.MASK_PROBLEMS.items()
+        for problem, remedy in MASK_PROBLEMS.items()
         if (found := sorted(path.name for path, one in problems.items() if one == problem))
     ]

@@ -1,44 +1,29 @@
-"""Files of weights: fetching, reading them safely, telling what they hold, filling modules from them.
+"""Files of weights: reading them safely, telling what they hold, filling modules from them.
 
 Reading never runs code from a file (torch's `weights_only`, safetensors) and maps large files instead of copying them.
 """
 
 import hashlib
-import http.client
-import logging
 import os
 import pickle
 import re
-import shutil
-import socket
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import safetensors
 import safetensors.torch
 import torch
-from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from torch import Tensor, nn
 
-from unext.errors import InputError
+from unext.download import TRUNK_FILES, address, fetch, is_url
+from unext.errors import InputError, reason
 from unext.files import listing
 
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # by (width, blocks)
-TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in TRUNK_SIZES.values()}
 DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
-PUBLISHED = {  # addresses of the encoders' weights by file name
-    name: f"https://dl.fbaipublicfiles.com/segment_anything_2/072824/{name}" for name in TRUNK_FILES.values()
-} | {
-    f"vit_{size}_patch14_dinov2.safetensors": (
-        f"https://huggingface.co/timm/vit_{size}_patch14_dinov2.lvd142m/resolve/main/model.safetensors"
-    )
-    for size in DINOV2_SIZES.values()
-}
 PATCHES = "patch_embed.proj.weight"  # of both encoders
 NETWORK = "sam.blocks.0.prompt_learn.0.weight"  # only SAM2-UNeXT has it
 FOREIGN = {  # what a file with this key is
@@ -52,59 +37,6 @@ DINOV2_PATCH = 14
 DINOV2_PATCH_SHAPE = (3, DINOV2_PATCH, DINOV2_PATCH)  # of the patch embedding's kernels
 SAMPLED = 64  # values of each matrix that a fingerprint includes, about
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that are converted
-TIMEOUT = 60  # seconds without data after which a download is abandoned
-
-
-def fetch(source: str | Path) -> Path:
-    """The local path of `source`: a path, or a URL that is downloaded once, with a bar, into iopath's cache.
-
-    A missing file whose name is in PUBLISHED is downloaded to its place if its folder exists or is called weights.
-    Raises OSError if there is no such file or the download fails, which leaves nothing behind.
-    """
-    path = Path(source)
-    if is_url(source):  # iopath's own cache ignores the host
-        path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
-    elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(path)):  # one of several processes downloads
-            if not path.exists():
-                print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
-                beside = path.with_name(f".{path.name}.download")
-                try:
-                    os.replace(download(PUBLISHED[path.name], beside), path)
-                except OSError as error:
-                    raise OSError(f"{error} and save it as {path}") from error
-                finally:
-                    shutil.rmtree(beside, ignore_errors=True)
-    if not path.is_file():
-        missing = "is a broken link" if path.is_symlink() else "there is no such file"
-        raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else missing}")
-    return path
-
-
-def is_url(source: str | Path) -> bool:
-    """Whether `source` is a URL to download. Raises InputError for a malformed URL or one of another scheme."""
-    if "://" not in str(source):
-        return False
-    with suppress(ValueError):
-        if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
-            return True
-    raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
-
-
-def download(url: str, folder: Path) -> Path:
-    """Downloads `url` into the cache below `folder`. Raises OSError, also if the server falls silent."""
-    manager = PathManager()
-    manager.register_handler(HTTPURLHandler())
-    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # it logs what it also raises
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # iopath has no option for it
-    try:
-        return Path(manager.get_local_path(url, cache_dir=str(folder)))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{url}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -144,11 +76,6 @@ def parse(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not weights")
     return content
-
-
-def reason(error: Exception) -> str:
-    """The first sentence of an error's message, or its type; torch goes on to advise loading without protection."""
-    return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__
 
 
 def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
@@ -223,11 +150,6 @@ def describe(state: dict[str, Tensor]) -> str:
     if not state:
         return "a file without named tensors"
     return f"another network's (keys such as {next(iter(state))})"
-
-
-def address(file: str) -> str:
-    """Where a file is published, to follow its name in a message; empty if that is not known."""
-    return f" ({PUBLISHED[file]})" if file in PUBLISHED else ""
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:

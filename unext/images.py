@@ -1,4 +1,4 @@
-"""Reads images and masks as 8-bit pixels, whatever their files hold. Free of torch, which keeps its users small."""
+"""Reads images as 8-bit pixels, whatever their files hold. Free of torch, which keeps its users small."""
 
 import io
 import logging
@@ -11,21 +11,14 @@ from functools import cache
 
 import cv2
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from unext.errors import InputError
 
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # formats
-OBJECT = 128  # scores count pixels above as the object
-TOLERANCE = 16  # grey levels that JPEG, resizing and rounding may change
-MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
 ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, so that worker processes know too what the user allows
-MAX_LABEL = 120  # grey level of a class; 127 and 128 mean "unknown" in trimaps
-MAX_LABELS = 40  # classes in a mask
-
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,15 +35,6 @@ BIG_TIFF = (b"+\0", b"\0+")  # the version, in either byte order
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
 GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits
-
-# What may be wrong with a mask -> what it means, and the remedy.
-MASK_PROBLEMS = {
-    "0/1 mask": "reads as black; make the object 255",
-    "mask too dark": f"no pixel is above {OBJECT}, so scores see no object; make the object 255",
-    "mask of labels": "has small labels and one bright level, such as PASCAL VOC's border, which alone counts as the "
-    "object; make the object 255 and all else 0",
-    "mask in colour": "is read as greyscale; make the object white and all else black",
-}
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what it also raises
@@ -172,78 +156,6 @@ def orientation(image: Image.Image) -> int | None:
     except Exception:  # Pillow's reader raises almost anything
         return None
     return value if isinstance(value, int) else None
-
-
-def read_mask(path: str | os.PathLike[str]) -> Image.Image:
-    """The mask or prediction map as 8-bit greyscale (mode L). Raises OSError that names the file."""
-    with opened(path) as image:
-        return mask_of(image)
-
-
-def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]:
-    """The mask as `read_mask` returns it, and what is wrong with it: a key of MASK_PROBLEMS, or empty."""
-    with opened(path) as image:
-        mask = mask_of(image)
-        return mask, mask_problem(image, mask)
-
-
-def mask_of(image: Image.Image) -> Image.Image:
-    """The mask in an opened image (mode L): its grey levels, or its alpha channel if what is visible has one colour.
-
-    Raises InputError if both could be the mask.
-    """
-    image = decoded(image)
-    grey, channel = image.convert("L"), alpha_of(image)
-    if channel is None:
-        return grey
-    colours, alpha = np.asarray(image.convert("RGBA"))[..., :3], np.asarray(channel)  # (H, W, 3), (H, W)
-    has_key = image.mode in ("1", "L", "P", "RGB")  # a colour that is transparent
-    if has_key and np.ptp(colours, axis=2).max() <= TOLERANCE:
-        return grey
-    if np.ptp(alpha) <= TOLERANCE and np.ptp(grey) > TOLERANCE:  # the one is empty, the other is not
-        return grey
-    visible = alpha >= TOLERANCE
-    if visible.any() and np.abs(np.subtract(grey, alpha, dtype=np.int16)).max() > TOLERANCE:
-        if np.ptp(colours[visible], axis=0).max() > TOLERANCE:
-            raise InputError("its colours and its alpha channel could both be the mask; save the mask as greyscale")
-        if np.max(grey) - int(np.asarray(grey)[visible].max()) > TOLERANCE:
-            raise InputError("white lies hidden where its alpha channel is 0; save the mask as greyscale")
-    return channel
-
-
-def alpha_of(image: Image.Image) -> Image.Image | None:
-    """The alpha channel (mode L) of an image; None if it is opaque."""
-    if not image.has_transparency_data:
-        return None
-    alpha = image.convert("RGBA").getchannel("A")
-    return alpha if alpha.getextrema()[0] < 255 - TOLERANCE else None
-
-
-def mask_problem(image: Image.Image, mask: Image.Image) -> str:
-    """What is wrong with an opened mask, of which `mask_of` made `mask`: a key of MASK_PROBLEMS, or empty."""
-    brightest, is_lossy = mask.getextrema()[1], image.format in LOSSY
-    if (TOLERANCE if is_lossy else 0) < brightest <= OBJECT:
-        return "0/1 mask" if brightest == 1 else "mask too dark"
-    is_deep = image.mode.startswith(DEEP)
-    values = np.asarray(image if is_deep else mask)
-    if not is_lossy and has_labels(values, np.unique(values) if is_deep else np.flatnonzero(mask.histogram())):
-        return "mask of labels"
-    if is_deep or image.mode in ("1", "L", "LA") or alpha_of(image):
-        return ""
-    red, *others = decoded(image).convert("RGB").split()
-    coloured = max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
-    return "mask in colour" if coloured else ""
-
-
-def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
-    """Whether a mask (H, W) with these levels has regions of a few small labels, and one bright level.
-
-    Edges of a few grey levels are no region: they have no 3 x 3 pixels of such levels.
-    """
-    labels = levels[(levels >= 1) & (levels <= MAX_LABEL)]
-    if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() != 1:
-        return False
-    return bool(cv2.erode(np.isin(values, labels).astype(np.uint8), np.ones((3, 3))).any())
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from evaluation.compare import Evaluation, ImageScores
 from evaluation.metrics import PairScores
-from unext import imaging
+from unext.images import decoded, opened
+from unext.masks import OBJECT, mask_of
 
 if TYPE_CHECKING:  # not at the top: worker processes import this too and do without
     from matplotlib.figure import Figure
@@ -199,7 +200,7 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
     """The errors of a map, both greyscale of one size: the object is light grey on white, false positives are red,
     false negatives blue, the deeper the larger the error."""
     error = np.asarray(prediction, np.float32)[..., None] / 255
-    is_object = np.asarray(ground_truth)[..., None] > imaging.OBJECT
+    is_object = np.asarray(ground_truth)[..., None] > OBJECT
     deep = np.where(is_object, np.float32([20, 80, 220]), np.float32([225, 30, 40]))
     ground = np.where(is_object, np.float32(205), np.float32(255))
     error = np.where(is_object, 1 - error, error)
@@ -208,8 +209,8 @@ def error_image(prediction: Image.Image, ground_truth: Image.Image) -> Image.Ima
 
 def thumbnail(path: Path, mode: str, side: int = THUMBNAIL) -> Image.Image:
     """The image ("RGB") or mask ("L", as it is scored) in a file, reduced. Raises OSError that names the file."""
-    with imaging.opened(path) as image:
-        small = imaging.mask_of(image) if mode == "L" else imaging.decoded(image)
+    with opened(path) as image:
+        small = mask_of(image) if mode == "L" else decoded(image)
         small.thumbnail((side, side))
         return small.convert(mode)
 

@@ -1,4 +1,4 @@
-"""imaging.py: whatever a file holds, the pixels are the right ones, or the reason is named."""
+"""images.py: whatever a file holds, the pixels are the right ones, or the reason is named."""
 
 import os
 import struct
@@ -11,7 +11,9 @@ from conftest import ADOBE_RGB, adobe_rgb, save_image
 from PIL import Image, PngImagePlugin
 
 from tools import check_dataset
-from unext import imaging, pairing
+from unext import images, pairing
+from unext.images import ALLOWED, allow_pixels, for_network, formats, photo_of, read_image, read_photo, read_size
+from unext.masks import read_mask
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
@@ -50,8 +52,8 @@ def findings_of(path, is_mask=False):
 )
 def test_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, deep, save, tmp_path):
     save(tmp_path / name)
-    assert np.array_equal(np.array(imaging.read_image(tmp_path / name)), np.dstack([RAMP] * 3))
-    assert np.array_equal(np.array(imaging.read_mask(tmp_path / name)), RAMP)
+    assert np.array_equal(np.array(read_image(tmp_path / name)), np.dstack([RAMP] * 3))
+    assert np.array_equal(np.array(read_mask(tmp_path / name)), RAMP)
     assert ("16 bits or floats" in findings_of(tmp_path / name)) == deep
     assert "mask not binary" in findings_of(tmp_path / name, is_mask=True)  # as it is read
 
@@ -59,7 +61,7 @@ def test_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, deep, save
 @pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf], [0, 70000]])
 def test_floats_outside_the_grey_range_are_named(values, tmp_path):
     save_image(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
-    for read in (imaging.read_image, imaging.read_mask):
+    for read in (read_image, read_mask):
         with pytest.raises(OSError, match=r"x\.tif: cannot be read as an image: its values from .*; save it as 8 bits"):
             read(tmp_path / "x.tif")
     assert "values from" in findings_of(tmp_path / "x.tif")["unreadable"]
@@ -82,11 +84,11 @@ def test_floats_outside_the_grey_range_are_named(values, tmp_path):
 def test_any_colour_mode_is_read_as_its_first_frame_without_transparency(name, options, tmp_path):
     mode = options.pop("mode", "RGB")
     Image.fromarray(PHOTO).convert(mode).save(tmp_path / name, **options)
-    read = np.array(imaging.read_image(tmp_path / name))
+    read = np.array(read_image(tmp_path / name))
     assert read.shape == PHOTO.shape  # not turned
     tolerance = 30 if mode == "P" or name.endswith("gif") else 20  # a palette and JPEG change noise
     assert np.abs(read.astype(int) - PHOTO).mean() < tolerance
-    assert imaging.read_size(tmp_path / name) == PHOTO.shape[:2]
+    assert read_size(tmp_path / name) == PHOTO.shape[:2]
 
 
 @pytest.mark.parametrize("where", ["zTXt", "iTXt", "iCCP"])
@@ -98,8 +100,8 @@ def test_a_png_with_megabytes_of_text_or_profile_is_read(where, tmp_path):
         notes.add_itxt("prompt", "x" * 3_000_000)
     profile = os.urandom(3_000_000) if where == "iCCP" else None
     Image.fromarray(PHOTO).save(tmp_path / "x.png", pnginfo=notes, icc_profile=profile)
-    assert np.array_equal(imaging.read_image(tmp_path / "x.png"), PHOTO)
-    assert np.array_equal(imaging.for_network(imaging.read_photo(tmp_path / "x.png")), PHOTO)
+    assert np.array_equal(read_image(tmp_path / "x.png"), PHOTO)
+    assert np.array_equal(for_network(read_photo(tmp_path / "x.png")), PHOTO)
     assert "unreadable" not in findings_of(tmp_path / "x.png")
 
 
@@ -110,15 +112,15 @@ def test_only_the_rotation_is_read_from_exif(extension, tmp_path):
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4)
     path = tmp_path / f"x.{extension}"
     Image.fromarray(PHOTO).save(path, exif=exif, lossless=True, quality=100)
-    shown = np.array(imaging.read_photo(path))
+    shown = np.array(read_photo(path))
     assert shown.shape == (60, 40, 3) and np.abs(shown.astype(int) - np.rot90(PHOTO, -1)).mean() < 20
-    assert imaging.read_photo(path, as_shown=False).size == imaging.read_image(path).size == (60, 40)
+    assert read_photo(path, as_shown=False).size == read_image(path).size == (60, 40)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
 def test_damaged_exif_data_is_ignored(exif, tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "x.jpg", exif=exif)
-    assert imaging.read_photo(tmp_path / "x.jpg").size == (60, 40)
+    assert read_photo(tmp_path / "x.jpg").size == (60, 40)
 
 
 def expected_srgb(pixels):
@@ -131,11 +133,11 @@ def expected_srgb(pixels):
 def test_the_network_sees_srgb_and_benchmarks_the_stored_pixels(tmp_path):
     colours = Image.fromarray(PHOTO).resize((60, 40), Image.Resampling.BICUBIC)
     colours.save(tmp_path / "x.png", icc_profile=adobe_rgb())
-    photo = imaging.read_photo(tmp_path / "x.png")
+    photo = read_photo(tmp_path / "x.png")
     assert np.array_equal(photo, colours) and photo.info["icc_profile"] == adobe_rgb()
-    assert np.abs(np.array(imaging.for_network(photo)) - expected_srgb(np.array(colours))).max() < 3
-    assert np.array_equal(imaging.read_image(tmp_path / "x.png"), colours)
-    assert imaging.read_image(tmp_path / "x.png").info == {}
+    assert np.abs(np.array(for_network(photo)) - expected_srgb(np.array(colours))).max() < 3
+    assert np.array_equal(read_image(tmp_path / "x.png"), colours)
+    assert read_image(tmp_path / "x.png").info == {}
     assert "colours of a profile" in findings_of(tmp_path / "x.png")
 
 
@@ -144,16 +146,16 @@ def test_a_profile_of_other_colours_or_a_damaged_one_is_ignored(mode, tmp_path):
     image = Image.fromarray(PHOTO).convert(mode)
     for profile in (b"no profile", adobe_rgb() if mode in ("L", "CMYK") else adobe_rgb()[:200]):
         image.save(tmp_path / "x.tif", icc_profile=profile)
-        seen = imaging.for_network(imaging.read_photo(tmp_path / "x.tif"))
+        seen = for_network(read_photo(tmp_path / "x.tif"))
         assert np.array_equal(seen, image.convert("RGB"))
 
 
 def test_what_is_transparent_is_white_for_the_network_and_keeps_its_alpha(tmp_path):
     path = save_image(tmp_path / "x.png", np.dstack([PHOTO, DISC]))
-    photo = imaging.read_photo(path)
+    photo = read_photo(path)
     assert photo.mode == "RGBA" and np.array_equal(np.array(photo)[..., 3], DISC)
-    assert np.array_equal(imaging.for_network(photo), np.where(DISC[..., None] > 0, PHOTO, 255))
-    assert np.array_equal(imaging.read_image(path), PHOTO)  # as benchmarks do
+    assert np.array_equal(for_network(photo), np.where(DISC[..., None] > 0, PHOTO, 255))
+    assert np.array_equal(read_image(path), PHOTO)  # as benchmarks do
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "F"])
@@ -163,9 +165,9 @@ def test_stored_pixels_are_those_of_pillow_whatever_the_reader(mode, tmp_path):
     image.save(path)
     expected = Image.open(path)
     expected = expected.convert("L") if mode in ("I;16", "F") else expected
-    assert np.array_equal(imaging.read_image(path), expected.convert("RGB"))
-    assert np.array_equal(imaging.read_photo(path, as_shown=False).convert("RGB"), expected.convert("RGB"))
-    assert np.array_equal(imaging.read_mask(path), expected.convert("L"))
+    assert np.array_equal(read_image(path), expected.convert("RGB"))
+    assert np.array_equal(read_photo(path, as_shown=False).convert("RGB"), expected.convert("RGB"))
+    assert np.array_equal(read_mask(path), expected.convert("L"))
 
 
 def tiff(path, samples, bits, kind):
@@ -192,7 +194,7 @@ def test_a_tiff_that_pillow_does_not_know_is_named_by_its_bands(samples, bits, k
     told = f"it is a TIFF of {told} a pixel, which Pillow does not know; save it as 8-bit RGB"
     path = tiff(tmp_path / "x.tif", samples, bits, kind)
     with pytest.raises(OSError, match=f"x.tif: cannot be read as an image: {told}"):
-        imaging.read_image(path)
+        read_image(path)
     assert told in findings_of(path)["unreadable"]
 
 
@@ -200,37 +202,37 @@ def test_an_opened_image_of_16_bit_colours_is_not_altered(tmp_path):
     cv2.imwrite(str(tmp_path / "x.png"), np.dstack([TWELVE] * 3))
     with Image.open(tmp_path / "x.png") as image:
         for _ in range(2):
-            assert np.array_equal(imaging.photo_of(image), np.dstack([RAMP] * 3))
+            assert np.array_equal(photo_of(image), np.dstack([RAMP] * 3))
 
 
 def test_mpo_is_found_in_a_folder_and_read(tmp_path):
     smooth = Image.fromarray(PHOTO).resize((60, 40))
     smooth.save(tmp_path / "x.mpo", save_all=True, append_images=[smooth], quality=100)
     assert [file.name for file in pairing.scan(tmp_path).images] == ["x.mpo"]
-    assert imaging.read_image(tmp_path / "x.mpo").size == (60, 40)
+    assert read_image(tmp_path / "x.mpo").size == (60, 40)
 
 
 def test_heic_is_named_with_the_remedy_where_pillow_heif_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(imaging, "formats", lambda: ("JPEG", "PNG"))
+    monkeypatch.setattr(images, "formats", lambda: ("JPEG", "PNG"))
     (tmp_path / "x.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(12))
     with pytest.raises(OSError, match="it is HEIC, .*; convert to JPEG, or pip install pillow-heif"):
-        imaging.read_image(tmp_path / "x.heic")
+        read_image(tmp_path / "x.heic")
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
-    imaging.formats()
+    formats()
     Image.fromarray(PHOTO).resize((64, 64)).save(tmp_path / "x.heic", quality=90)
     assert pillow_heif and [file.name for file in pairing.scan(tmp_path).images] == ["x.heic"]
-    assert imaging.read_image(tmp_path / "x.heic").size == (64, 64)
+    assert read_image(tmp_path / "x.heic").size == (64, 64)
 
 
 def test_more_pixels_are_read_once_the_user_allows_them(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setenv(imaging.ALLOWED, "")
+    monkeypatch.setenv(ALLOWED, "")
     path = save_image(tmp_path / "x.png", PHOTO)
-    imaging.allow_pixels(PHOTO[..., 0].size)
-    assert imaging.read_size(path) == (40, 60)
-    imaging.allow_pixels(PHOTO[..., 0].size - 1)
+    allow_pixels(PHOTO[..., 0].size)
+    assert read_size(path) == (40, 60)
+    allow_pixels(PHOTO[..., 0].size - 1)
     with pytest.raises(OSError, match="x.png: .*2,400 pixels exceed the limit of 2,399: .*; --max_pixels allows more"):
-        imaging.read_size(path)
+        read_size(path)
