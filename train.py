@@ -38,7 +38,7 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, memory, pairing
+from unext import checkpoint, cli, device, files, pairing
 from unext.errors import InputError
 from unext.images import allow_pixels, read_image
 from unext.log import Log, Step, panels, write_arguments
@@ -49,7 +49,10 @@ from unext.workers import in_order
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 KEPT_EVERY = 5  # epochs
-LESS_MEMORY = "--precision bf16, --grad_checkpointing, or a smaller --batch_size with --accumulate need less"
+LESS_MEMORY = (
+    "--precision bf16, --grad_checkpointing, or a smaller --batch_size with --accumulate need less; how much: "
+    "docs/training.md, Memory"
+)
 # What a resumed run must have begun with; other options do not change the weights.
 RECIPE = ("sam2", "aux", "size", "aux_size", "epoch", "lr", "batch_size", "accumulate", "weight_decay",
           "edge_weighted_bce", "clip_grad", "sync_bn", "seed")  # fmt: skip
@@ -273,7 +276,6 @@ def main(args: argparse.Namespace) -> None:
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         wrapped = device.distribute(model, args.device, args.sync_bn)
-        command.smaller_batch = lambda: memory.smaller_batch(model, args.batch_size, structure_loss, args.device)
         command.started()
         if rank == 0:
             log = stack.enter_context(start_log(args, run, len(pairs), steps))

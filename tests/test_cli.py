@@ -19,12 +19,11 @@ from unext.errors import InputError
 ODD = "a\nb\x1b[31m\u2028\u202e é\udcff"  # a line break, a colour of terminals, right to left, not UTF-8
 
 
-def raised(error, started=False, less_memory="", smaller_batch=str):
+def raised(error, started=False, less_memory=""):
     """A command that ends with this error, to be called by `failure`."""
 
     def main(args):
         with cli.one_line_errors(less_memory) as command:
-            command.smaller_batch = smaller_batch
             if started:
                 command.started()
             raise error
@@ -119,8 +118,6 @@ def test_too_small_a_dev_shm_comes_with_a_remedy(message, capsys):
 def test_running_out_of_memory_is_one_line(error, capsys):
     status, line = failure(raised(error, less_memory="buy more"), None, capsys)
     assert status == 1 and line.endswith("out of memory: buy more")
-    _, line = failure(raised(error, less_memory="buy more", smaller_batch=lambda: "; 3 fit"), None, capsys)
-    assert line.endswith("out of memory: buy more; 3 fit")
 
 
 def test_a_batch_beyond_cudas_grid_is_one_line(capsys):

@@ -21,7 +21,8 @@ from torch.amp import GradScaler
 import test as script
 import train
 from SAM2UNeXT import SAM2UNeXT
-from unext import device, memory
+from tools import memory
+from unext import device
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 DEVICE = "cuda"

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import re
 
 import pytest
 import recipe
@@ -12,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import train
 from SAM2UNeXT import SAM2UNeXT
-from unext import memory
+from tools import memory
 
 SIDE, IMAGES = 128, 2
 # Where a CPU lacks these kernels, torch holds copies for others, which the prediction does not know.
@@ -65,7 +66,7 @@ def test_the_predicted_peak_is_what_torch_allocates(way, dtype):
     loss = None if way == "infer" else train.structure_loss
     found = memory.predict(model, IMAGES, loss, cuda=False)
     assert found.peak == pytest.approx(allocated(model, loss is not None), rel=0.15)
-    assert found.held <= found.peak
+    assert found.activations <= found.peak
 
 
 @pytest.mark.slow
@@ -85,18 +86,10 @@ def test_the_largest_batch_is_the_largest_that_fits():
         assert found.largest_batch(gpu) == images
 
 
-def test_a_step_out_of_memory_names_the_batch_that_should_fit(monkeypatch):
-    model = SAM2UNeXT(**MICRO).train()
-    words = model, 8, train.structure_loss
-    assert memory.smaller_batch(*words, "cpu") == ""
-    assert memory.smaller_batch(*words, "cuda:7") == ""  # which cannot be asked
-    found = memory.demand(*words)
-    needed = (found.batch.peak - 2.5 * found.image + memory.LIBRARIES) / (1 - memory.FRAGMENTED)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: memory.GIB)
-    for gpu, line in (
-        (needed, "; otherwise unchanged, --batch_size 5 should fit on this GPU"),
-        (2 * needed + memory.GIB, ""),  # all eight should
-        (memory.GIB, ""),  # not one does
-    ):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, gpu=gpu: (gpu - memory.GIB, gpu))
-        assert memory.smaller_batch(*words, "cuda:0") == line
+def test_the_tool_prints_what_each_use_takes_and_the_batches_that_fit(capsys):
+    memory.main(memory.get_args_parser().parse_args(["--sam2", "micro", "--aux", "none", "--size", "64"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:3]] == ["train", "train --grad_checkpointing", "test"]
+    for line in lines[:3]:
+        batches = [int(number) for number in re.findall(r"GB: (\d+)", line)]
+        assert batches[0] > 0 and batches == sorted(batches) and len(batches) == len(memory.GPUS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation import metrics
-from tools import benchmark, check_dataset, toy_dataset
+from tools import benchmark, check_dataset, memory, toy_dataset
 from unext import pairing
 from unext.images import read_size
 from unext.masks import read_mask
@@ -102,24 +102,7 @@ def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, mon
     assert figures["share"] > 0 and figures["images a second"] > 0
 
 
-def test_the_benchmark_of_cutouts_compares_them_with_the_colours_of_the_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "LARGE", (90, 100))
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
-    figures = figures_of(tmp_path, "cutout", "--repeats", "1")
-    assert list(figures) == ["colours of the image", "of the object", "of the object, WebP"]
-    assert all(found["s"] > 0 and found["peak MB"] >= 0 for found in figures.values())
-
-
-def test_the_benchmark_of_memory_predicts_peaks_and_batches_without_a_gpu(tmp_path):
-    network = ["--sam2", "micro", "--aux", "none", "--size", "64", "--batch_size", "2"]
-    figures = figures_of(tmp_path, "memory", *network)
-    assert list(figures) == ["train bf16", "train bf16 checkpointed", "infer bf16"]
-    for found in figures.values():
-        assert 0 < found["held GiB"] <= found["peak GiB"]
-        assert 0 < found["batch for 8 GB"] < found["batch for 80 GB"]
-
-
-@pytest.mark.parametrize("tool", [benchmark, check_dataset, toy_dataset])
+@pytest.mark.parametrize("tool", [benchmark, check_dataset, memory, toy_dataset])
 def test_the_help_of_every_tool_shows_examples(tool, capsys):
     with pytest.raises(SystemExit) as stop:
         tool.get_args_parser().parse_args(["--help"])

@@ -5,9 +5,6 @@
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
     python tools/benchmark.py predict --save cutout the same with cutouts
-    python tools/benchmark.py cutout                a cutout of 2200 x 3000 and its file: the image's colours, ours
-    python tools/benchmark.py memory                what a training step and inference take on a GPU, and which batch
-                                                    fits; predicted in seconds, without a GPU
 
 "plain" is the network in fp32, in NCHW, with the system's memory allocator as it comes; "NCHW" is the same code as the
 way before it, in that layout. No way uses TF32 but "fp32 as train.py runs it" (and test.py), which leaves it to torch:
@@ -36,7 +33,6 @@ from unittest import mock
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -45,15 +41,13 @@ import test
 import train
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
-from unext import checkpoint, cli, device, files, memory, output
-from unext.cutout import cut_out
+from unext import checkpoint, cli, device, files
 from unext.errors import InputError
 
 Figures = dict[str, dict[str, float]]  # by way, then by name
 
 LARGE = (2200, 3000)  # height, width of the images for test.py
 AS_TRAINED = "fp32 as train.py runs it"
-CARDS = (8, 12, 16, 24, 48, 80)  # GiB of memory of GPUs
 
 
 class Turn(NamedTuple):
@@ -185,31 +179,6 @@ def large_photo() -> np.ndarray:
     return cv2.resize(small, LARGE[::-1])
 
 
-def measure_cutout(way: str, repeats: int) -> tuple[list[float], float]:
-    """In a process of its own: seconds of making a cutout's file, and MB at its peak beyond image and map."""
-    photo = Image.fromarray(large_photo())
-    grey = cv2.resize((soft_disc(256) * 255).astype(np.uint8), photo.size)
-
-    def make() -> None:
-        pixels = np.dstack([photo, grey]) if way == "colours of the image" else np.asarray(cut_out(photo, grey))
-        output.encode(pixels, ".webp" if way.endswith("WebP") else ".png", {})
-
-    cut_out(photo.resize((60, 44)), grey)  # loads, or compiles
-    ready = peak_mb()
-    make()
-    return [timed(make) for _ in range(repeats)], peak_mb() - ready
-
-
-def benchmark_cutouts(args: argparse.Namespace) -> Figures:
-    """Cutouts of 2200 x 3000: with the colours of the image, as they were once, and with those of the object."""
-    results = {}
-    for way in ("colours of the image", "of the object", "of the object, WebP"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            seconds, peak = process.submit(measure_cutout, way, args.repeats).result()
-        results[way] = {"s": statistics.median(seconds), "peak MB": peak}
-    return results
-
-
 def benchmark_predict(args: argparse.Namespace) -> Figures:
     """test.py on large JPEG files: images a second, and the share of the time for which the network is needed.
 
@@ -256,32 +225,11 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
     return {"test.py": {"images a second": (args.images - args.batch_size) / seconds, "share": needed / seconds}}
 
 
-def predict_memory(args: argparse.Namespace) -> Figures:
-    """Training, checkpointed too, and inference: GiB at the peak, and the largest batch for GPUs of some sizes."""
-    with torch.device("meta"):
-        model = SAM2UNeXT(sam2=args.sam2, aux=args.aux, aux_size=args.aux_size, size=args.size)
-    model.set_precision(device.precision(args.precision, "cuda"))
-    results = {}
-    for way in (f"train {args.precision}", f"train {args.precision} checkpointed", f"infer {args.precision}"):
-        loss = train.structure_loss if way.startswith("train") else None
-        model.train(loss is not None).sam.grad_checkpointing = "checkpointed" in way
-        found = memory.demand(model, args.batch_size, loss)
-        gib = {"held GiB": found.batch.held, "peak GiB": found.batch.peak, "a further image GiB": found.image}
-        figures = {name: size / memory.GIB for name, size in gib.items()}
-        figures |= {f"batch for {card} GB": found.largest_batch(card * memory.GIB) for card in CARDS}
-        results[way] = figures
-    libraries, share = memory.LIBRARIES / memory.GIB, memory.FRAGMENTED
-    print(f"of a GPU, {libraries:g} GiB is set aside for CUDA's context and workspaces, {share:.0%} for gaps")
-    return results
-
-
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
-        if "device" in args:
-            args.device = device.find(args.device)
+        args.device = device.find(args.device)
         files.check_output_file("--json", args.json)
-        commands = {"predict": benchmark_predict, "cutout": benchmark_cutouts, "memory": predict_memory}
-        results = commands.get(args.command, benchmark_network)(args)
+        results = benchmark_predict(args) if args.command == "predict" else benchmark_network(args)
         for name, figures in results.items():
             print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
         if args.json:
@@ -292,23 +240,16 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("infer", "train", "predict", "cutout", "memory"):
+    for name in ("infer", "train", "predict"):
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures there")
-        if name != "memory":
-            command.add_argument(
-                "--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported"
-            )
-        if name == "cutout":
-            continue
+        command.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
         command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
         command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
         command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
         command.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="of the input, px")
         command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
         command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
-        if name == "memory":
-            continue
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         command.add_argument("--compile", action="store_true", help="compiled by torch as well")
         if name == "predict":

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from unext.errors import InputError, diagnosis, is_out_of_memory, message
+from unext.errors import InputError, diagnosis, message
 from unext.files import printable
 
 NOTHING_STARTED = 2  # exit status: the user's input is invalid
@@ -27,7 +27,6 @@ class Command:
     """A running command, which is told when its work begins: this decides the exit status of an error."""
 
     status = NOTHING_STARTED
-    smaller_batch: Callable[[], str] = str  # what to add to the line about lack of memory; must not fail
 
     def started(self) -> None:
         self.status = NOT_COMPLETED
@@ -48,7 +47,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             fail(message(error), command.status)
         except (RuntimeError, MemoryError) as error:  # torch's and Python's
             if line := diagnosis(error, less_memory):
-                fail(line + (command.smaller_batch() if is_out_of_memory(error) else ""), NOT_COMPLETED)
+                fail(line, NOT_COMPLETED)
             raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
