@@ -12,8 +12,8 @@ import torch
 
 # torch.hub looks for these before it calls a function below, which is why the network is imported in it.
 dependencies = [
-    "cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numba", "numpy", "PIL", "pymatting", "safetensors",
-    "timm", "torch", "torchvision", "tqdm",
+    "cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numpy", "PIL", "safetensors", "timm", "torch",
+    "torchvision", "tqdm",
 ]  # fmt: skip
 
 

@@ -1,13 +1,6 @@
 """unext/cutout.py: colours of a known foreground, alpha, backgrounds and the box of the object."""
 
-import builtins
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
-import numba
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,16 +9,6 @@ from unext import cutout, output
 
 SIZE = (240, 320)  # height, width
 COLOURS = [((200, 60, 40), (40, 90, 180)), ((230, 220, 200), (20, 60, 30)), ((60, 40, 30), (240, 240, 245))]
-THREADS = """
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np
-from unext.cutout import cutout
-alpha = np.tile(np.arange(256, dtype=np.uint8), (100, 1))
-image = np.dstack([alpha] * 3)
-with ThreadPoolExecutor(4) as pool:
-    results = list(pool.map(lambda _: cutout(image, alpha), range(40)))
-assert all((result == results[0]).all() for result in results)
-"""
 
 
 def strands(rng):
@@ -147,27 +130,3 @@ def test_an_image_covers_the_background_scaled_and_centred(tmp_path):
     larger = np.array(cutout.on_background(Image.new("RGBA", (80, 200)), ground))
     assert larger.shape == (200, 80, 3) and larger[100, 20].tolist() == [255, 0, 0]
     assert cutout.identity(ground).startswith("sha256:") and cutout.identity(cutout.background("red")) == "#ff0000"
-
-
-def test_threads_may_cut_out_at_once():
-    """numba's own threads, all that some systems have, end the process when two calls of theirs meet."""
-    words = [sys.executable, "-c", THREADS]
-    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    subprocess.run(words, env=environment, check=True)
-
-
-def test_a_cutout_does_without_numbas_cache(monkeypatch):
-    """Where numba can write nowhere, as on a read-only system, the import fails."""
-    load, folders = builtins.__import__, []
-
-    def load_with_a_cache(name, *words):
-        if name == "pymatting":
-            folders.append(numba.config.CACHE_DIR)
-            if not folders[-1]:
-                raise RuntimeError("cannot cache function '_make_tree': no locator available")
-        return load(name, *words)
-
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    monkeypatch.setattr(builtins, "__import__", load_with_a_cache)
-    assert callable(cutout.load_estimator())
-    assert len(folders) == 2 and not Path(folders[1]).exists()

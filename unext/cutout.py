@@ -2,9 +2,6 @@
 
 import hashlib
 import io
-import tempfile
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -19,11 +16,9 @@ from unext.images import changes_colours, for_network, on_white, read_photo
 NOTHING, ALL = 0.05, 0.95  # the probabilities up to and from which a cutout has nothing and all of a pixel
 ALPHA = np.rint(255 * np.clip((np.arange(256) / 255 - NOTHING) / (ALL - NOTHING), 0, 1)).astype(np.uint8)  # by 255 x p
 HALF = 127  # an alpha above is more than a half
-SURE = 0.9  # alpha from which pymatting takes pixels as the object's, up to 1 minus that as the background's
+SURE = 0.95  # alpha from which a pixel is surely the object's; up to 1 minus that, the background's
 DETAIL = 1024  # px a side: the network's maps have no more, so that colours are estimated at no more
 ROWS = 256  # of an image at a time: floats of all of its pixels would take most of the memory
-# One estimate at a time: numba ends the process if two meet where it has neither OpenMP nor TBB.
-ESTIMATING = threading.Lock()
 
 
 def cutout(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -43,18 +38,31 @@ def cutout(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def estimate_colours(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Smooth colours of foreground and background, uint8 (H, W, 3) each; None if nothing is surely one of them.
-
-    Source: Germer et al., "Fast Multi-Level Foreground Estimation", arXiv:2006.14970.
-    """
+    """Smooth colours of foreground and background, uint8 (H, W, 3) each; None if nothing is surely one of them."""
     size = min(alpha.shape[1], DETAIL), min(alpha.shape[0], DETAIL)
-    small, share = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) / np.float32(255) for one in (image, alpha))
-    if share.max() < SURE or share.min() > 1 - SURE:
+    small, share = (cv2.resize(layer, size, interpolation=cv2.INTER_AREA) / np.float32(255) for layer in (image, alpha))
+    foreground, background = share >= SURE, share <= 1 - SURE
+    if not foreground.any() or not background.any():
         return None
-    with ESTIMATING:
-        estimates = load_estimator()(small, share, return_background=True)
-    front, back = (cv2.resize(np.rint(255 * one).astype(np.uint8), alpha.shape[::-1]) for one in estimates)
+    estimates = (spread(small, sure.astype(np.float32)[..., None]) for sure in (foreground, background))
+    front, back = (cv2.resize(np.rint(255 * colours).astype(np.uint8), alpha.shape[::-1]) for colours in estimates)
     return front, back
+
+
+def spread(colours: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Spreads the colours, float32 (H, W, 3), from where `known`, float32 (H, W, 1), is 1 to where it is 0, smoothly.
+
+    Push-pull: unknown pixels take the weighted mean of the known ones from the finest scale that has any. Source:
+    Gortler et al., "The Lumigraph", SIGGRAPH 1996.
+    """
+    height, width = known.shape[:2]
+    if height == width == 1:
+        return colours
+    half = (width + 1) // 2, (height + 1) // 2
+    layers = (cv2.resize(layer, half, interpolation=cv2.INTER_AREA) for layer in (colours * known, known))
+    total, share = (layer.reshape(*half[::-1], -1) for layer in layers)  # OpenCV drops a single channel
+    coarse = spread(total / np.maximum(share, 1e-8), np.minimum(4 * share, 1))
+    return known * colours + (1 - known) * cv2.resize(coarse, (width, height)).reshape(colours.shape)
 
 
 def unmix(image: np.ndarray, alpha: np.ndarray, front: np.ndarray, back: np.ndarray) -> np.ndarray:
@@ -66,19 +74,6 @@ def unmix(image: np.ndarray, alpha: np.ndarray, front: np.ndarray, back: np.ndar
     share = alpha / np.float32(255)
     missing = image - share * front - (1 - share) * back
     return np.rint(front + missing * share / (share**2 + (1 - share) ** 2)).clip(0, 255).astype(np.uint8)
-
-
-def load_estimator() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """pymatting's function. Its first import compiles for a minute; numba keeps the result for later processes."""
-    import numba
-
-    numba.set_num_threads(1)  # more are no faster, and the network has the cores
-    try:
-        from pymatting import estimate_foreground_ml
-    except (RuntimeError, OSError):  # nowhere may numba keep it
-        with tempfile.TemporaryDirectory() as numba.config.CACHE_DIR:
-            from pymatting import estimate_foreground_ml
-    return estimate_foreground_ml
 
 
 def cut_out(photo: Image.Image, grey: np.ndarray) -> Image.Image:
