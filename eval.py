@@ -13,7 +13,7 @@ report.html; with several methods also comparison.csv and examples (docs/benchma
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +53,8 @@ def find_methods(args: argparse.Namespace) -> tuple[benchmarks.Benchmark, dict[s
     found = benchmarks.find_test(benchmark, root, args.sets)
     splits = [split for splits in found.values() for split in splits]
     print(*splits, sep="\n")
-    notes = [f"{one.split}: {len(one.pairs):,} pairs instead of {one.count:,}" for one in splits if one.is_incomplete()]
-    methods = {method: find_benchmark_datasets(found, folder, args.allow_missing) for method, folder in folders.items()}
+    notes = [str(split) for split in splits if split.is_incomplete()]
+    methods = {method: find_benchmark_datasets(args, found, folder) for method, folder in folders.items()}
     return benchmark, methods, notes
 
 
@@ -87,10 +87,9 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
     datasets = []
     for i, (label, pred_path, gt_path) in enumerate(zip(labels, args.pred_path, args.gt_path, strict=True)):
         pairing.require_apart(pred_path, gt_path, names)
-        found, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
-        maps, masks = pairing.tell_apart(found, ground_truth, names)
-        if not maps.keys() & masks.keys() and (hint := pairing.names_hint(found, ground_truth)):
-            raise InputError(f"no map in {pred_path} has the name of a ground truth in {gt_path}{hint}")
+        maps, ground_truth = pairing.find(pred_path), pairing.find(gt_path)
+        maps, masks = pairing.tell_apart(maps, ground_truth, names)
+        maps = maps_by_image(args, maps, masks, ground_truth)
         images = {}
         if image_paths:
             pairing.require_apart(image_paths[i], gt_path, names)
@@ -100,22 +99,39 @@ def find_own_datasets(args: argparse.Namespace) -> list[Dataset]:
 
 
 def find_benchmark_datasets(
-    found: dict[str, list[benchmarks.SplitFolder]], pred_path: Path, allow_missing: bool
+    args: argparse.Namespace, found: dict[str, list[benchmarks.SplitFolder]], pred_path: Path
 ) -> list[Dataset]:
     """A benchmark's test sets with their maps below `pred_path`. Raises InputError or OSError that names the remedy."""
     datasets = []
     for name, splits in found.items():
         folder = find_maps(pred_path, name, alone=len(found) == 1)
-        if folder is None and not allow_missing:
+        if folder is None and not args.allow_missing:
             raise InputError(
                 f"{name}: there is no folder of that name with maps below {pred_path}; write them with "
                 "test.py, choose with --sets, or score what is there with --allow_missing"
             )
         pairs = [pair for split in splits for pair in split.pairs]
         images, masks = ({pairing.name_of(pair[0]): pair[side] for pair in pairs} for side in (0, 1))
-        maps = pairing.find(folder) if folder and pairing.has_images(folder) else {}
+        missing = folder is None or (args.allow_missing and not pairing.has_images(folder))
+        maps = {} if missing else maps_by_image(args, pairing.find(folder), masks)
         datasets.append(Dataset(name, maps, masks, images))
     return datasets
+
+
+def maps_by_image(
+    args: argparse.Namespace, maps: dict[str, File], masks: dict[str, File], ground_truth: Iterable[str] = ()
+) -> dict[str, File]:
+    """A folder's maps by the image's name; if none is called as --map_suffix says, they keep their names.
+
+    Raises InputError if another option would pair them with `masks`, or with all files of `ground_truth`.
+    """
+    maps = pairing.MaskNames(args.map_prefix, args.map_suffix).by_image(maps) or maps
+    if maps.keys() & masks.keys():
+        return maps
+    if hint := pairing.names_hint(masks, maps, "map") or pairing.names_hint(maps, ground_truth):
+        folder = next(iter(maps.values())).parent
+        raise InputError(f"no map in {folder} has the name of a ground truth{hint}")
+    return maps
 
 
 def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
@@ -126,7 +142,7 @@ def find_maps(pred_path: Path, name: str, alone: bool) -> Path | None:
     plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
     wanted = plain.sub("", name.casefold())
     hits = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
-    hits = [folder for folder in hits if pairing.has_images(folder)]
+    hits = [folder for folder in hits if pairing.has_images(folder)] or hits[:1]
     if len(hits) > 1:
         raise InputError(f"{name}: several folders could hold its maps: {files.listing(hits)}")
     return hits[0] if hits else pred_path if alone else None
@@ -136,16 +152,15 @@ def check(datasets: Sequence[Dataset], allow_missing: bool) -> list[str]:
     """What is left out, in words. Raises InputError that lists the maps and ground truths without a partner."""
     problems, notes = [], []
     for dataset in datasets:
-        missing = [file.name for name, file in dataset.masks.items() if name not in dataset.maps]
-        extra = [file.name for name, file in dataset.maps.items() if name not in dataset.masks]
-        for what, listed in (("ground truths without a map", missing), ("maps without a ground truth", extra)):
-            if listed and allow_missing:
-                total = len(dataset.masks if listed is missing else dataset.maps)
-                notes.append(f"{dataset.name}: {len(listed):,} of {total:,} {what}, left out")
-            elif listed:
-                problems.append(f"{dataset.name}: {len(listed):,} {what}: {files.listing(listed)}")
+        name, maps, masks, _ = dataset
+        for noun, partner, side, other in (("ground truth", "map", masks, maps), ("map", "ground truth", maps, masks)):
+            alone = [file.name for key, file in side.items() if key not in other]
+            if alone and allow_missing:
+                notes.append(f"{name}: {len(alone):,} of {files.count(len(side), noun)} without a {partner}, left out")
+            elif alone:
+                problems.append(f"{name}: {files.count(len(alone), noun)} without a {partner}: {files.listing(alone)}")
         if dataset.is_empty() and allow_missing:
-            notes.append(f"{dataset.name}: not scored")
+            notes.append(f"{name}: not scored")
     if problems:
         raise InputError("; ".join([*problems, "--allow_missing scores the rest"]))
     if all(dataset.is_empty() for dataset in datasets):
@@ -167,7 +182,8 @@ def tasks_in_common(methods: dict[str, list[Dataset]]) -> tuple[list[Task], list
         common = [key for key in maps if key in masks and all(key in dataset.maps for dataset in own.values())]
         every = {key for dataset in own.values() for key in dataset.maps if key in masks}
         if len(common) < len(every):
-            notes.append(f"{name}: {len(every) - len(common):,} images left out, of which not every method has a map")
+            number = files.count(len(every) - len(common), "image")
+            notes.append(f"{name}: {number} left out, of which not every method has a map")
         having = tuple(own)
         for key in common:
             of_methods = tuple(dataset.maps[key] for dataset in own.values())
@@ -231,10 +247,7 @@ def main(args: argparse.Namespace) -> None:
         notes = [*notes, *more, f"Maps: {', '.join(args.pred_path)}", *made_by(labelled)]
         notes = [files.printable(note) for note in notes]
         title, examples = benchmark.name or ", ".join(rows), compare.find(images, args.examples)
-        report.write(args.save_path, title, scored, compared, notes, examples)
-        if args.json:
-            with files.replacing(args.json) as file:
-                file.write((args.save_path / "results.json").read_bytes())
+        report.write(args.save_path, title, scored, compared, notes, examples, args.json)
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 
 
@@ -252,6 +265,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
+    data.add_argument("--map_suffix", default="", help="of maps called NAME_sal.png: _sal")
+    data.add_argument("--map_prefix", default="", help="of maps called sal_NAME.png: sal_")
     cli.add_reading(data)
     data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")

@@ -88,10 +88,10 @@ class SplitFolder(NamedTuple):
 
     def __str__(self) -> str:
         """A line for the user: what was found, compared with the published archive."""
-        expected = "" if self.count is None else f" of {self.count:,}"
+        expected = "" if self.count is None else f"{len(self.pairs):,} of "
         warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
-        found = f"{len(self.pairs):,}{expected} pairs in {self.images}"
-        return f"{self.split}: {found}{self.left_out}{warning}"
+        found = expected + files.count(len(self.pairs) if self.count is None else self.count, "pair")
+        return f"{self.split}: {found} in {self.images}{self.left_out}{warning}"
 
     def is_incomplete(self) -> bool:
         return self.count not in (None, len(self.pairs))

@@ -40,7 +40,7 @@ def drawing() -> Iterator[None]:
     from matplotlib import font_manager
 
     known = {font.name for font in font_manager.fontManager.ttflist}
-    settings = {"font.family": [font for font in FONTS if font in known], "pdf.fonttype": 42}
+    settings = {"font.family": [font for font in FONTS if font in known], "text.parse_math": False, "pdf.fonttype": 42}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield

@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -142,16 +142,29 @@ def page(
 
 def write(
     folder: Path, title: str, scored: Evaluation, compared: Sequence[Difference], notes: Sequence[str],
-    examples: Sequence[ImageScores],
+    examples: Sequence[ImageScores], json_path: Path | None = None,
 ) -> None:  # fmt: skip
-    """Writes the tables, figures and report.html, see docs/benchmarks.md. Raises OSError."""
+    """Writes the tables, then figures and report.html, see docs/benchmarks.md; results.json also to `json_path`.
+
+    Raises OSError.
+    """
     lines = tables.lines(scored, compared)
     found = compare.groups(scored.images, scored.groups)
     if scored.several():
         notes = [tables.legend(scored.methods[0], "bold", "underlined"), *notes]
-    contents, pictures = figure_files(scored, examples)
-    contents |= table_files(scored, lines, compared, found, notes)
-    contents["report.html"] = page(title, scored, lines, compared, found, pictures, notes)
+    contents = table_files(scored, lines, compared, found, notes)
+    save(folder, contents)
+    if json_path:
+        save(json_path.parent, {json_path.name: contents["results.json"]})
+    try:  # Matplotlib needs a folder for its cache
+        contents, pictures = figure_files(scored, examples)
+        contents["report.html"] = page(title, scored, lines, compared, found, pictures, notes)
+    except OSError as error:
+        raise OSError(f"{folder} has the tables, but no figures and no report.html: {error}") from error
+    save(folder, contents)
+
+
+def save(folder: Path, contents: Mapping[str, bytes]) -> None:
     for name, content in contents.items():
         with files.replacing(folder / name) as file:
             file.write(content)

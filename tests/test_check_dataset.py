@@ -209,6 +209,9 @@ def test_folders_without_common_names_are_no_pair(toy, tmp_path):
     save_image(tmp_path / "masks" / "other.png", np.array(mask()))
     text, status = run(toy / "test/Image", tmp_path / "masks")
     assert status == 1 and "for example toy_0000.jpg and other.png" in " ".join(text.split())
+    (tmp_path / "masks" / "other.png").rename(tmp_path / "masks" / "instances.json")
+    text, status = run(toy / "test/Image", tmp_path / "masks")
+    assert status == 1 and "not read: 1 .json; how to make masks of annotations:" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

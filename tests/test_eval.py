@@ -1,20 +1,28 @@
 """eval.py: scores of data sets do not depend on the worker processes, and bad input is named."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import recipe
 from conftest import ROOT, failure, golden, save_image
 
 import eval as script
-from evaluation import metrics
+from evaluation import metrics, plots
+from unext import workers
+
+CASES = recipe.metric_cases(0)
+SIZES = [(97, 131), (64, 64), (80, 90)]
+SOFT_EDGED = [cv2.circle(np.zeros(size, np.uint8), (40, 30), 20, 255, -1, cv2.LINE_AA) for size in SIZES]
 
 
 def write_pairs(folder, cases):
@@ -26,7 +34,7 @@ def write_pairs(folder, cases):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    return write_pairs(tmp_path_factory.mktemp("pairs"), recipe.metric_cases(0))
+    return write_pairs(tmp_path_factory.mktemp("pairs"), CASES)
 
 
 def arguments(folder, *more):
@@ -53,8 +61,7 @@ def test_results_do_not_depend_on_the_number_of_workers(pairs, tmp_path):
 
 
 def test_several_data_sets_make_one_table_and_one_file(pairs, tmp_path, capsys):
-    cases = recipe.metric_cases(0)
-    other = write_pairs(tmp_path / "other", {name: cases[name] for name in ("case0", "perfect")})
+    other = write_pairs(tmp_path / "other", {name: CASES[name] for name in ("case0", "perfect")})
     args = arguments(pairs, "--json", tmp_path / "scores.json")
     args.dataset_name, args.pred_path, args.gt_path = (
         ["all twelve", "two"],
@@ -65,7 +72,7 @@ def test_several_data_sets_make_one_table_and_one_file(pairs, tmp_path, capsys):
     results = json.loads((tmp_path / "scores.json").read_text())
     assert list(results) == ["all twelve", "two"]
     assert results["two"]["images"] == 2
-    expected = [metrics.score(*cases[name]).MAE for name in ("case0", "perfect")]
+    expected = [metrics.score(*CASES[name]).MAE for name in ("case0", "perfect")]
     assert results["two"]["MAE"] == pytest.approx(np.mean(expected), rel=1e-12)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["dataset", "images", *metrics.NINE]
@@ -86,17 +93,11 @@ def test_chosen_metrics_are_the_columns_and_are_added_to_the_nine(pairs, tmp_pat
 
 
 def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, capsys):
-    cases = recipe.metric_cases(0)
-    short = write_pairs(tmp_path / "short", {"case0": cases["case0"], "case1": cases["case1"]})
-    (short / "maps" / "case1.png").unlink()
-    wrong = write_pairs(tmp_path / "wrong", {"x": (cases["case0"][0], cases["case1"][1])})
     several = arguments(pairs)
     several.pred_path = [str(pairs / "maps")] * 2
     twice = arguments(pairs)
     twice.dataset_name, twice.pred_path, twice.gt_path = ["set"] * 2, several.pred_path, [str(pairs / "masks")] * 2
     for args, message in (
-        (arguments(short), "1 ground truths without a map: case1.png; --allow_missing scores the rest"),
-        (arguments(wrong), "x.png (97, 131) instead of (240, 320); --resize resizes them"),
         (arguments(tmp_path / "none"), "none/maps: there is no such folder"),
         (arguments(pairs, "--json", tmp_path), "is a folder; name a file"),
         (arguments(pairs, "--json", "/proc/scores.json"), "/proc: nothing can be written there"),
@@ -108,7 +109,7 @@ def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, caps
 
 
 def test_an_unreadable_map_is_named_and_nothing_written(tmp_path, capsys):
-    folder = write_pairs(tmp_path, {name: recipe.metric_cases(0)[name] for name in ("case0", "case1")})
+    folder = write_pairs(tmp_path, {name: CASES[name] for name in ("case0", "case1")})
     content = (folder / "maps" / "case1.png").read_bytes()
     (folder / "maps" / "case1.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(SystemExit) as stop:
@@ -119,11 +120,14 @@ def test_an_unreadable_map_is_named_and_nothing_written(tmp_path, capsys):
 
 
 def test_files_without_a_partner_are_listed_or_left_out_if_allowed(tmp_path, capsys):
-    folder = write_pairs(tmp_path, recipe.metric_cases(0))
+    folder = write_pairs(tmp_path, CASES)
     (folder / "maps" / "case1.png").unlink()
     (folder / "masks" / "case2.png").unlink()
     status, line = failure(script.main, arguments(folder), capsys)
-    assert status == 2 and "without a map: case1.png" in line and "without a ground truth: case2.png" in line
+    assert status == 2 and line.endswith(
+        "set: 1 ground truth without a map: case1.png; set: 1 map without a ground truth: case2.png; "
+        "--allow_missing scores the rest"
+    )
     figures = run(folder, tmp_path / "scores.json", "--allow_missing")
     assert figures["images"] == 10
     printed = capsys.readouterr().out
@@ -132,13 +136,101 @@ def test_files_without_a_partner_are_listed_or_left_out_if_allowed(tmp_path, cap
 
 
 def test_maps_of_another_size_are_resized_if_allowed(tmp_path, capsys):
-    prediction, truth = recipe.metric_cases(0)["case0"]
+    prediction, truth = CASES["case0"]
     folder = write_pairs(tmp_path, {"x": (prediction, truth), "y": (prediction[::2, ::2], truth)})
     status, line = failure(script.main, arguments(folder), capsys)
-    assert status == 2 and "set: 1 maps of another (height, width): y.png (49, 66) instead of (97, 131)" in line
+    assert status == 2 and "set: 1 map of another (height, width): y.png (49, 66) instead of (97, 131)" in line
     figures = run(folder, tmp_path / "scores.json", "--resize")
     assert figures["images"] == 2 and "1 map resized" in capsys.readouterr().out
     assert figures["MAE"] == pytest.approx(metrics.score(prediction, truth).MAE, abs=0.02)
+
+
+BINARY = np.uint8([0] * 128 + [255] * 128)  # by grey level
+
+
+@pytest.mark.parametrize(
+    "odd, warning",
+    [
+        (lambda one, truth: (one, truth), ""),
+        (lambda one, truth: (BINARY[one], truth), ""),
+        (lambda one, truth: (BINARY[one], one), "are binary and the ground truth is grey: swapped?"),
+        (lambda one, truth: (cv2.applyColorMap(one, cv2.COLORMAP_JET), truth), "are in colour: read as greyscale"),
+        (lambda one, truth: (cv2.applyColorMap(BINARY[one], cv2.COLORMAP_JET), truth), "are in colour: read as grey"),
+        (lambda one, truth: (0 * one, truth), "are constant: they have one grey level, though there is an object"),
+        (lambda one, truth: (~BINARY[one], truth), "score higher inverted: their MAE is above 0.5"),
+    ],
+)
+def test_a_line_says_what_is_odd_about_most_maps(odd, warning, tmp_path, capsys):
+    soft = [cv2.GaussianBlur(mask, (0, 0), 4) for mask in SOFT_EDGED]
+    cases = {f"{i}": odd(*pair) for i, pair in enumerate(zip(soft, SOFT_EDGED, strict=True))}
+    cases["sound"] = soft[0], SOFT_EDGED[0]
+    run(write_pairs(tmp_path, cases), tmp_path / "scores.json", "--workers", "1")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(lines) == bool(warning)
+    if warning:
+        assert lines[0].startswith(f"warning: set: 3 of 4 maps {warning}")
+        assert lines[0] in (tmp_path / "results/results.md").read_text()
+
+
+def test_ground_truths_without_an_object_are_counted_and_their_black_maps_are_no_fault(tmp_path, capsys):
+    perfect = {f"{i}": (mask, mask) for i, mask in enumerate(SOFT_EDGED[:1] + [np.zeros((9, 9), np.uint8)] * 2)}
+    assert run(write_pairs(tmp_path, perfect), tmp_path / "scores.json")["mIoU"] < 0.4
+    [_, _, _, note, _] = capsys.readouterr().out.splitlines()
+    told = "set: 2 of 3 ground truths without an object, where Dice, IoU and F-measures are 0 by definition"
+    assert note == told and told in (tmp_path / "results/report.html").read_text()
+
+
+@pytest.mark.parametrize("name, option", [("{}_sal.png", "--map_suffix=_sal"), ("map-{}.png", "--map_prefix=map-")])
+def test_maps_called_otherwise_are_paired_with_the_option_that_the_message_gives(name, option, pairs, tmp_path, capsys):
+    for folder in ("maps", "masks"):
+        (tmp_path / folder).mkdir()
+        for path in (pairs / folder).iterdir():
+            shutil.copy(path, tmp_path / folder / (name.format(path.stem) if folder == "maps" else path.name))
+    status, line = failure(script.main, arguments(tmp_path, "--allow_missing"), capsys)
+    assert status == 2 and line.endswith(f"/maps has the name of a ground truth; give {option}")
+    assert run(tmp_path, tmp_path / "a.json", option) == run(pairs, tmp_path / "b.json")
+
+
+def test_what_is_in_a_folder_without_images_is_named(pairs, tmp_path, capsys):
+    for name in ("maps/a.npy", "maps/b.npy", "masks/a.json", "masks/classes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for maps, masks, told in (
+        (tmp_path, pairs, "/maps: has no images, only files that are not read: 2 .npy"),
+        (pairs, tmp_path, "not read: 1 .json, 1 .txt; how to make masks of annotations: docs/input.md"),
+    ):
+        args = arguments(pairs, "--pred_path", maps / "maps", "--gt_path", masks / "masks")
+        status, line = failure(script.main, args, capsys)
+        assert status == 2 and line.endswith(told)
+
+
+@pytest.mark.parametrize("error", [OSError("no writable cache directory"), RuntimeError("a bug")])
+def test_the_tables_are_written_whatever_becomes_of_the_figures(error, pairs, tmp_path, monkeypatch, capsys):
+    def fail(means):
+        raise error
+
+    monkeypatch.setattr(plots, "curves", fail)
+    args = arguments(pairs, "--save_path", tmp_path / "results", "--json", tmp_path / "scores.json")
+    if isinstance(error, OSError):
+        status, line = failure(script.main, args, capsys)
+        assert status == 1 and line.endswith("no figures and no report.html: no writable cache directory")
+    else:
+        with pytest.raises(RuntimeError):
+            script.main(args)
+    tables = {"groups.csv", "per_image.csv", *(f"results.{kind}" for kind in ("csv", "json", "md", "tex"))}
+    assert {path.name for path in (tmp_path / "results").iterdir()} == tables
+    assert (tmp_path / "scores.json").read_bytes() == (tmp_path / "results/results.json").read_bytes()
+
+
+def test_one_worker_is_this_process_and_more_name_dev_shm_if_it_is_missing(pairs, tmp_path, monkeypatch, capsys):
+    def fail(*words, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", fail)
+    status, line = failure(script.main, arguments(pairs, "--workers", "2"), capsys)
+    told = "worker processes cannot start without /dev/shm: Read-only file system; --workers 1 does without them"
+    assert status == 2 and line.endswith(told)
+    assert run(pairs, tmp_path / "scores.json", "--workers", "1")["images"] == 12
 
 
 @pytest.mark.parametrize("module", ["eval", "tools.check_dataset", "tests.benchmark_eval"])

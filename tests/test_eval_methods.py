@@ -166,13 +166,32 @@ def test_the_examples_are_those_asked_for_else_those_that_differ_most(root, resu
     assert status == 2 and "no image that is scored is called hard/none" in line
 
 
-def test_a_mask_with_wrong_values_causes_one_warning_whatever_the_number_of_methods(root, tmp_path, capsys):
+def test_one_line_warns_of_the_masks_of_a_set_and_one_of_the_maps_of_a_method(root, tmp_path, capsys):
     shutil.copytree(root, tmp_path / "root")
     mask = tmp_path / "root/data/easy/gt/crab_001.png"
     Image.fromarray(np.array(Image.open(mask)) // 255).save(mask)
+    for path in (tmp_path / "root/maps/noise/hard").iterdir():
+        Image.fromarray(~np.array(Image.open(path))).save(path)
     run(tmp_path / "root", METHODS, tmp_path / "out")
-    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert warned == ["warning: easy: 1 of 4 masks: 0/1 mask: reads as black; make the object 255 (crab_001.png)"]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")] == [
+        "warning: easy: 1 of 4 masks: 0/1 mask: reads as black; make the object 255 (crab_001.png)",
+        "warning: noise, hard: 4 of 4 maps score higher inverted: their MAE is above 0.5",
+    ]
+
+
+def test_methods_may_call_their_maps_differently(root, results, tmp_path, capsys):
+    for method in ("blur", "shift"):
+        shutil.copytree(root / "maps" / method, tmp_path / "maps" / method)
+    for path in (tmp_path / "maps/shift").glob("*/*.png"):
+        path.rename(path.with_stem(f"{path.stem}_sal"))
+    shutil.copytree(root / "data", tmp_path / "data")
+    shutil.copy(root / "five.yaml", tmp_path)
+    command = benchmark_eval.eval_command(tmp_path, ["blur", "shift"], "out")
+    status, line = failure(script.main, script.get_args_parser().parse_args(command[2:]), capsys)
+    assert status == 2 and line.endswith("shift/easy has the name of a ground truth; give --map_suffix=_sal")
+    scores = run(tmp_path, ["blur", "shift"], tmp_path / "out", "--map_suffix", "_sal")
+    every = json.loads((results / "results.json").read_text())
+    assert scores == {method: every[method] for method in ("blur", "shift")}
 
 
 def test_only_images_of_which_every_method_has_a_map_are_scored(root, tmp_path, capsys):
@@ -190,7 +209,7 @@ def test_only_images_of_which_every_method_has_a_map_are_scored(root, tmp_path, 
     assert scores["blur"]["hard"]["images"] == 4 and list(scores["shift"]) == ["easy"]
     printed = capsys.readouterr().out
     assert "noise, easy: 1 of 4 ground truths without a map, left out" in printed
-    assert "easy: 1 images left out, of which not every method has a map" in printed
+    assert "easy: 1 image left out, of which not every method has a map" in printed
 
 
 def test_names_in_any_script_are_drawn_without_warnings_and_settings_are_shown(root, tmp_path):

@@ -77,8 +77,12 @@ def test_files_that_are_not_images_are_ignored(folders):
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'none'}: there is no such folder")):
         pairing.find(tmp_path / "none")
-    with pytest.raises(ValueError, match="has no images"):
+    with pytest.raises(ValueError, match="has no images$"):
         pairing.find(tmp_path)
+    (tmp_path / "a.xml").write_bytes(b"")
+    for read in (pairing.find, lambda folder: pairing.gather([folder])):
+        with pytest.raises(ValueError, match="only files that are not read: 1 .xml; how to make masks of annotations"):
+            read(tmp_path)
 
 
 def test_one_folder_for_images_and_masks_is_refused_however_it_is_spelled(folders):

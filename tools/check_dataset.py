@@ -144,7 +144,9 @@ def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path
     everything.jobs.extend(repeated)
     if not pairs:
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (left, right))
-        add("no pair", images, f"with {masks}: for example {first}{pairing.names_hint(*sides)}")
+        detail = f"with {masks}: for example {first}{pairing.names_hint(*sides)}"
+        empty = [folder for folder, side in zip((images, masks), sides, strict=True) if not side]
+        add("no pair", images, "; ".join(map(pairing.no_images, empty)) or detail)
     elif place.count not in (None, len(pairs)):
         add("not the published number", images, f"{len(pairs):,} of {place.count:,} pairs")
 

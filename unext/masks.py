@@ -79,11 +79,21 @@ def mask_problem(image: Image.Image, mask: Image.Image) -> str:
     values = np.asarray(image if is_deep else mask)
     if not is_lossy and has_labels(values, np.unique(values) if is_deep else np.flatnonzero(mask.histogram())):
         return "mask of labels"
-    if is_deep or image.mode in ("1", "L", "LA") or alpha_of(image):
-        return ""
+    return "mask in colour" if is_coloured(image) else ""
+
+
+def is_coloured(image: Image.Image) -> bool:
+    """Whether an opened mask or map is in colour."""
+    if image.mode.startswith(DEEP) or image.mode in ("1", "L", "LA") or alpha_of(image):
+        return False
     red, *others = decoded(image).convert("RGB").split()
-    coloured = max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
-    return "mask in colour" if coloured else ""
+    return max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
+
+
+def has_grey_regions(mask: np.ndarray) -> bool:
+    """Whether 3 x 3 pixels of a mask, uint8 (H, W), are grey, which those of soft edges are not."""
+    grey = cv2.inRange(mask, TOLERANCE + 1, 254 - TOLERANCE)
+    return bool(cv2.erode(grey, np.ones((3, 3))).any())
 
 
 def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:

@@ -19,6 +19,7 @@ from unext.images import GET_HEIF, extensions
 from unext.masks import MASK_PROBLEMS
 
 HEIC = (".heic", ".heif")
+ANNOTATIONS = (".json", ".txt", ".xml", ".csv")
 UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, this one's too
 
 
@@ -40,7 +41,7 @@ class File(NamedTuple):
 
 
 class MaskNames(NamedTuple):
-    """What the names of masks have before and behind those of their images."""
+    """What the names of masks, or of maps, have before and behind those of their images."""
 
     prefix: str = ""
     suffix: str = ""
@@ -52,9 +53,13 @@ class MaskNames(NamedTuple):
         fits = mask.startswith(before) and mask.endswith(behind) and len(mask) > len(before + behind)
         return folder + slash + mask[len(before) : len(mask) - len(behind)] if fits else None
 
-    def options(self) -> str:
+    def by_image(self, masks: Mapping[str, File]) -> dict[str, File]:
+        """The masks by the image's name, without files that are called otherwise."""
+        return {image: file for name, file in masks.items() if (image := self.image_of(name)) is not None}
+
+    def options(self, kind: str = "mask") -> str:
         """How the commands are told."""
-        return " ".join(f"--mask_{key}={shlex.quote(part)}" for key, part in self._asdict().items() if part)
+        return " ".join(f"--{kind}_{key}={shlex.quote(part)}" for key, part in self._asdict().items() if part)
 
     def entries(self) -> str:
         """How a YAML file says it."""
@@ -163,8 +168,15 @@ def find(folder: str | Path) -> dict[str, File]:
     if broken:
         raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(broken)}")
     if not found.images:
-        raise InputError(f"{folder}: has no images")
+        raise InputError(no_images(folder))
     return by_name(found.images)
+
+
+def no_images(folder: str | Path) -> str:
+    """A message about a folder without images, which says what is there instead."""
+    others = left_out([folder])
+    hint = "; how to make masks of annotations: docs/input.md" if any(one in others for one in ANNOTATIONS) else ""
+    return f"{folder}: has no images" + (f", only files that are not read: {others}{hint}" if others else "")
 
 
 def by_name(images: Iterable[File]) -> dict[str, File]:
@@ -195,10 +207,9 @@ def gather(
             folders = tree(require_folder(path), skip) if recursive else [path]
             groups = {folder: scan(folder).images for folder in folders}
         if not any(groups.values()):
-            others = left_out([path])
             deeper = 0 if recursive else images_below(path, skip)
             hint = f"; {count(deeper, 'image')} in sub-folders, which --recursive reads" if deeper else ""
-            raise InputError(f"{path}: has no images" + (f", only {others}" if others else "") + hint)
+            raise InputError(no_images(path) + hint)
         for folder, images in groups.items():
             below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
             for name, image in by_name(images).items():
@@ -267,19 +278,21 @@ def tell_apart(
     """The files of a folder of images and of one of masks, which may be the same, by the image's name."""
     if names == SAME:
         return images, masks
-    of_image = {name: names.image_of(name) for name in masks}
     resolved = cache(Path.resolve)
     images = {
         name: path for name, path in images.items()
-        if of_image.get(name) is None or resolved(masks[name].parent) != resolved(path.parent)
+        if name not in masks or names.image_of(name) is None
+        or resolved(masks[name].parent) != resolved(path.parent)
     }  # fmt: skip
-    return images, {image: masks[name] for name, image in of_image.items() if image is not None}
+    return images, names.by_image(masks)
 
 
-def names_hint(images: Iterable[str], masks: Iterable[str]) -> str:
+def names_hint(images: Iterable[str], masks: Iterable[str], kind: str = "mask") -> str:
     """The end of a message: which options would pair the files of these names, if there are such."""
-    guess = guess_names({*images}, {*masks})
-    return f"; give {guess.options()} (in a benchmark's YAML file: {guess.entries()})" if guess else ""
+    if not (guess := guess_names({*images}, {*masks})):
+        return ""
+    in_yaml = f" (in a benchmark's YAML file: {guess.entries()})" if kind == "mask" else ""
+    return f"; give {guess.options(kind)}{in_yaml}"
 
 
 def guess_names(images: Set[str], masks: Set[str]) -> MaskNames | None:

@@ -25,9 +25,19 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
 
 
 def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """function(item) for each item, in order, from worker processes. Raises BrokenProcessPool if one died."""
-    workers = max(1, min(workers, len(items), 61))  # more are not possible on Windows
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    """function(item) for each item, in order, from worker processes; a single worker is this process itself.
+
+    Raises BrokenProcessPool if one died, OSError if there can be none.
+    """
+    workers = min(workers, len(items), 61)  # more are not possible on Windows
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    try:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    except OSError as error:
+        reason = f"worker processes cannot start without /dev/shm: {error.strerror}"
+        raise OSError(f"{reason}; --workers 1 does without them") from error
     try:
         yield from in_order(pool, function, items, ahead=4 * workers)
     finally:
