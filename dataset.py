@@ -1,5 +1,6 @@
 """The torch data set: images and masks as the network takes them. B: batch, S: side of the square."""
 
+import hashlib
 import math
 import os
 import signal
@@ -13,13 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
-from tqdm import tqdm
 
 from unext import files, pairing
 from unext.images import read_image, read_size
 from unext.masks import read_and_check_mask, read_mask
 from unext.pairing import Pair
-from unext.workers import in_order
+from unext.workers import in_order, progress_bar
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
@@ -106,27 +106,35 @@ def obey_parent_alone(worker: int) -> None:
         os.setsid()
 
 
-def check_files(pairs: Sequence[Pair], workers: int) -> None:
-    """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files."""
-    looked_at = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
+def check_files(pairs: Sequence[Pair], workers: int) -> str:
+    """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files.
+
+    Returns a fingerprint of the pairs: their number, and a hash of their names and sizes in bytes. It stays the same if
+    the data moves to another disk.
+    """
+    sampled = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
     failed, wrong = [], []
     problems = {}
+    digest = hashlib.sha256()
 
-    def check(pair: Pair) -> None:
+    def check(pair: Pair) -> str:
+        """The pair's names and sizes in bytes."""
         image, mask = pair
         try:
-            expected, found = read_size(image), read_size(mask)
-            if found != expected:
-                wrong.append(f"{mask.name} {found} instead of {expected}")
-            if mask in looked_at:
+            size, wanted = read_size(mask), read_size(image)
+            if size != wanted:
+                wrong.append(f"{mask.name} {size} instead of {wanted}")
+            if mask in sampled:
                 problems[mask] = read_and_check_mask(mask)[1]
+            return "".join(f"{pairing.name_of(file)}{file.suffix} {os.path.getsize(file)}\n" for file in pair)
         except OSError as error:
             failed.append(str(error))
+            return ""
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         checked = in_order(pool, check, pairs, ahead=1000)
-        for _ in tqdm(checked, "opening files", len(pairs), unit="pair", delay=2, leave=False):
-            pass
+        for line in progress_bar(checked, "opening files", len(pairs), unit="pair", delay=2, leave=False):
+            digest.update(os.fsencode(line))
     if failed:
         raise OSError("; ".join(sorted(failed)))
     for line in pairing.mask_warnings(problems):
@@ -134,3 +142,4 @@ def check_files(pairs: Sequence[Pair], workers: int) -> None:
     if wrong:
         number = files.count(len(wrong), "mask")
         print(f"warning: {number} of another (height, width) than the image: {files.listing(sorted(wrong))}")
+    return f"{files.count(len(pairs), 'pair')} (names and sizes: {digest.hexdigest()[:12]})"

@@ -11,7 +11,6 @@ report.html; with several methods also comparison.csv and examples (docs/benchma
 """
 
 import argparse
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from unext import cli, files, output, pairing
 from unext.errors import InputError
 from unext.images import allow_pixels
 from unext.pairing import File
+from unext.workers import cores
 
 
 class Dataset(NamedTuple):
@@ -287,7 +287,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--engine", choices=[*scoring.ENGINES], default="fast", help="the same figures; the library is slow"
     )
-    run.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
+    run.add_argument("--workers", type=cli.number(), default=cores(), help="processes")
     return parser
 
 

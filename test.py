@@ -14,7 +14,6 @@ on --background). settings.json records how they were made. An interrupted run c
 """
 
 import argparse
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ from unext.images import allow_pixels, for_network, read_photo, read_size
 from unext.log import versions
 from unext.output import Task
 from unext.pairing import SAME, MaskNames
-from unext.workers import in_order
+from unext.workers import cores, in_order, progress_bar
 
 LESS_MEMORY = "--precision bf16, or a smaller --batch_size or --size, need less"
 
@@ -277,7 +276,7 @@ def main(args: argparse.Namespace) -> None:
         before = f"; {len(tasks) - len(todo):,} of {len(tasks):,} are done already" if len(todo) < len(tasks) else ""
         where = f"{args.checkpoint} on {args.device} in {settings['precision']}"
         print(f"{where}; {files.count(len(every), 'image')}{share}{before}")
-        with tqdm(total=len(tasks), initial=len(tasks) - len(todo), unit="img", disable=rank > 0) as bar:
+        with progress_bar(total=len(tasks), initial=len(tasks) - len(todo), unit="img", disable=rank > 0) as bar:
             failed = predict(model, todo, args, bar)
         if failed:
             print(*map(files.printable, failed), sep="\n", file=sys.stderr)
@@ -330,8 +329,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     group.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
     cli.add_device(group)
-    cores = min(8, os.cpu_count() or 1)
-    group.add_argument("--workers", type=cli.number(), default=cores, help="threads that read, and as many that write")
+    workers = min(8, cores())
+    group.add_argument("--workers", type=cli.number(), default=workers, help="threads that read, as many that write")
     return parser
 
 

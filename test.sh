@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the maps of the newest checkpoint of a run; whatever follows goes to test.py.
+# Writes the maps of a run's best.pth, or else of its newest checkpoint; whatever follows goes to test.py.
 #
 #     bash test.sh NAME ROOT [options]        the test sets of a benchmark of the paper or of a YAML file
 #     bash test.sh IMAGES... [options]        folders of images, or single images
@@ -23,11 +23,15 @@ else
         shift
     done
 fi
-checkpoint=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
+checkpoint=$run/best.pth
+if [ ! -e "$checkpoint" ]; then
+    checkpoint=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
+fi
 if [ -z "$checkpoint" ]; then
-    echo "test.sh: no SAM2-UNeXT-*.pth in $run; train first, or name the run with RUN=..." >&2
+    echo "test.sh: neither best.pth nor SAM2-UNeXT-*.pth in $run; train first, or name the run with RUN=..." >&2
     exit 2
 fi
+echo "test.sh: taking $checkpoint"
 
 exec "${launch[@]}" "$here/test.py" \
     --checkpoint "$checkpoint" \

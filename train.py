@@ -12,13 +12,12 @@ No GPU, to try it: a small network with random encoders and few pixels:
         --size 128 --aux_size 112 --batch_size 8 --lr 1e-3 \\
         --train_image_path data/images --train_mask_path data/masks --save_path runs/small
 
-If it was stopped or killed, the same command with --resume continues where last.pth was written. On GPUs, convolutions
-in fp32 use TF32, as torch has it by default.
+If it was stopped or killed, the same command with --resume continues where last.pth was written. Without --resume, a
+folder that holds a run is refused. On GPUs, convolutions in fp32 use TF32, as torch has it by default.
 """
 
 import argparse
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from dataset import SegmentationDataset, check_files, epoch_batches, image_tensor, load
 from evaluation import benchmarks, metrics
@@ -41,11 +39,11 @@ from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, pairing
 from unext.errors import InputError
 from unext.images import allow_pixels, read_image
-from unext.log import Log, Step, panels, write_arguments
+from unext.log import Log, Step, panels, record
 from unext.masks import read_mask
 from unext.pairing import Pair
-from unext.run import Run
-from unext.workers import in_order
+from unext.run import Run, check_folder
+from unext.workers import cores, in_order, progress_bar
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 KEPT_EVERY = 5  # epochs
@@ -215,31 +213,35 @@ def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32
     return model
 
 
-def make_recipe(args: argparse.Namespace, precision: torch.dtype, pairs: int) -> dict[str, Any]:
-    """What a resumed run must have begun with, by the words for a message."""
+def make_recipe(args: argparse.Namespace, precision: torch.dtype) -> dict[str, Any]:
+    """Settings that must not change when a run is resumed, by their names in a message."""
     recipe = {f"--{name}": getattr(args, name) for name in RECIPE}
-    more = {"precision": str(precision), "number of pairs": pairs, "number of processes": device.ranks()[2]}
-    return recipe | {f"the {name}": value for name, value in more.items()}
+    return recipe | {"the precision": str(precision), "the number of processes": device.ranks()[2]}
 
 
 def start_log(args: argparse.Namespace, run: Run, pairs: int, steps: int) -> Log:
-    """Prints what is trained, writes args.json and opens the log of a run with so many steps an epoch."""
+    """Prints what is trained; the log of a run with so many steps an epoch."""
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
     precision, processes = run.model.precision, device.ranks()[2]
     effective = processes * args.batch_size * args.accumulate
     print(f"{files.count(pairs, 'pair')}; {trained:,} trainable parameters; training on {args.device} in {precision}")
-    print(f"{effective} images per step: {processes} process(es) x batch {args.batch_size} x {args.accumulate}")
-    write_arguments(args, {"precision": precision, "processes": processes, "effective_batch": effective})
-    return Log(args.save_path, run.progress, args.log_every, steps, args.epoch)
+    factors = f"{processes} (processes) x {args.batch_size} (--batch_size) x {args.accumulate} (--accumulate)"
+    print(f"{files.count(effective, 'image')} per step: {factors}")
+    content = record(args, {"precision": precision, "processes": processes, "effective_batch": effective})
+    return Log(args.save_path, run.progress, content, args.log_every, steps, args.epoch)
 
 
 def end_epoch(run: Run, log: Log, scores: dict[str, float], shown: Sequence[Pair]) -> None:
     """Logs an epoch with its scores and panels of the pairs `shown`; writes best.pth and the checkpoints to keep."""
     progress = run.progress
     log.epoch(progress, progress.losses() | scores, panels(run.model, shown))
-    if scores.get("Smeasure", -math.inf) > progress.best:
-        progress.best = scores["Smeasure"]
-        checkpoint.save_network(run.folder / "best.pth", run.model, progress.epoch)
+    if scores:
+        outcome = f"best.pth is kept (Smeasure {progress.best:.4f})"
+        if scores["Smeasure"] > progress.best:
+            progress.best, outcome = scores["Smeasure"], "saved as best.pth"
+            checkpoint.save_network(run.folder / "best.pth", run.model, progress.epoch)
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        print(f"epoch {progress.epoch}: {figures}; {outcome}")
     if progress.epoch % KEPT_EVERY == 0 or progress.epoch == log.epochs:
         path = run.folder / f"SAM2-UNeXT-{progress.epoch}.pth"
         checkpoint.save_network(path, run.model, progress.epoch)
@@ -252,9 +254,12 @@ def main(args: argparse.Namespace) -> None:
         rank, _, processes = device.ranks()
         check_options(args)
         pairs, val_pairs = find_pairs(args)
-        if rank == 0:
+        recipe = make_recipe(args, dtype)
+        if rank == 0:  # the others rely on it
             stack.enter_context(files.locked(args.save_path))
-        check_files([*pairs, *val_pairs], args.workers)
+            check_folder(args.save_path, args.resume)
+            recipe["the data"] = check_files(pairs, args.workers)
+            check_files(val_pairs, args.workers)
 
         if args.deterministic:
             device.make_deterministic(args.device)
@@ -264,7 +269,7 @@ def main(args: argparse.Namespace) -> None:
         steps = math.ceil(per_epoch / args.accumulate)
         optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-        run = Run(args.save_path, model, optimizer, scheduler, scaler, make_recipe(args, dtype, len(pairs)))
+        run = Run(args.save_path, model, optimizer, scheduler, scaler, recipe)
         run.begin(args.resume, args.init)
         progress = run.progress
         epochs = range(progress.epoch, args.epoch + 1)
@@ -283,8 +288,8 @@ def main(args: argparse.Namespace) -> None:
         stop = stack.enter_context(cli.noted_signals())
         for epoch in epochs:
             rest = islice(batches, max(0, per_epoch - progress.step * args.accumulate))
-            with tqdm(total=len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
-                bar.set_description(f"epoch {epoch}/{args.epoch}")
+            label = f"epoch {epoch}/{args.epoch}"
+            with progress_bar(None, label, len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
                 for step in train_one_epoch(wrapped, rest, optimizer, scaler, *options):
                     scheduler.step()
                     progress.count(step.images, step.terms)
@@ -295,8 +300,7 @@ def main(args: argparse.Namespace) -> None:
                     if args.save_every and progress.step % args.save_every == 0:
                         run.save()
                     run.stop_if_asked(stop)
-            if val_pairs:
-                run.save()  # whatever happens to the validation
+            run.save()  # whatever happens to the validation and to the checkpoints
             scores = validate(model, val_pairs, args.workers, stop)
             run.stop_if_asked(stop)
             if rank == 0:
@@ -317,8 +321,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     network.add_argument("--init", metavar="FILE", help="start from these trained weights instead of random ones")
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
-    data.add_argument("--train_image_path", nargs="+", default=[], metavar="DIR", help="folder(s) of images")
-    data.add_argument("--train_mask_path", nargs="+", default=[], metavar="DIR", help="folder(s) of masks")
+    data.add_argument("--train_image_path", nargs="+", default=[], metavar="DIR", help="folders of images")
+    data.add_argument("--train_mask_path", nargs="+", default=[], metavar="DIR", help="folders of masks")
     data.add_argument("--val_image_path", nargs="+", default=[], metavar="DIR", help="images to validate on each epoch")
     data.add_argument("--val_mask_path", nargs="+", default=[], metavar="DIR", help="their masks")
     data.add_argument("--skip_unpaired", action="store_true", help="ignore images and masks without a partner")
@@ -345,7 +349,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
     group.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     cli.add_device(group)
-    group.add_argument("--workers", type=none, default=min(8, os.cpu_count() or 1), help="processes that read images")
+    group.add_argument("--workers", type=none, default=min(8, cores()), help="processes that read images")
     return parser
 
 

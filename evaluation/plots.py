@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from evaluation.compare import Evaluation, ImageScores
 from evaluation.metrics import PairScores
 from unext.images import decoded, opened
 from unext.masks import OBJECT, mask_of
+from unext.workers import cores
 
 if TYPE_CHECKING:  # not at the top: worker processes import this too and do without
     from matplotlib.figure import Figure
@@ -177,7 +177,7 @@ def examples(chosen: Sequence[ImageScores], methods: Sequence[str]) -> dict[str,
         maps = [np.asarray(read_map(one.maps[method], side)) if method in one.maps else None for method in methods]
         return [image, np.asarray(thumbnail(one.ground_truth, "L", side)), *maps]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         table = list(pool.map(read, chosen))
     heights = [row[1].shape[0] / row[1].shape[1] for row in table]
     with drawing():

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +14,7 @@ from evaluation import compare, plots, tables
 from evaluation.compare import Difference, Evaluation, ImageScores
 from evaluation.metrics import METRICS
 from unext import files
+from unext.workers import cores
 
 MIN_IMAGES, MAX_IMAGES = 6, 18  # on the page; half of the images in between
 LOSSES = 4  # images on the page in which the first method loses most against another one
@@ -118,7 +118,7 @@ def page(
     """A self-contained HTML page: tables, the PNG files `pictures` by what they show, examples."""
     import jinja2  # not at the top: worker processes import this too and do without
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         chosen = chosen_images(scored)
         every = {(one.dataset, one.name): one for _, some in chosen for one in some}  # some are in several sections
         cards = dict(zip(every, pool.map(card, every.values()), strict=True))

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from evaluation import compare, metrics
 from unext import files, pairing
@@ -17,7 +16,7 @@ from unext.errors import InputError
 from unext.images import opened
 from unext.masks import has_grey_regions, is_coloured, mask_of, read_and_check_mask
 from unext.pairing import File
-from unext.workers import in_processes
+from unext.workers import in_processes, progress_bar
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
 EMPTY = "empty"  # a mask without an object, beside MASK_PROBLEMS
@@ -94,7 +93,7 @@ def evaluate(
     several = len({method for task in tasks for method in task.methods}) > 1
     function = partial(score_files, engine=engine, resize=resize, names=names)
     with closing(in_processes(function, tasks, workers)) as results:
-        bar = tqdm(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
+        bar = progress_bar(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
         for task, (scored, share, problem) in bar:
             problems.setdefault(task.dataset, {})[task.mask] = problem or ("" if share else EMPTY)
             for method, one in zip(task.methods, scored, strict=True):

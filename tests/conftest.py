@@ -229,6 +229,18 @@ def predict_arguments(checkpoint, images, save_path, *more):
     return test.get_args_parser().parse_args([str(word) for word in (*words, "--precision", "fp32", *more)])
 
 
+def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
+    """The environment of one of several processes, which have no place to meet."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+    for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files below a folder, but its lock."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
 def program(script: str, *words: object) -> list[str]:
     """The command that runs a script of this project, see program.py."""
     return [sys.executable, str(ROOT / "tests/program.py"), str(ROOT / script), *map(str, words)]

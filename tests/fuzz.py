@@ -208,15 +208,12 @@ def read_weights(path: Path) -> None:
     """Fills what a file is for. Raises OSError or ValueError that names it."""
     from sam2.build_sam import build_sam2_trunk
     from SAM2UNeXT import SAM2UNeXT, build_aux
-    from unext import run, weights
+    from unext import weights
 
     if path.name in ("sam2_hiera_tiny.pt", "legacy.pt"):
         weights.load_sam2(build_sam2_trunk("tiny", device="meta"), path)
     elif path.name == f"{AUX}.safetensors":
         weights.load_aux(build_aux(AUX, AUX_SIZE, device="meta").model, AUX, path)
-    elif path.name == "last.pth":
-        run.read_last(path.parent)
-        SAM2UNeXT.from_checkpoint(path)
     else:
         SAM2UNeXT.from_checkpoint(path)
 

@@ -177,8 +177,8 @@ def test_no_option_runs_code_from_a_file(option, toy, tmp_path, capsys):
     path.parent.mkdir()
     content = {"model": Payload(str(tmp_path / "ran"))}
     torch.save(content, path)
-    words = option if option == "--resume" else f"{option} {path}"
-    status, line = failure(train.main, arguments(words, toy, path.parent), capsys)
+    words, folder = (option, path.parent) if option == "--resume" else (f"{option} {path}", tmp_path / "new")
+    status, line = failure(train.main, arguments(words, toy, folder), capsys)
     assert status == 2 and f"{path}: " in line
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(content))

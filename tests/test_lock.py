@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, failure, predict_arguments, train_arguments
+from conftest import ROOT, contents, failure, predict_arguments, train_arguments
 
 import test
 import train
@@ -26,10 +26,6 @@ with files.locked("."):
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", 0.1)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_second_run_is_refused_before_the_network_is_loaded_and_changes_nothing(

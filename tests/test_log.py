@@ -82,7 +82,8 @@ def test_a_resumed_log_has_no_duplicate_step_and_no_truncated_line(tmp_path):
     lines = [json.dumps({"epoch": epoch} | ({"step": step} if step else {})) for epoch, step in places]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"epoch": 3, "st')
     for place, kept in (((3, 0), 6), ((2, 1), 4), ((2, 0), 3), ((1, 0), 0)):
-        with log.Log(tmp_path, run.Progress(*place), 1, 2, 3):
+        with log.Log(tmp_path, run.Progress(*place), {}, 1, 2, 3) as resumed:
+            resumed.open()
             assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
 
 
@@ -106,7 +107,9 @@ def test_scores_are_those_of_the_maps_that_the_commands_write(told, toy):
         assert read_log(told)[-1][name] == pytest.approx(expected[name], abs=1e-6)
 
 
-def test_best_pth_is_the_epoch_of_the_best_s_measure(toy, from_files, tmp_path, monkeypatch):
+def test_best_pth_is_the_epoch_of_the_best_s_measure_and_each_epoch_says_so(
+    toy, from_files, tmp_path, monkeypatch, capsys
+):
     scores = iter([0.5, 0.7, 0.6, 0.65])
     monkeypatch.setattr(train, "validate", lambda *args: {"Smeasure": next(scores)})
     options = f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask --epoch 4 --batch_size 6 --resume"
@@ -124,6 +127,12 @@ def test_best_pth_is_the_epoch_of_the_best_s_measure(toy, from_files, tmp_path, 
     train.main(args)  # 0.6 is better than nothing, and not than what there was
     assert torch.load(tmp_path / "best.pth")["epoch"] == 2
     assert [line["Smeasure"] for line in read_log(tmp_path) if "Smeasure" in line] == [0.5, 0.7, 0.6, 0.65]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    kept = "best.pth is kept (Smeasure 0.7000)"
+    assert said == [
+        "epoch 1: Smeasure 0.5000; saved as best.pth", "epoch 2: Smeasure 0.7000; saved as best.pth",
+        f"epoch 3: Smeasure 0.6000; {kept}", f"epoch 4: Smeasure 0.6500; {kept}",
+    ]  # fmt: skip
 
 
 def test_a_run_stopped_in_its_validation_repeats_only_that(told, toy, from_files, tmp_path, monkeypatch, capsys):

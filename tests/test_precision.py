@@ -5,7 +5,7 @@ import json
 import pytest
 import recipe
 import torch
-from conftest import MICRO, SMALL, predict_arguments, train_arguments
+from conftest import MICRO, SMALL, predict_arguments, pretend_torchrun, train_arguments
 
 import test
 import train
@@ -133,11 +133,10 @@ def test_auto_on_a_gpu_is_bf16_since_ampere(capability, dtype, monkeypatch):
     assert device.precision("auto", "cuda:0") == dtype
 
 
-@pytest.mark.parametrize("rank, processes", [("0", "1"), ("1", "8")])
+@pytest.mark.parametrize("rank, processes", [(0, 1), (1, 8)])
 def test_under_torchrun_each_process_has_the_gpu_of_its_rank(rank, processes, monkeypatch):
     """With its index, which torch.cuda.set_device wants."""
-    monkeypatch.setenv("LOCAL_RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", processes)
+    pretend_torchrun(monkeypatch, rank, processes)
     monkeypatch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
     assert device.find("cuda") == f"cuda:{rank}"
 
@@ -146,7 +145,7 @@ def test_ranks_come_from_torchrun(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert device.ranks() == (0, 0, 1)
-    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
-        monkeypatch.setenv(name, value)
+    pretend_torchrun(monkeypatch, 5, 8)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert device.ranks() == (5, 1, 8)
     assert device.find("cpu") == "cpu"

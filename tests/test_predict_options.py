@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, program, read_maps, save_image
+from conftest import MICRO, ROOT, failure, pretend_torchrun, program, read_maps, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
 from test_find_encoders import moved
@@ -201,16 +201,16 @@ def test_an_image_newer_than_its_map_is_predicted_again(newer, micro_checkpoint,
     assert [name for name in after if after[name] != before[name]] == ["toy_0001.png"]
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])  # of which the second takes toy_0001
+@pytest.mark.parametrize("processes", [1, 2])  # of which the second takes toy_0001
 def test_files_of_other_images_or_another_program_are_replaced_only_on_request(
     processes, micro_checkpoint, toy, tmp_path, capsys, monkeypatch
 ):
     save_image(tmp_path / "toy_0001.png", np.zeros((5, 5), np.uint8))
     args = arguments(micro_checkpoint, toy / "test/Image", tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", processes)
+    pretend_torchrun(monkeypatch, 0, processes)
     status, line = failure(script.main, args, capsys)
     assert status == 2 and "other images or another program (toy_0001.png); replace them with --overwrite" in line
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    pretend_torchrun(monkeypatch, 0, 1)
     script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path, "--overwrite"))
     status, line = failure(script.main, arguments(micro_checkpoint, toy / "train/Image", tmp_path), capsys)
     assert status == 2 and "has files of other images or another program (toy_0000.png, toy_0001" in line

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import ROOT, failure, read_log, save_image
+from conftest import ROOT, contents, failure, predict_arguments, pretend_torchrun, read_log, save_image
 from conftest import train_arguments as arguments
 
+import test
 import train
 from dataset import epoch_batches
-from unext import run
+from unext import device
 
 pytestmark = pytest.mark.posix
 
@@ -81,7 +82,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(toy, from_files, t
     statuses, _, errors = start(run_of(2, tmp_path, toy, from_files, "--batch_size 1", signal=[1, 2, signal.SIGTERM]))
     assert statuses == [[143, 143]], errors
     assert errors.count("SIGTERM after epoch 1, step 2") == 1
-    assert run.read_last(tmp_path)[1]["progress"]["step"] == 2
+    assert torch.load(tmp_path / "last.pth")["progress"]["step"] == 2
 
 
 @pytest.mark.slow
@@ -93,6 +94,51 @@ def test_when_a_process_dies_the_others_end_with_one_line_and_can_resume(toy, fr
     assert len(lines) == 1 and lines[0].endswith("the same command with --resume continues")
     assert "Traceback" not in errors
     assert (tmp_path / "SAM2-UNeXT-1.pth").exists()
+
+
+def test_a_single_process_needs_no_address_to_meet_others(toy, from_files, tmp_path, monkeypatch):
+    """Some schedulers set RANK and WORLD_SIZE for every job."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    train.main(arguments("--epoch 1 --batch_size 6", toy, tmp_path, from_files))
+    assert (tmp_path / "SAM2-UNeXT-1.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"RANK": ""}, "RANK='', not a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two', not a number"),
+        ({"RANK": "3"}, "RANK=3 with WORLD_SIZE=1"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 without MASTER_ADDR"),
+    ],
+)
+def test_an_environment_left_by_another_program_is_named(
+    environment, message, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for main, args in (
+        (train.main, arguments("--epoch 1", toy, tmp_path)),
+        (test.main, predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path)),
+    ):
+        status, line = failure(main, args, capsys)
+        assert (
+            status == 2
+            and f"the environment has {message}: start several processes with torchrun, or unset RANK" in line
+        )
+    assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_opens_all_files(rank, toy, from_files, tmp_path, monkeypatch):
+    pretend_torchrun(monkeypatch, rank, 2)
+    opened = []
+    monkeypatch.setattr(train, "check_files", lambda pairs, workers: opened.append(len(pairs)))
+    monkeypatch.setattr(device, "distribute", lambda *words: sys.exit(9))
+    with pytest.raises(SystemExit, match="9"):
+        train.main(arguments("--epoch 1", toy, tmp_path, from_files))
+    assert opened == ([] if rank else [6, 0])
 
 
 @pytest.mark.parametrize(

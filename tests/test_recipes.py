@@ -123,19 +123,22 @@ def test_train_sh_uses_the_weights_of_the_chosen_encoders(tmp_path):
         assert [line.split("weights/")[1] for line in result.stdout.splitlines()] == names
 
 
-def test_test_sh_uses_the_newest_checkpoint_and_all_images_before_the_options(tmp_path):
-    (tmp_path / "runs" / "sam2unext").mkdir(parents=True)
-    for age, name in ((9, "SAM2-UNeXT-20.pth"), (5, "SAM2-UNeXT-5.pth"), (7, "SAM2-UNeXT-10.pth")):
-        (tmp_path / "runs" / "sam2unext" / name).touch()
-        os.utime(tmp_path / "runs" / "sam2unext" / name, (1e9 - age, 1e9 - age))
+def test_test_sh_uses_best_pth_or_the_newest_checkpoint_and_all_images_before_the_options(tmp_path):
+    run = tmp_path / "runs" / "sam2unext"
+    run.mkdir(parents=True)
+    for age, name in ((9, "SAM2-UNeXT-20.pth"), (5, "SAM2-UNeXT-5.pth"), (7, "SAM2-UNeXT-10.pth"), (99, "best.pth")):
+        (run / name).touch()
+        os.utime(run / name, (1e9 - age, 1e9 - age))
     for name in ("a.jpg", "b c.jpg"):
         (tmp_path / name).touch()
     python = fake_python(tmp_path / "python", 'printf "%s\\n" "${@:2}"')
-    result = bash(f"bash {ROOT}/test.sh a.jpg 'b c.jpg' --flip", tmp_path, PYTHON=python)
-    assert result.stdout.splitlines() == [
-        "--checkpoint", "runs/sam2unext/SAM2-UNeXT-5.pth", "--test_image_path", "a.jpg", "b c.jpg",
-        "--save_path", "runs/sam2unext/predictions", "--flip",
-    ]  # fmt: skip
+    for checkpoint in ("runs/sam2unext/best.pth", "runs/sam2unext/SAM2-UNeXT-5.pth"):
+        result = bash(f"bash {ROOT}/test.sh a.jpg 'b c.jpg' --flip", tmp_path, PYTHON=python)
+        assert result.stdout.splitlines() == [
+            f"test.sh: taking {checkpoint}", "--checkpoint", checkpoint, "--test_image_path", "a.jpg", "b c.jpg",
+            "--save_path", "runs/sam2unext/predictions", "--flip",
+        ]  # fmt: skip
+        (run / "best.pth").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("script, words", [("train.sh", ". ."), ("test.sh", ".")])
@@ -145,7 +148,7 @@ def test_gpus_starts_as_many_processes(script, words, tmp_path):
     python = fake_python(tmp_path / "python", 'echo "$@"')
     result = bash(f"bash {ROOT}/{script} {words}", tmp_path, PYTHON=python, GPUS="4")
     launched = f"-m torch.distributed.run --standalone --nproc_per_node 4 {ROOT}/{script[:-3]}.py --"
-    assert result.stdout.startswith(launched), result.stderr
+    assert result.stdout.splitlines()[-1].startswith(launched), result.stderr
 
 
 def fake_python(path, body):

@@ -11,7 +11,6 @@ first files of each finding; --json writes all. Exit status: 0 without errors, 1
 import argparse
 import hashlib
 import json
-import os
 import sys
 import textwrap
 from collections import defaultdict
@@ -22,7 +21,6 @@ from typing import NamedTuple
 
 import yaml
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
@@ -41,7 +39,7 @@ from unext.images import (
 )
 from unext.masks import LOSSY, MASK_PROBLEMS, OBJECT, TOLERANCE, alpha_of, mask_of, mask_problem
 from unext.pairing import File
-from unext.workers import in_processes
+from unext.workers import cores, in_processes, progress_bar
 
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
@@ -263,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
         findings = list(everything.findings)
         images = []
         with closing(in_processes(examine, everything.jobs, args.workers)) as results:
-            bar = tqdm(results, total=len(everything.jobs), desc="checking", unit="img")
+            bar = progress_bar(results, total=len(everything.jobs), desc="checking", unit="img")
             for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
                 findings += wrong
                 if digest:
@@ -301,7 +299,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("second", metavar="ROOT|MASKS", help="the benchmark's folder, or the folder of masks")
     cli.add_reading(parser)
     parser.add_argument("--json", type=cli.path, metavar="FILE", help="write all findings there, naming every file")
-    parser.add_argument("--workers", type=cli.number(), default=os.cpu_count(), help="processes")
+    parser.add_argument("--workers", type=cli.number(), default=cores(), help="processes")
     return parser
 
 

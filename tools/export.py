@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
@@ -35,6 +34,7 @@ from unext import checkpoint, cli, files
 from unext.errors import InputError, diagnosis, reason
 from unext.images import read_size
 from unext.output import Task
+from unext.workers import progress_bar
 
 MIN_TORCH = (2, 10)  # the first version whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -148,7 +148,7 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
     OSError for unreadable images, InputError for logits that are not finite, and what `graph` raises.
     """
     differences: list[np.ndarray] = []
-    for group in tqdm([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
+    for group in progress_bar([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
         batch = [test.read(task, model.size) for task in group]
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from unext import cli, files
+from unext.workers import progress_bar
 
 SIDES = (224, 320)  # minimum and maximum, pixels
 CONTRAST = 26.0  # standard deviation of the texture's brightness, of 255
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
         files.output_folder(args.folder)
         command.started()
         for number, (split, count) in enumerate({"train": args.train, "test": args.test}.items()):
-            for i in tqdm(range(count), desc=split, unit="img"):
+            for i in progress_bar(range(count), desc=split, unit="img"):
                 image, mask = sample(np.random.default_rng([args.seed, number, i]))
                 pixels = {"Image/toy_{}.jpg": image, "Mask/toy_{}.png": mask}
                 if split == "test":

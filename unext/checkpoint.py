@@ -7,7 +7,6 @@ Face's hub, is a checkpoint too: config.json holds the header, model.safetensors
 
 import hashlib
 import json
-import os
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -237,17 +236,11 @@ def save_network(path: str | Path, model: "SAM2UNeXT", epoch: int) -> None:
     save(path, network_content(model, whole=not is_small(model)) | {"epoch": epoch})
 
 
-def save(path: str | Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """torch.save to a file that gets its name only when it is complete; the one before it is renamed to `previous`.
-
-    Once there was a complete file, one of the two is complete at every moment. Raises OSError that names the file.
-    """
-    path = Path(path)
+def save(path: str | Path, content: dict[str, Any]) -> None:
+    """torch.save to a file that gets its name only when it is complete. Raises OSError that names the file."""
     try:
         with files.replacing(path) as file:
             torch.save(content, file)
-            if previous and path.exists():
-                os.replace(path, previous)
     except RuntimeError as error:  # what torch's zip writer makes of an OSError, such as a full disk
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise OSError(f"{path}: cannot be written: {reason(cause)}") from error

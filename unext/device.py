@@ -5,14 +5,16 @@ import ctypes
 import os
 import platform
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from unext.errors import InputError
+from unext.errors import InputError, reason
 
+RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # torchrun's variables, and what holds without them
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
@@ -39,9 +41,9 @@ def find(name: str) -> str:
         name = f"cuda:{local_rank}"
     try:
         torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: torch cannot compute there ({reason}); give cpu, cuda or auto") from error
+    except Exception as error:  # a kind for each device that torch knows
+        problem = f"torch cannot compute there ({reason(error)})"
+        raise InputError(f"--device {name}: {problem}; give cpu, cuda or auto") from error
     return name
 
 
@@ -85,18 +87,31 @@ def make_deterministic(device: str) -> None:
 
 
 def ranks() -> tuple[int, int, int]:
-    """From torchrun: this process's rank, its rank on this machine, the number of processes; else (0, 0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """From torchrun: this process's rank, its rank on this machine, the number of processes; else (0, 0, 1).
+
+    Raises InputError for variables that do not fit together, as a scheduler or another program may leave them.
+    """
+    remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
+    numbers = {name: os.environ.get(name, default) for name, default in RANKS.items()}
+    if wrong := [f"{name}={number!r}" for name, number in numbers.items() if not number.isdecimal()]:
+        raise InputError(f"the environment has {wrong[0]}, not a number: {remedy}")
+    rank, local_rank, processes = map(int, numbers.values())
+    if rank >= processes:
+        raise InputError(f"the environment has RANK={rank} with WORLD_SIZE={processes}: {remedy}")
+    if processes > 1 and (missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()):
+        raise InputError(f"the environment has WORLD_SIZE={processes} without {min(missing)}: {remedy}")
+    return rank, local_rank, processes
 
 
 def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
-    """The model wrapped for training by all processes that torchrun started; the model itself without torchrun."""
-    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+    """The model wrapped for training by all processes that torchrun started; the model itself for a single process."""
+    if ranks()[2] == 1:
         return model
     gpu = device.startswith("cuda")
     if gpu:
         torch.cuda.set_device(device)  # where NCCL gathers objects
-    dist.init_process_group("nccl" if gpu else "gloo")
+    # The others wait here for the first process, which opens all files.
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
     if sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -47,20 +48,32 @@ class Step(NamedTuple):
 class Log:
     """log.jsonl and the same in TensorBoard: means over `every` steps of the run, up to an epoch's end, and per epoch.
 
-    Lines beyond `progress`, where a resumed run starts, are removed, so that no step is logged twice.
+    The files, and args.json with `record`, are written once the first step is done: a start that fails leaves the
+    folder as it was. Lines beyond `progress`, where a resumed run starts, are removed, so that no step is logged twice.
     """
 
-    def __init__(self, folder: Path, progress: Progress, every: int, steps_per_epoch: int, epochs: int):
+    def __init__(
+        self, folder: Path, progress: Progress, record: dict[str, Any], every: int, steps_per_epoch: int, epochs: int
+    ):
+        self.folder, self.start, self.record = folder, replace(progress), record
         self.every, self.steps_per_epoch, self.epochs = every, steps_per_epoch, epochs
-        path = folder / "log.jsonl"
+        self.file: TextIO | None = None
+        self.restart_clock()
+
+    def open(self) -> None:
+        """Opens the files if they are not open yet. Raises OSError that names the one that cannot be written."""
+        if self.file:
+            return
+        with files.replacing(self.folder / "args.json") as file:
+            file.write(json.dumps(self.record, indent=1, default=str).encode() + b"\n")
+        threading.excepthook = quiet  # TensorBoard writes in a thread, and its next call raises what failed there
+        with files.writing(self.folder / "tensorboard"):
+            self.board = SummaryWriter(self.folder / "tensorboard", purge_step=self.total(self.start) + 1)
+        path = self.folder / "log.jsonl"
         lines = path.read_bytes().splitlines(True) if path.exists() else []
         with files.replacing(path) as file:
-            file.write(b"".join(line for line in lines if is_before(line, progress)))
+            file.write(b"".join(line for line in lines if is_before(line, self.start)))
         self.file = open(path, "a")  # noqa: SIM115 (closed in `__exit__`)
-        threading.excepthook = quiet  # TensorBoard writes in a thread, and its next call raises what failed there
-        with files.writing(folder / "tensorboard"):
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(progress) + 1)
-        self.restart_clock()
 
     def total(self, progress: Progress) -> int:
         """Steps since the start of the run."""
@@ -73,6 +86,7 @@ class Log:
 
     def step(self, progress: Progress, step: Step, device: str) -> None:
         """Logs a step, the last one that `progress` counted."""
+        self.open()
         self.window.append(step)
         if self.total(progress) % self.every and progress.step < self.steps_per_epoch:
             return
@@ -90,6 +104,7 @@ class Log:
 
     def epoch(self, progress: Progress, figures: dict[str, float], panels: Iterable[tuple[str, Tensor]]) -> None:
         """Logs the end of an epoch; in TensorBoard with named panels (3, H, W) in [0, 1]."""
+        self.open()
         self.write({"epoch": progress.epoch}, figures, "epoch", self.total(progress))
         for name, panel in panels:
             with files.writing(self.board.log_dir):
@@ -109,6 +124,8 @@ class Log:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         """Closes the files; what goes wrong then does not replace the error that ended the run."""
+        if not self.file:
+            return
         self.file.close()
         threading.excepthook = threading.__excepthook__
         with suppress(OSError) if kind else files.writing(self.board.log_dir):
@@ -142,11 +159,9 @@ def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Ten
         yield files.printable(image_path.stem), torch.cat(parts, dim=3)[0]
 
 
-def write_arguments(args: argparse.Namespace, more: dict[str, Any]) -> None:
-    """Writes args.json: how the run was started, with the versions and the git revision. Raises OSError."""
-    content = {"command": sys.argv, "arguments": vars(args), **more, "versions": versions(), "git": git_revision()}
-    with files.replacing(args.save_path / "args.json") as file:
-        file.write(json.dumps(content, indent=1, default=str).encode() + b"\n")
+def record(args: argparse.Namespace, more: dict[str, Any]) -> dict[str, Any]:
+    """The content of args.json: how the run was started, with the versions and the git revision."""
+    return {"command": sys.argv, "arguments": vars(args), **more, "versions": versions(), "git": git_revision()}
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A training run as last.pth holds it: its progress, saving it, resuming it."""
+"""A training run: whether a folder holds one; its progress as last.pth holds it, saving it, resuming it."""
 
 import copy
 import math
@@ -14,13 +14,15 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from unext import checkpoint, cli, device, weights
-from unext.errors import InputError
+from unext import checkpoint, cli, device, files, weights
+from unext.errors import InputError, reason
 
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
-LAST, PREVIOUS = "last.pth", "last.previous.pth"
+LAST = "last.pth"
+CHECKPOINTS = (LAST, "best.pth", "SAM2-UNeXT-*.pth")
+RECORDS = ("args.json", "log.jsonl", "tensorboard")
 
 
 @dataclass
@@ -51,6 +53,18 @@ class Progress:
         return f"epoch {self.epoch}, step {self.step}"
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raises InputError if a folder holds a run, unless it is to be resumed and can be."""
+    if resume and (folder / LAST).exists():
+        return
+    names = CHECKPOINTS if resume else CHECKPOINTS + RECORDS
+    if there := [path.name for name in names for path in sorted(folder.glob(name))]:
+        remedy = f"without {LAST} it cannot be resumed;" if resume else "continue it with --resume, or"
+        raise InputError(f"{folder}: holds a run ({files.listing(there)}): {remedy} name another --save_path")
+    if resume:
+        print(f"{folder}: nothing to resume, starting a new run")
+
+
 class Run:
     """What a resumed run continues with. No random state: order and augmentation depend on (seed, epoch) alone."""
 
@@ -63,33 +77,28 @@ class Run:
         self.progress = Progress()
 
     def save(self) -> None:
-        """Writes last.pth, a checkpoint too; the one before becomes last.previous.pth. Raises OSError."""
+        """Writes last.pth, a checkpoint too. Raises OSError."""
         if device.ranks()[0] == 0:
             content = checkpoint.network_content(self.model, whole=not checkpoint.is_small(self.model))
             content |= {name: one.state_dict() for name, one in self.stateful.items()}
             content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
-            checkpoint.save(self.folder / LAST, content, previous=self.folder / PREVIOUS)
+            checkpoint.save(self.folder / LAST, content)
 
     def begin(self, resume: bool, init: str | None) -> None:
-        """Continues from last.pth, if there is one and `resume`, or makes room for a new run, from `init`.
-
-        Raises OSError or InputError, before it removes anything.
-        """
-        if resume and (last := read_last(self.folder)):
-            self.resume(*last)
-            return
-        if init:
+        """Continues from last.pth if `resume` and there is one, or starts from `init`. Raises OSError, InputError."""
+        if resume and (self.folder / LAST).exists():
+            self.resume(self.folder / LAST)
+        elif init:
             checkpoint.load_trained(self.model, init, checkpoint.load(init))
-        if resume:
-            print(f"{self.folder}: nothing to resume, starting a new run")
-        else:
-            self.make_room()
 
-    def resume(self, path: Path, content: dict[str, Any]) -> None:
-        """Continues from a file with this content. Raises InputError if it is damaged or of another recipe."""
-        then = content["recipe"]
-        changed = [f"{name} was {then.get(name)}, now it is {self.recipe[name]}"
-                   for name in self.recipe if then.get(name) != self.recipe[name]]  # fmt: skip
+    def resume(self, path: Path) -> None:
+        """Continues from a file. Raises InputError if it is damaged, of another program or of another recipe."""
+        content = weights.read(path)
+        recipe, progress = content.get("recipe"), content.get("progress")
+        if not isinstance(recipe, dict) or not isinstance(progress, dict):
+            raise InputError(f"{path}: damaged, or from another program; name another --save_path")
+        changed = [f"{name} was {recipe.get(name)}, now it is {value}"
+                   for name, value in self.recipe.items() if recipe.get(name) != value]  # fmt: skip
         if changed:
             raise InputError(
                 f"{path}: a run must be resumed as it began, but {'; '.join(changed)}: give what it began with, or "
@@ -97,29 +106,14 @@ class Run:
             )
         checkpoint.load_trained(self.model, path, checkpoint.parse(content, path))
         try:
-            for name, one in self.stateful.items():
-                one.load_state_dict(copy.deepcopy(content[name]))  # what was read is mapped from the file
-            self.progress = Progress(**content["progress"])
+            for name, stateful in self.stateful.items():
+                stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows replaces no file that is still mapped
+            self.progress = Progress(**progress)
             finished = self.progress.epoch > self.recipe["--epoch"]
         except Exception as error:  # they hardly check what they are given
-            raise InputError(f"{path}: its optimiser or scheduler does not fit; the file is damaged") from error
+            problem = f"its optimiser or scheduler does not fit ({reason(error)})"
+            raise InputError(f"{path}: {problem}; the file is damaged, or of another version") from error
         print(f"{path}: {'the run is finished' if finished else f'continuing after {self.progress}'}")
-
-    def make_room(self) -> None:
-        """Removes a finished run; of several processes the first one does. Raises InputError if it is not finished."""
-        last = read_last(self.folder) if device.ranks()[0] == 0 else None
-        if last is None:
-            return
-        epoch, epochs = last[1]["progress"]["epoch"], last[1]["recipe"]["--epoch"]
-        del last  # its tensors are mapped from a file, which Windows would not remove
-        if epoch <= epochs:
-            raise InputError(
-                f"{self.folder}: holds an unfinished run (epoch {epoch} of {epochs}): continue it with --resume, or "
-                "name another --save_path"
-            )
-        print(f"{self.folder}: replacing the finished run there")
-        for name in (PREVIOUS, LAST, "best.pth", "log.jsonl"):
-            (self.folder / name).unlink(missing_ok=True)
 
     def stop_if_asked(self, stop: Sequence[int]) -> None:
         """Saves and ends all processes if one of them got a signal, whose number is in `stop`."""
@@ -133,26 +127,3 @@ class Run:
             print(file=sys.stderr)  # behind the bar
             name = signal.Signals(number).name
             cli.fail(f"{name} after {self.progress}; --resume continues in {self.folder}", 128 + number)
-
-
-def read_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """A run's newer complete file and its content; None if there is no file. Raises InputError if all are damaged."""
-    damaged = []
-    for path in (folder / LAST, folder / PREVIOUS):
-        try:
-            content = weights.read(path)
-        except FileNotFoundError:  # the first is missing for a moment while it is being replaced
-            continue
-        except InputError:
-            content = {}
-        progress, recipe = content.get("progress"), content.get("recipe")
-        whole = isinstance(progress, dict) and isinstance(recipe, dict)
-        if whole and isinstance(progress.get("epoch"), int) and isinstance(recipe.get("--epoch"), int):
-            if damaged:
-                print(f"{damaged[0]} is damaged: continuing from {path}")
-            return path, content
-        damaged.append(path)
-    if damaged:
-        names = " and ".join(map(str, damaged))
-        raise InputError(f"{names}: damaged, or from another program; name another --save_path")
-    return None

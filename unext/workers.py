@@ -1,16 +1,30 @@
-"""Results in order from threads and processes. Free of torch."""
+"""Results in order from threads and processes, the cores there are, progress bars. Free of torch."""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def cores() -> int:
+    """The number of cores that this process may use: a job's share of the machine, where the system says it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def progress_bar(*args: Any, **options: Any) -> tqdm:
+    """A tqdm bar. Where standard error is no terminal it writes once a minute, at the start, and at the end."""
+    seldom = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+    return tqdm(*args, **seldom, **options)
 
 
 def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
