@@ -28,6 +28,7 @@ class Command:
 
     status = NOTHING_STARTED
     smaller_batch: Callable[[], str] = str  # what to add to the line about lack of memory; must not fail
+    after_interrupt = ""  # what to add to the line about Ctrl-C
 
     def started(self) -> None:
         self.status = NOT_COMPLETED
@@ -52,7 +53,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
-            fail("interrupted", INTERRUPTED)
+            fail(f"interrupted{command.after_interrupt}", INTERRUPTED)
 
 
 class Output:
@@ -117,8 +118,13 @@ def require(packages: Iterable[str], requirements: str) -> None:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults and prints the module's docstring as it is."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+    """An argument parser that shows defaults, prints the module's docstring as it is, and errors as one line."""
+    return _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; --help lists all options", NOTHING_STARTED)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
