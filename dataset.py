@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 from unext import files, pairing
-from unext.images import read_image, read_size
+from unext.images import FAR, read_image, read_photo, read_size
 from unext.masks import read_and_check_mask, read_mask
 from unext.pairing import Pair
 from unext.workers import in_order
@@ -107,9 +107,9 @@ def obey_parent_alone(worker: int) -> None:
 
 
 def check_files(pairs: Sequence[Pair], workers: int) -> None:
-    """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files."""
+    """Opens every header and decodes some pairs; prints warnings. Raises OSError that lists the unreadable files."""
     looked_at = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
-    failed, wrong = [], []
+    failed, wrong, far = [], [], []
     problems = {}
 
     def check(pair: Pair) -> None:
@@ -120,6 +120,8 @@ def check_files(pairs: Sequence[Pair], workers: int) -> None:
                 wrong.append(f"{mask.name} {found} instead of {expected}")
             if mask in looked_at:
                 problems[mask] = read_and_check_mask(mask)[1]
+                if text := read_photo(image, as_shown=False).info.get(FAR):
+                    far.append(f"{image}: {text}; --white N says another value")
         except OSError as error:
             failed.append(str(error))
 
@@ -129,6 +131,8 @@ def check_files(pairs: Sequence[Pair], workers: int) -> None:
             pass
     if failed:
         raise OSError("; ".join(sorted(failed)))
+    if far:
+        print(f"warning: {files.printable(min(far))}")
     for line in pairing.mask_warnings(problems):
         print(f"warning: {line}; tools/check_dataset.py checks all masks")
     if wrong:

@@ -140,7 +140,7 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading(group: argparse._ActionsContainer) -> None:
-    """Adds the options that say how masks are called and how large images may be."""
+    """Adds the options that say how masks are called, how large images may be, and what is white in them."""
     group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
     group.add_argument("--mask_prefix", default="", help="of masks called gt_NAME.png: gt_")
     group.add_argument(
@@ -150,6 +150,12 @@ def add_reading(group: argparse._ActionsContainer) -> None:
         metavar="N",
         help="of the largest image, for which memory must do",
     )
+    add_white(group)
+
+
+def add_white(group: argparse._ActionsContainer) -> None:
+    line = "the value that is white in images of more than 8 bits; default: 65535, or 1 of floats"
+    group.add_argument("--white", type=number(float, 1e-6), metavar="N", help=line)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:
