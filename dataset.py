@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
 from unext import files, pairing
-from unext.images import read_image, read_size
+from unext.images import FAR, read_image, read_photo, read_size
 from unext.masks import read_and_check_mask, read_mask
 from unext.pairing import Pair
 from unext.workers import in_order, progress_bar
@@ -107,13 +107,13 @@ def obey_parent_alone(worker: int) -> None:
 
 
 def check_files(pairs: Sequence[Pair], workers: int) -> str:
-    """Opens every header and decodes some masks; prints warnings. Raises OSError that lists the unreadable files.
+    """Opens every header and decodes some pairs; prints warnings. Raises OSError that lists the unreadable files.
 
     Returns a fingerprint of the pairs: their number, and a hash of their names and sizes in bytes. It stays the same if
     the data moves to another disk.
     """
     sampled = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
-    failed, wrong = [], []
+    failed, wrong, far = [], [], []
     problems = {}
     digest = hashlib.sha256()
 
@@ -126,6 +126,8 @@ def check_files(pairs: Sequence[Pair], workers: int) -> str:
                 wrong.append(f"{mask.name} {size} instead of {wanted}")
             if mask in sampled:
                 problems[mask] = read_and_check_mask(mask)[1]
+                if text := read_photo(image, as_shown=False).info.get(FAR):
+                    far.append(f"{image}: {text}; --white N says another value")
             return "".join(f"{pairing.name_of(file)}{file.suffix} {os.path.getsize(file)}\n" for file in pair)
         except OSError as error:
             failed.append(str(error))
@@ -137,6 +139,8 @@ def check_files(pairs: Sequence[Pair], workers: int) -> str:
             digest.update(os.fsencode(line))
     if failed:
         raise OSError("; ".join(sorted(failed)))
+    if far:
+        print(f"warning: {files.printable(min(far))}")
     for line in pairing.mask_warnings(problems):
         print(f"warning: {line}; tools/check_dataset.py checks all masks")
     if wrong:

@@ -20,7 +20,7 @@ from evaluation import benchmarks, compare, metrics, report, scoring, tables
 from evaluation.scoring import Task
 from unext import cli, files, output, pairing
 from unext.errors import InputError
-from unext.images import allow_pixels
+from unext.images import allow_pixels, set_white
 from unext.pairing import File
 from unext.workers import cores
 
@@ -208,8 +208,9 @@ def made_by(datasets: Sequence[Dataset]) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.one_line_errors() as command:
+    with cli.one_line_errors("fewer --workers need less") as command:
         allow_pixels(args.max_pixels)
+        set_white(args.white)
         benchmark, methods, notes = find_methods(args)
         labelled = [
             one._replace(name=f"{method}, {one.name}") if len(methods) > 1 else one

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, cutout, device, files, output, pairing
 from unext.errors import InputError, diagnosis
-from unext.images import allow_pixels, for_network, read_photo, read_size
+from unext.images import FAR, allow_pixels, for_network, read_photo, read_size, set_white
 from unext.log import versions
 from unext.output import Task
 from unext.pairing import SAME, MaskNames
@@ -51,6 +50,7 @@ class Sample(NamedTuple):
     tensor: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
     photo: Image.Image | None  # RGB or RGBA, for what shows it
+    far: str  # in what way its values are far from white; empty if they are not
 
 
 class Maps(NamedTuple):
@@ -69,7 +69,8 @@ def read(task: Task, size: int, kinds: Sequence[str] = ()) -> Sample | OSError:
     except OSError as error:
         return error
     seen = photo.convert("RGB") if task.ground_truth else for_network(photo)
-    return Sample(task, image_tensor(seen, size), map_size, photo if output.needs_photo(kinds) else None)
+    far = photo.info.pop(FAR, "")
+    return Sample(task, image_tensor(seen, size), map_size, photo if output.needs_photo(kinds) else None, far)
 
 
 @torch.inference_mode()
@@ -153,12 +154,16 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
 
     written: deque[Future[OSError | None]] = deque()
     failed: list[OSError | None] = []
+    far: list[Sample] = []
     with ThreadPoolExecutor(args.workers) as readers, ThreadPoolExecutor(args.workers) as writers:
         ahead = max(args.workers, 2 * args.batch_size)
         samples = in_order(readers, lambda task: read(task, model.size, args.save), tasks, ahead)
         while group := list(islice(samples, args.batch_size)):
             failed += [sample for sample in group if isinstance(sample, OSError)]
             batch = [sample for sample in group if isinstance(sample, Sample)]
+            if not far and (far := [sample for sample in batch if sample.far]):
+                line = f"warning: {far[0].task.image}: {far[0].far}; --white N says another value"
+                tqdm.write(files.printable(line))
             logits = predict_batch(model, batch, args.flip, args.batch_size if args.compile else 1) if batch else []
             for sample, views in zip(batch, logits, strict=True):
                 if views.is_cuda:  # the writers wait for the GPU, which gets its next batch meanwhile
@@ -190,7 +195,7 @@ def find_tasks(args: argparse.Namespace) -> list[Task]:
     for test_set, splits in benchmarks.find_test(benchmarks.load(name), root, args.sets).items():
         for split in splits:
             print(split)
-            tasks += [Task(image, mask, args.save_path / test_set) for image, mask in split.pairs]
+            tasks += [Task(image, mask, args.save_path, test_set) for image, mask in split.pairs]
     return tasks
 
 
@@ -208,11 +213,10 @@ def find_own_tasks(
             raise InputError(f"{folder}: is a folder of maps, see {output.SETTINGS} there; name one of images")
         if gt_path:
             pairing.require_apart(folder, gt_path, names)
-    found = pairing.gather(image_paths, recursive, skip)
+    found = pairing.gather(image_paths, recursive, skip, with_extension=not gt_path)
     ground_truth = pairing.gather([gt_path], recursive) if gt_path else {}
     images, masks = pairing.tell_apart(found, ground_truth, names)
-    place = cache(lambda below: save_path / below)
-    tasks = [Task(path, masks.get(key), place(key.rpartition("/")[0])) for key, path in images.items()]
+    tasks = [Task(path, masks.get(key), save_path, sys.intern(key.rpartition("/")[0])) for key, path in images.items()]
     without = [task.image.name for task in tasks if task.ground_truth is None]
     if gt_path and len(without) == len(tasks):
         hint = pairing.names_hint(found, ground_truth)
@@ -230,25 +234,28 @@ def find_own_tasks(
 
 def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
     """What decides the files of an image, for settings.json."""
-    settings = {
+    return {
         "checkpoint": checkpoint.trained_fingerprint(model),
         "path": str(args.checkpoint),
         "precision": str(model.precision).removeprefix("torch."),
         "size": model.size,
+        "white": args.white or "of the format",
         "stretch": not args.no_stretch,
         "flip": args.flip,
         "ground_truth": bool(args.benchmark or args.test_gt_path),  # whose size the maps have
         "versions": versions(),
+        "threshold": args.threshold,
+        "crop": args.crop,
+        "format": args.format,
+        "background": args.background and cutout.identity(cutout.background(args.background)),
     }
-    ground = args.background and cutout.identity(cutout.background(args.background))
-    looks = {"threshold": args.threshold, "crop": args.crop, "format": args.format, "background": ground}
-    return settings | {option: value for option, value in looks.items() if output.USED_BY[option] & {*args.save}}
 
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
         precision = device.start(args)
         allow_pixels(args.max_pixels)
+        set_white(args.white)
         rank, _, processes = device.ranks()
         output.check_looks(args.save, args.crop, args.format, args.background)
         every = [task._replace(format=args.format) for task in find_tasks(args)]
@@ -268,14 +275,17 @@ def main(args: argparse.Namespace) -> None:
         output.make_folders(every, args.save)
 
         command.started()
+        command.after_interrupt = f"; the same command{' without --overwrite' if args.overwrite else ''} continues"
         if rank == 0:
-            output.write_settings(every, settings, args.overwrite)
+            if args.overwrite:
+                output.remove(every, args.save)
+            output.write_settings(every, args.save, settings)
         device.wait_for_all()
-        todo = tasks if args.overwrite else output.remaining(tasks, args.save, args.batch_size)
+        todo = output.remaining(tasks, args.save)
         share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
-        before = f"; {len(tasks) - len(todo):,} of {len(tasks):,} are done already" if len(todo) < len(tasks) else ""
+        kept = f"; {len(tasks) - len(todo):,} of {len(tasks):,} exist and are kept, --overwrite makes them again"
         where = f"{args.checkpoint} on {args.device} in {settings['precision']}"
-        print(f"{where}; {files.count(len(every), 'image')}{share}{before}")
+        print(f"{where}; {files.count(len(every), 'image')}{share}{kept if len(todo) < len(tasks) else ''}")
         with progress_bar(total=len(tasks), initial=len(tasks) - len(todo), unit="img", disable=rank > 0) as bar:
             failed = predict(model, todo, args, bar)
         if failed:
@@ -299,7 +309,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     data = parser.add_argument_group("images")
     data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of images, or single images")
-    data.add_argument("--recursive", action="store_true", help="read sub-folders too, and write to the same ones")
+    data.add_argument("--recursive", action="store_true", help="read sub-folders too, and write to such ones")
     data.add_argument("--test_gt_path", metavar="DIR", help="their ground truth, only for the size of the maps")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
@@ -320,7 +330,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     writing.add_argument("--format", default="png", choices=("png", "webp"), help="of cutouts")
     writing.add_argument("--no_stretch", action="store_true", help="255 x probability, not stretched to 0 to 255")
-    writing.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    writing.add_argument("--overwrite", action="store_true", help="make files that exist again")
 
     group = parser.add_argument_group("run")
     group.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")

@@ -2,7 +2,7 @@
 
     python tests/fuzz.py --images 2000 --weights 500
 
-Every damaged file goes through all that reads it: images through unext/files.py and tools/check_dataset.py, as image
+Every damaged file goes through all that reads it: images through unext/images.py and tools/check_dataset.py, as image
 and as mask, weights through the networks that they fill. It must be read, or refused with a message that names it;
 neither may take longer than a minute or a process more than 1 GB. Then the property tests run with 2,000 new examples
 each. Prints counts; the exit status is 1 if something is amiss. Each run draws anew; --seed repeats one.

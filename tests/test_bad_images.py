@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import warnings
 
 import cv2
 import numpy as np
@@ -53,17 +52,6 @@ def test_files_that_are_not_images_are_named_with_the_reason(name, content, reas
         with pytest.raises(OSError, match=f"^{path}: cannot be read as an image: [^\n]*{reason}"):
             read(path)
     assert reason in "".join(findings_of(path).values())
-
-
-def test_an_image_above_pillows_limit_is_an_error_and_not_a_warning(tmp_path, monkeypatch):
-    save_image(tmp_path / "x.png", PHOTO)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PHOTO.shape[0] * PHOTO.shape[1] - 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for read in (read_image, read_mask, read_size):
-            with pytest.raises(OSError, match="2,400 pixels exceed the limit of 2,399: .* --max_pixels"):
-                read(tmp_path / "x.png")
-        assert "limit" in findings_of(tmp_path / "x.png")["unreadable"]
 
 
 NAMES = [

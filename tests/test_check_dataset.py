@@ -133,6 +133,7 @@ def planted(tmp_path_factory):
         ("colours of a profile", TRAIN, ["profile.jpg"]),
         ("broken link", TRAIN, ["gone.png"]),
         ("16 bits or floats", TRAIN, ["deep.png", "float.tif"]),
+        ("far from white", TRAIN, ["deep.png"]),
         ("test image in training", COD10K, ["renamed0.bmp", "renamed1.bmp"]),
         ("image twice in a split", TRAIN, ["same.jpg", "two.png"]),
         ("not the published number", COD10K, ["Imgs"]),

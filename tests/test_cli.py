@@ -35,7 +35,7 @@ def raised(error, started=False, less_memory=""):
 @pytest.mark.parametrize("started, status", [(False, 2), (True, 1)])
 def test_the_status_of_an_error_says_whether_work_had_begun(error, started, status, capsys):
     found, line = failure(raised(error, started), None, capsys)
-    assert found == status and line.endswith(".py: x.png: is odd")
+    assert found == status and line.endswith(": x.png: is odd")
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, TypeError, RuntimeError])

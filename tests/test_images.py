@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from tools import check_dataset
 from unext import images, pairing
-from unext.images import ALLOWED, allow_pixels, for_network, formats, photo_of, read_image, read_photo, read_size
+from unext.images import ALLOWED, FAR, allow_pixels, for_network, formats, photo_of, read_image, read_photo, read_size
 from unext.masks import read_mask
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
@@ -28,43 +28,88 @@ def findings_of(path, is_mask=False):
     return check_dataset.inspect(path, is_mask).kinds
 
 
-@pytest.mark.parametrize(
-    "name, deep, save",
-    [
-        ("l.png", False, lambda path: Image.fromarray(RAMP).save(path)),
-        ("palette.png", False, lambda path: Image.fromarray(RAMP).convert("P").save(path)),
-        ("la.png", False, lambda path: Image.fromarray(RAMP).convert("LA").save(path)),
-        ("colour.tif", False, lambda path: Image.fromarray(np.dstack([RAMP] * 3)).save(path)),
-        ("16.png", True, lambda path: Image.fromarray(RAMP * np.uint16(257)).save(path)),
-        ("16.tif", True, lambda path: Image.fromarray(RAMP * np.uint16(257)).save(path)),
-        ("16.pgm", True, lambda path: cv2.imwrite(str(path), RAMP * np.uint16(257))),
-        ("16_colour.png", True, lambda path: cv2.imwrite(str(path), np.dstack([RAMP * np.uint16(257)] * 3))),
-        ("16_colour.tif", True, lambda path: cv2.imwrite(str(path), np.dstack([RAMP * np.uint16(257)] * 3))),
-        ("12_colour.png", True, lambda path: cv2.imwrite(str(path), np.dstack([TWELVE] * 3))),
-        ("12_colour.tif", True, lambda path: cv2.imwrite(str(path), np.dstack([TWELVE] * 3))),
-        ("8_in_16_colour.png", True, lambda path: cv2.imwrite(str(path), np.dstack([RAMP.astype(np.uint16)] * 3))),
-        ("12.png", True, lambda path: Image.fromarray(TWELVE).save(path)),
-        ("8_in_16.png", True, lambda path: Image.fromarray(RAMP.astype(np.uint16)).save(path)),
-        ("32.tif", True, lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path)),
-        ("float.tif", True, lambda path: Image.fromarray((RAMP / 255).astype(np.float32)).save(path)),
-        ("float_255.tif", True, lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path)),
-    ],
-)
-def test_images_and_masks_of_any_bit_depth_are_scaled_to_8_bits(name, deep, save, tmp_path):
-    save(tmp_path / name)
-    assert np.array_equal(np.array(read_image(tmp_path / name)), np.dstack([RAMP] * 3))
-    assert np.array_equal(np.array(read_mask(tmp_path / name)), RAMP)
-    assert ("16 bits or floats" in findings_of(tmp_path / name)) == deep
+COLOUR = np.dstack([RAMP] * 3)
+PIXELS = {  # of RAMP, by the value that is white: None for 8 bits
+    "l.png": (None, RAMP),
+    "la.png": (None, np.dstack([RAMP, WHITE])),
+    "colour.tif": (None, COLOUR),
+    "16.png": (65535, RAMP * np.uint16(257)),
+    "16.tif": (65535, RAMP * np.uint16(257)),
+    "16.pgm": (65535, RAMP * np.uint16(257)),
+    "16_colour.png": (65535, COLOUR * np.uint16(257)),
+    "16_colour.tif": (65535, COLOUR * np.uint16(257)),
+    "float.tif": (1, RAMP / np.float32(255)),
+    "12_colour.png": (4095, np.dstack([TWELVE] * 3)),
+    "12_colour.tif": (4095, np.dstack([TWELVE] * 3)),
+    "32.tif": (255, RAMP.astype(np.int32)),
+}
+
+
+def save(path, pixels):
+    if pixels.dtype == np.uint16:  # Pillow saves no such colours
+        cv2.imwrite(str(path), pixels)
+    else:
+        Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_images_and_masks_of_any_bit_depth_are_read_in_8_bits(name, tmp_path, monkeypatch):
+    white, pixels = PIXELS[name]
+    save(tmp_path / name, pixels)
+    assert np.array_equal(read_mask(tmp_path / name), RAMP)
+    monkeypatch.setenv(images.WHITE, str(white if white in (255, 4095) else ""))
+    photo = read_photo(tmp_path / name)
+    assert np.array_equal(read_image(tmp_path / name), COLOUR) and np.array_equal(photo.convert("RGB"), COLOUR)
+    assert ("16 bits or floats" in findings_of(tmp_path / name)) == bool(white) and FAR not in photo.info
     assert "mask not binary" in findings_of(tmp_path / name, is_mask=True)  # as it is read
 
 
-@pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf], [0, 70000]])
-def test_floats_outside_the_grey_range_are_named(values, tmp_path):
-    save_image(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
+@pytest.mark.parametrize(
+    "white, maximum, grey, is_far",
+    [
+        (65535, np.uint16(3900), 15, True),
+        (65535, np.uint16(4200), 16, False),
+        (65535, np.uint16(65535), 255, False),
+        (4095, np.uint16(3900), 243, False),
+        (1, np.float32(0.05), 13, True),
+        (1, np.float32(0.9), 230, False),
+        (1, np.float32(1.02), 255, False),
+        (1, np.float32(254), 255, True),
+        (255, np.float32(254), 254, False),
+    ],
+)
+def test_a_value_means_the_same_in_every_image(white, maximum, grey, is_far, tmp_path, monkeypatch):
+    """Whatever the maximum of the image; that of a mask is the object."""
+    path = save(
+        tmp_path / ("x.png" if maximum.dtype == np.uint16 else "x.tif"), (DISC > 0).astype(maximum.dtype) * maximum
+    )
+    assert np.array_equal(read_mask(path), DISC)
+    monkeypatch.setenv(images.WHITE, str(white if white in (255, 4095) else ""))
+    assert read_image(path).getextrema() == ((0, grey),) * 3
+    far = f"its values reach {maximum:g}, and {white} is white" if is_far else None
+    assert read_photo(path).info.get(FAR) == findings_of(path).get(FAR) == far
+
+
+@pytest.mark.parametrize("values", [[np.nan, 1], [-1, 1], [0, np.inf]])
+def test_values_that_are_no_grey_levels_are_named(values, tmp_path):
+    path = save_image(tmp_path / "x.tif", np.tile(np.array(values, np.float32), (4, 1)))
     for read in (read_image, read_mask):
         with pytest.raises(OSError, match=r"x\.tif: cannot be read as an image: its values from .*; save it as 8 bits"):
-            read(tmp_path / "x.tif")
-    assert "values from" in findings_of(tmp_path / "x.tif")["unreadable"]
+            read(path)
+    assert "values from" in findings_of(path)["unreadable"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes")])
+@pytest.mark.parametrize("function", [read_image, read_mask, read_photo, findings_of])
+def test_lack_of_memory_is_no_fault_of_the_file(function, error, tmp_path, monkeypatch):
+    def fail(*words):
+        raise error
+
+    path = save_image(tmp_path / "x.png", PHOTO)
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
+        function(path)
 
 
 @pytest.mark.parametrize(
@@ -158,51 +203,28 @@ def test_what_is_transparent_is_white_for_the_network_and_keeps_its_alpha(tmp_pa
     assert np.array_equal(read_image(path), PHOTO)  # as benchmarks do
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"])
 def test_stored_pixels_are_those_of_pillow_whatever_the_reader(mode, tmp_path):
-    image = Image.fromarray(RAMP if mode == "F" else PHOTO).convert("L" if mode == "I;16" else "RGB").convert(mode)
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "F", "PA") else "x.png")
-    image.save(path)
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "PA") else "x.png")
+    Image.fromarray(PHOTO).convert(mode).save(path)
     expected = Image.open(path)
-    expected = expected.convert("L") if mode in ("I;16", "F") else expected
     assert np.array_equal(read_image(path), expected.convert("RGB"))
     assert np.array_equal(read_photo(path, as_shown=False).convert("RGB"), expected.convert("RGB"))
     assert np.array_equal(read_mask(path), expected.convert("L"))
 
 
-def tiff(path, samples, bits, kind):
-    """A TIFF of one row of pixels with so many samples of so many bits; kind: 1 unsigned, 2 signed, 3 float."""
-    tags = {256: (3, 4), 257: (3, 1), 258: (3, bits), 262: (3, 1), 273: (4, 8), 277: (3, samples), 339: (3, kind)}
-    data = bytes(4 * samples * bits // 8)
-    entries = [struct.pack("<HHII", tag, form, 1, value) for tag, (form, value) in tags.items()]
-    head = struct.pack("<2sHI", b"II", 42, 8 + len(data))
-    path.write_bytes(head + data + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))
-    return path
-
-
-@pytest.mark.parametrize(
-    "samples, bits, kind, told",
-    [
-        (5, 16, 1, "5 x 16-bit unsigned integers"),
-        (8, 8, 1, "8 x 8-bit unsigned integers"),
-        (3, 32, 3, "3 x 32-bit floats"),
-        (3, 16, 2, "3 x 16-bit signed integers"),
-        (1, 64, 3, "1 x 64-bit floats"),
-    ],
-)
-def test_a_tiff_that_pillow_does_not_know_is_named_by_its_bands(samples, bits, kind, told, tmp_path):
-    told = f"it is a TIFF of {told} a pixel, which Pillow does not know; save it as 8-bit RGB"
-    path = tiff(tmp_path / "x.tif", samples, bits, kind)
+def test_a_tiff_of_bands_that_pillow_does_not_know_is_named(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "x.tif"), COLOUR.astype(np.float32))
+    told = "it is a TIFF of bands or numbers that Pillow does not know; save it as 8-bit RGB"
     with pytest.raises(OSError, match=f"x.tif: cannot be read as an image: {told}"):
-        read_image(path)
-    assert told in findings_of(path)["unreadable"]
+        read_image(tmp_path / "x.tif")
+    assert told in findings_of(tmp_path / "x.tif")["unreadable"]
 
 
 def test_an_opened_image_of_16_bit_colours_is_not_altered(tmp_path):
-    cv2.imwrite(str(tmp_path / "x.png"), np.dstack([TWELVE] * 3))
-    with Image.open(tmp_path / "x.png") as image:
+    with Image.open(save(tmp_path / "x.png", COLOUR * np.uint16(257))) as image:
         for _ in range(2):
-            assert np.array_equal(photo_of(image), np.dstack([RAMP] * 3))
+            assert np.array_equal(photo_of(image), COLOUR)
 
 
 def test_mpo_is_found_in_a_folder_and_read(tmp_path):

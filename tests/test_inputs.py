@@ -17,7 +17,7 @@ import train
 from dataset import check_files
 from evaluation import benchmarks, scoring
 from tools import check_dataset
-from unext import output, pairing
+from unext import images, output, pairing
 from unext.images import in_srgb, photo_of, read_photo
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
@@ -90,28 +90,32 @@ def test_the_model_sees_a_profile_and_transparency_as_test_py_does(micro_model, 
     assert not np.array_equal(predicted, (micro_model.predict(PHOTO) * 255).astype(np.uint8))
 
 
-def test_an_overlay_larger_than_jpeg_allows_fails_for_its_image_alone(micro_checkpoint, tmp_path, capsys):
-    save_image(tmp_path / "in" / "a.png", np.zeros((2, 65501, 3), np.uint8))
+@pytest.mark.parametrize("kind, form, limit", [("overlay", "JPEG", 65500), ("cutout", "WebP", 16383)])
+def test_a_file_larger_than_its_format_allows_fails_for_its_image_alone(
+    kind, form, limit, micro_checkpoint, tmp_path, capsys
+):
+    save_image(tmp_path / "in" / "a.png", np.zeros((2, limit + 1, 3), np.uint8))
     save_image(tmp_path / "in" / "b.png", PHOTO)
-    args = arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--save", "map,overlay,cutout")
+    more = ("--save", f"map,{kind}", *(("--format", "webp") if form == "WebP" else ()))
     with pytest.raises(SystemExit) as stop:
-        script.main(args)
+        script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more))
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1 and lines[-1].endswith("1 of 2 images failed; all others are done")
-    assert "a.png: its overlay cannot be made: the sides of a JPEG file are at most 65,500 px" in lines[-2]
-    assert [path.name for path in sorted((tmp_path / "out").rglob("*.[jp]*g"))] == ["b.png", "b.png", "b.jpg"]
+    assert f"a.png: its {kind} cannot be made: the sides of a {form} file are at most {limit:,} px" in lines[-2]
+    assert sorted(path.stem for path in (tmp_path / "out").rglob("[ab].*")) == ["b", "b"]
 
 
-@pytest.mark.parametrize("error", [cv2.error("odd"), MemoryError(), ValueError("odd")])
+@pytest.mark.parametrize("error", [cv2.error("odd"), MemoryError(), ValueError("odd"), RuntimeError("bad_alloc")])
 def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    render = output.render
+    module, name = (script, "grey_maps") if isinstance(error, RuntimeError) else (output, "render")
+    function = getattr(module, name)
 
-    def fail(kind, grey, *words):
-        if grey.shape == (40, 61):
+    def fail(*words):
+        if (40, 61) in [getattr(word, "shape", word) for word in words]:
             raise error
-        return render(kind, grey, *words)
+        return function(*words)
 
-    monkeypatch.setattr(output, "render", fail)
+    monkeypatch.setattr(module, name, fail)
     save_image(tmp_path / "in" / "a.png", np.zeros((40, 61, 3), np.uint8))
     for name in "bcdefgh":
         save_image(tmp_path / "in" / f"{name}.png", PHOTO)
@@ -119,25 +123,28 @@ def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp
         script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--workers", 1))
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1 and len(read_maps(tmp_path / "out")) == 7
-    reason = "out of memory" if isinstance(error, MemoryError) else "odd"
+    reason = "odd" if "odd" in str(error) else "out of memory"
     assert f"a.png: its map cannot be made: {reason}" in lines[-2]
 
 
-def test_a_map_that_cannot_be_made_fails_for_its_image_alone(micro_checkpoint, tmp_path, monkeypatch, capsys):
-    grey_maps = script.grey_maps
-
-    def fail(logits, size, *words):
-        if size == (40, 61):
-            raise RuntimeError("can't allocate memory: you tried to allocate 1 bytes")
-        return grey_maps(logits, size, *words)
-
-    monkeypatch.setattr(script, "grey_maps", fail)
-    save_image(tmp_path / "in" / "a.png", np.zeros((40, 61, 3), np.uint8))
-    save_image(tmp_path / "in" / "b.png", PHOTO)
-    with pytest.raises(SystemExit) as stop:
-        script.main(arguments(micro_checkpoint, tmp_path / "in", tmp_path / "out"))
-    assert stop.value.code == 1 and list(read_maps(tmp_path / "out")) == ["b.png"]
-    assert "a.png: its map cannot be made: out of memory" in capsys.readouterr().err
+def test_the_first_image_far_from_white_is_named_with_the_option_that_says_what_is_white(
+    micro_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(images.WHITE, "")
+    images_folder, masks = tmp_path / "in", tmp_path / "gt"
+    for name in "abc":
+        save_image(images_folder / f"{name}.png", np.where(DISC > 0, 3900, 0).astype(np.uint16))
+        save_image(masks / f"{name}.png", DISC)
+    for more, number in (((), 1), (("--white", 4095), 0)):
+        line = (
+            f"warning: {images_folder}/a.png: its values reach 3900, and 65535 is white; --white N says another value"
+        )
+        script.main(arguments(micro_checkpoint, images_folder, tmp_path / f"maps{number}", *more))
+        check_files(pairing.pair([images_folder], [masks]), workers=2)
+        assert lines_of(capsys).count(line) == 2 * number
+        words = [str(word) for word in (images_folder, masks, "--workers", 1, *more)]
+        check_dataset.main(check_dataset.get_args_parser().parse_args(words))
+        assert ("far from white" in capsys.readouterr().out) == bool(number)
 
 
 def test_sub_folders_keep_their_structure(micro_checkpoint, tmp_path, capsys):
@@ -152,8 +159,9 @@ def test_sub_folders_keep_their_structure(micro_checkpoint, tmp_path, capsys):
         script.main(arguments(micro_checkpoint, photos, out, *more, "--recursive"))
         assert "left out: 1 .mp4" in lines_of(capsys)
     made = {str(path.relative_to(out)) for path in out.rglob("*.png")}
-    assert made == {"a.png", "mask/a.png", "one/a.png", "one/mask/a.png", "one/two/b.png", "one/two/mask/b.png"}
-    assert (out / "one/two" / output.SETTINGS).exists()
+    names = {"a.png", "one/a.png", "one/two/b.png"}
+    assert made == names | {f"mask/{name}" for name in names}
+    assert (out / "mask/one/two" / output.SETTINGS).exists()
 
 
 def test_ground_truth_in_sub_folders_is_found(micro_checkpoint, tmp_path):

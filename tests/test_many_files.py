@@ -22,8 +22,8 @@ def start_prediction(folder):
     output.check_outputs(tasks, kinds)
     output.check_settings(tasks, kinds, {"size": 64}, overwrite=False)
     output.make_folders(tasks, kinds)
-    output.write_settings(tasks, {"size": 64}, overwrite=False)
-    assert len(output.remaining(tasks, kinds, batch_size=4)) == len(tasks)
+    output.write_settings(tasks, kinds, {"size": 64})
+    assert len(output.remaining(tasks, kinds)) == len(tasks)
     return tasks
 
 

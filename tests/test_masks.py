@@ -130,6 +130,7 @@ def palette(indices, *colours):
     [
         ("labels.png", grey(VOID), "mask of labels"),
         ("labels.tif", Image.fromarray(VOID.astype(np.uint16)), "mask of labels"),
+        ("few.tif", Image.fromarray(VOID.astype(np.uint16) // 127 + (VOID > 0)), "mask of labels"),  # 1 and 3
         ("sixteen.png", Image.fromarray(VOID * np.uint16(257) - np.uint16(256) * (VOID == 1)), "mask of labels"),
         ("colour.bmp", grey(VOID).convert("RGB"), "mask of labels"),
         ("palette.png", palette(VOID, 0, 0, 0, 128, 0, 0), "mask of labels"),  # 38 in grey

@@ -79,14 +79,23 @@ def test_flip_averages_with_the_mirrored_image(micro_model, micro_checkpoint, tm
     assert np.abs(maps["a.png"].astype(int) - maps["mirrored.png"][:, ::-1]).max() <= 1
 
 
-def test_folders_and_single_files_can_be_mixed(micro_checkpoint, toy, tmp_path, capsys):
-    one, folder = toy / "train/Image/toy_0005.jpg", toy / "test/Image"
-    script.main(arguments(micro_checkpoint, folder, tmp_path / "maps", "--test_image_path", folder, one))
-    assert list(read_maps(tmp_path / "maps")) == [f"toy_{i:04}.png" for i in (0, 1, 2, 3, 5)]
-    other = save_image(tmp_path / "toy_0005.png", np.zeros((4, 6, 3), np.uint8))
-    args = arguments(micro_checkpoint, one, tmp_path / "new", "--test_image_path", toy / "train/Image", one, other)
-    status, line = failure(script.main, args, capsys)
-    assert status == 2 and "toy_0005.png: have the same name" in line
+def test_folders_and_single_files_can_be_mixed_and_images_of_one_name_keep_their_extension(
+    micro_checkpoint, toy, tmp_path, capsys
+):
+    image, folder = toy / "train/Image/toy_0005.jpg", toy / "test/Image"
+    save_image(tmp_path / "in/toy_0005.png", np.zeros((4, 6, 3), np.uint8))
+    save_image(tmp_path / "in/toy_0005.BMP", np.zeros((5, 6, 3), np.uint8))
+    more = ("--test_image_path", folder, image, tmp_path / "in", folder / "toy_0000.jpg")
+    script.main(arguments(micro_checkpoint, folder, tmp_path / "maps", *more))
+    names = [f"toy_0005.{extension}.png" for extension in ("BMP", "jpg", "png")]
+    assert list(read_maps(tmp_path / "maps")) == [f"toy_{i:04}.png" for i in range(4)] + names
+    assert read_maps(tmp_path / "maps")["toy_0005.BMP.png"].shape == (5, 6)
+    more = ("--test_image_path", toy / "train/Image", image, shutil.copy(image, tmp_path))
+    status, line = failure(script.main, arguments(micro_checkpoint, folder, tmp_path / "new", *more), capsys)
+    assert status == 2 and f"{tmp_path}/toy_0005.jpg: have the same name; keep one of them" in line
+    more = ("--test_gt_path", toy / "test/Mask")
+    status, line = failure(script.main, arguments(micro_checkpoint, tmp_path / "in", tmp_path, *more), capsys)
+    assert status == 2 and "in/toy_0005.BMP and " in line and "in/toy_0005.png: have the same name" in line
 
 
 def test_exif_rotation_is_applied_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):
@@ -113,7 +122,7 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_files(micro_checkpo
     images.mkdir()
     for i in range(60):
         shutil.copy(toy / f"test/Image/toy_{i % 4:04}.jpg", images / f"{i:02}.jpg")
-    more = ("--batch_size", 3, "--save", "map,mask", "--workers", 2)
+    more = ("--save", "map,mask", "--workers", 2)
     script.main(arguments(micro_checkpoint, images, tmp_path / "whole", *more))
     words = ["--checkpoint", micro_checkpoint, "--test_image_path", images, "--save_path", tmp_path / "parts"]
     words += ["--precision", "fp32", *more]
@@ -134,15 +143,20 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_files(micro_checkpo
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
-def test_existing_files_are_kept_unless_overwritten(micro_checkpoint, toy, tmp_path, capsys):
-    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path))
-    (tmp_path / "toy_0002.png").unlink()
-    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}
-    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path))
-    assert "3 of 4 are done already" in capsys.readouterr().out
-    assert times == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png") if path.name in times}
-    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path, "--overwrite"))
-    assert not times.items() & {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.png")}.items()
+def test_existing_files_are_kept_whatever_their_times_unless_overwritten(micro_checkpoint, toy, tmp_path, capsys):
+    shutil.copytree(toy / "test/Image", tmp_path / "in")
+    args = arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--save", "map,cutout", "--format", "webp")
+    script.main(args)
+    (tmp_path / "maps/cutout/toy_0002.webp").unlink()
+    for path in (tmp_path / "in/toy_0001.jpg", tmp_path / "maps/settings.json"):
+        os.utime(path, (2**32, 2**32))
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("maps/cutout/*.webp")}
+    script.main(args)
+    assert "; 3 of 4 exist and are kept, --overwrite makes them again" in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("maps/cutout/*.webp") if path in times}
+    args.overwrite = True
+    script.main(args)
+    assert not times.items() & {path: path.stat().st_mtime_ns for path in tmp_path.glob("maps/cutout/*.webp")}.items()
 
 
 @pytest.fixture(scope="module")
@@ -159,46 +173,47 @@ def test_files_of_other_settings_are_refused_with_the_names_that_differ(
     first, second, maps = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg", tmp_path / "maps"
     script.main(arguments(micro_checkpoint, first, maps, "--save", "map,mask"))
     before = content(maps)
-    for args, names in (
-        (arguments(other_checkpoint, second, maps), "checkpoint"),
-        (arguments(micro_checkpoint, first, maps, "--flip"), "flip"),
-        (arguments(micro_checkpoint, first, maps, "--size", 96, "--no_stretch"), "size and stretch"),
-        (arguments(micro_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), "threshold"),
-        (arguments(micro_checkpoint, first, maps, "--test_gt_path", toy / "test/Mask"), "ground_truth"),
+    for args, folder, names in (
+        (arguments(other_checkpoint, second, maps), maps, "checkpoint"),
+        (arguments(micro_checkpoint, first, maps, "--flip"), maps, "flip"),
+        (arguments(micro_checkpoint, first, maps, "--size", 96, "--no_stretch"), maps, "size and stretch"),
+        (arguments(micro_checkpoint, first, maps, "--white", 255), maps, "white"),
+        (arguments(micro_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), maps / "mask", "threshold"),
+        (arguments(micro_checkpoint, first, maps, "--test_gt_path", toy / "test/Mask"), maps, "ground_truth"),
     ):
         status, line = failure(script.main, args, capsys)
-        assert status == 2 and f"{maps}: was made with another {names}, see settings.json" in line
+        assert status == 2 and f"{folder}: was made with another {names}, see settings.json" in line
         assert "--overwrite" in line
     script.main(arguments(micro_checkpoint, first, maps, "--threshold", 0.4))  # no map depends on it
     assert content(maps) == before
 
 
 def test_overwritten_files_are_never_mixed_with_those_of_other_settings(
-    micro_checkpoint, other_checkpoint, toy, tmp_path, capsys
+    micro_checkpoint, other_checkpoint, toy, tmp_path, monkeypatch, capsys
 ):
     first, both = toy / "test/Image/toy_0000.jpg", ("--test_image_path", *sorted((toy / "test/Image").iterdir())[:2])
+    again = arguments(other_checkpoint, first, tmp_path / "maps", *both, "--overwrite")
     script.main(arguments(micro_checkpoint, first, tmp_path / "maps", *both))
-    script.main(arguments(other_checkpoint, first, tmp_path / "maps", "--overwrite"))  # the second map is the old one
-    script.main(arguments(other_checkpoint, first, tmp_path / "maps", *both))
-    assert "1 of 2 are done already" in capsys.readouterr().out
+    before, write = content(tmp_path / "maps"), script.write
+    args = arguments(other_checkpoint, first, tmp_path / "maps", "--overwrite")
+    status, line = failure(script.main, args, capsys)
+    assert status == 2 and "another checkpoint, see settings.json there; --overwrite leaves toy_0001.png: name" in line
+    assert content(tmp_path / "maps") == before
+
+    def interrupted(maps, sample, args):
+        if sample.task.image.stem == "toy_0001":
+            raise KeyboardInterrupt
+        return write(maps, sample, args)
+
+    monkeypatch.setattr(script, "write", interrupted)
+    status, line = failure(script.main, again, capsys)
+    assert status == 130 and line.endswith(": interrupted; the same command without --overwrite continues")
+    monkeypatch.setattr(script, "write", write)
+    again.overwrite = False
+    script.main(again)
+    assert "1 of 2 exist and are kept" in capsys.readouterr().out
     script.main(arguments(other_checkpoint, first, tmp_path / "fresh", *both))
-    ours, theirs = read_maps(tmp_path / "maps"), read_maps(tmp_path / "fresh")
-    assert len(theirs) == 2 and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-
-
-@pytest.mark.parametrize("newer", ["in/toy_0001.jpg", "gt/toy_0001.png"])
-def test_an_image_newer_than_its_map_is_predicted_again(newer, micro_checkpoint, toy, tmp_path, capsys):
-    shutil.copytree(toy / "test/Image", tmp_path / "in")
-    shutil.copytree(toy / "test/Mask", tmp_path / "gt")
-    args = arguments(micro_checkpoint, tmp_path / "in", tmp_path / "maps", "--test_gt_path", tmp_path / "gt")
-    script.main(args)
-    stamp = time.time() + 9
-    os.utime(tmp_path / newer, (stamp, stamp))
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.png")}
-    script.main(args)
-    assert "3 of 4 are done already" in capsys.readouterr().out
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.png")}
-    assert [name for name in after if after[name] != before[name]] == ["toy_0001.png"]
+    assert content(tmp_path / "maps") == content(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("processes", [1, 2])  # of which the second takes toy_0001
@@ -209,7 +224,10 @@ def test_files_of_other_images_or_another_program_are_replaced_only_on_request(
     args = arguments(micro_checkpoint, toy / "test/Image", tmp_path)
     pretend_torchrun(monkeypatch, 0, processes)
     status, line = failure(script.main, args, capsys)
-    assert status == 2 and "other images or another program (toy_0001.png); replace them with --overwrite" in line
+    assert status == 2 and "other images or another program (toy_0001.png); replace its files with --overw" in line
+    args = arguments(micro_checkpoint, toy / "test/Image/toy_0002.jpg", tmp_path, "--overwrite")
+    status, line = failure(script.main, args, capsys)
+    assert status == 2 and "another program (toy_0001.png); --overwrite leaves toy_0001.png: name another" in line
     pretend_torchrun(monkeypatch, 0, 1)
     script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path, "--overwrite"))
     status, line = failure(script.main, arguments(micro_checkpoint, toy / "train/Image", tmp_path), capsys)
@@ -223,13 +241,11 @@ def test_settings_json_records_how_the_files_were_made(micro_model, micro_checkp
     assert settings.pop("versions")["torch"] == torch.__version__
     assert settings == {
         "checkpoint": checkpoint.trained_fingerprint(micro_model), "path": str(micro_checkpoint), "size": 64,
-        "precision": "float32", "stretch": True, "flip": False, "ground_truth": False,
+        "white": "of the format", "precision": "float32", "stretch": True, "flip": False, "ground_truth": False,
         "images": [str(toy / "test/Image")],
     }  # fmt: skip
-    time = (tmp_path / "settings.json").stat().st_mtime_ns
     script.main(arguments(micro_checkpoint, toy / "test/Image/toy_0001.jpg", tmp_path, *FOUR))
-    assert json.loads((tmp_path / "settings.json").read_text())["threshold"] == 0.5
-    assert (tmp_path / "settings.json").stat().st_mtime_ns == time  # the map is as good as before
+    assert json.loads((tmp_path / "mask/settings.json").read_text())["threshold"] == 0.5
 
 
 def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_path, capsys):
@@ -271,10 +287,13 @@ def test_a_small_checkpoint_uses_encoders_from_the_options(small, model, encoder
 
 
 def test_output_kinds_and_sources_are_checked(micro_checkpoint, toy, tmp_path, capsys):
-    for more, message in ((("--save", "map,sketch"), "'sketch' is not one of"), (("--threshold", 2), "from 0 to 1")):
-        with pytest.raises(SystemExit) as stop:
-            arguments(micro_checkpoint, toy, tmp_path, *more)
-        assert stop.value.code == 2 and message in capsys.readouterr().err
+    for more, message in (
+        (("--save", "map,sketch"), "'sketch' is not one of"),
+        (("--threshold", 2), "from 0 to 1"),
+        (("--crop", "10%"), "argument --crop: '10%' is not a number; --help lists all options"),
+    ):
+        status, line = failure(lambda more: arguments(micro_checkpoint, toy, tmp_path, *more), more, capsys)
+        assert status == 2 and message in line
     parse = script.get_args_parser().parse_args
     benchmark = ["--checkpoint", "x", "--save_path", "x", "--benchmark", "COD", "x"]
     for args, message in (

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import cli, cutout, device, output, pairing
 from unext.errors import diagnosis
-from unext.images import allow_pixels, in_srgb, read_photo
+from unext.images import allow_pixels, in_srgb, read_photo, set_white
 from unext.pairing import File
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def main(args: argparse.Namespace) -> None:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
         allow_pixels(cli.MAX_PIXELS)
+        set_white(args.white)
         examples = pairing.scan(args.examples).images[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
@@ -147,6 +148,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--examples", metavar="DIR", help="a folder of images, the first of which are offered")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines too")
     parser.add_argument("--port", type=cli.number(maximum=65535), default=7860, help="of the page")
+    cli.add_white(parser)
     cli.add_device(parser)
     cli.add_encoders(parser)
     return parser

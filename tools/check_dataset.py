@@ -26,17 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
 from unext import cli, files, pairing
 from unext.errors import InputError
-from unext.images import (
-    DEEP,
-    TURNS,
-    allow_pixels,
-    changes_colours,
-    decoded,
-    is_deep_colour,
-    open_image,
-    orientation,
-    why,
-)
+from unext.images import FAR, TURNS, allow_pixels, changes_colours, decoded, is_deep, opened, orientation, set_white
 from unext.masks import LOSSY, MASK_PROBLEMS, OBJECT, TOLERANCE, alpha_of, mask_of, mask_problem
 from unext.pairing import File
 from unext.workers import cores, in_processes, progress_bar
@@ -165,25 +155,27 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
 def inspect(path: File, is_mask: bool) -> Inspection:
     """Decodes a file as training does, and finds what is unusual about it."""
     try:
-        with open_image(path) as image:
+        with opened(path) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
-            if is_deep := is_deep_colour(image) or image.mode.startswith(DEEP):
+            if deep := is_deep(image):
                 kinds["16 bits or floats"] = f"mode {image.mode}"
-            flat = decoded(image)
+            flat = decoded(image, is_mask)
+            if FAR in flat.info:
+                kinds[FAR] = flat.info[FAR]
             if (turned := orientation(image)) in TURNS:
                 kinds[ROTATED] = f"orientation {turned}"
             if alpha_of(flat):
                 kinds["mask in the alpha channel" if is_mask else "transparent pixels"] = f"mode {image.mode}"
-            elif not is_deep and image.mode not in PLAIN:
+            elif not deep and image.mode not in PLAIN:
                 kinds["unusual colour mode"] = f"mode {image.mode}"
             if is_mask:
                 return Inspection(image.size, kinds | mask_kinds(image, mask_of(flat)))
             if profile := image.info.get("icc_profile"):
                 kinds |= {"colours of a profile": ""} if changes_colours(profile) else {}
             return Inspection(image.size, kinds, fingerprint(flat.convert("RGB")))
-    except Exception as error:  # Pillow's readers raise almost anything on a damaged file
-        return Inspection(kinds={"unreadable": why(path, error)})
+    except OSError as error:
+        return Inspection(kinds={"unreadable": str(error).partition(": cannot be read as an image: ")[2]})
 
 
 def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
@@ -243,8 +235,9 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    with cli.one_line_errors() as command:
+    with cli.one_line_errors("fewer --workers need less") as command:
         allow_pixels(args.max_pixels)
+        set_white(args.white)
         everything, training = Survey([], [], []), ""
         if benchmarks.is_benchmark(args.first):
             pairing.names_given(args, None)
@@ -279,7 +272,7 @@ def report(splits: Sequence[benchmarks.SplitFolder], findings: Sequence[Finding]
     verdict = "fix the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
     if findings:
         print(f"\n{table(findings)}")
-    counted = ", ".join(f"{count:,} {one}{'' if count == 1 else 's'}" for one, count in totals.items())
+    counted = ", ".join(files.count(number, severity) for severity, number in totals.items())
     print(f"\n{pairs:,} pairs, {counted}: {verdict}")
     if path:
         content = {"pairs": pairs} | {f"{one}s": count for one, count in totals.items()}

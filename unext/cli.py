@@ -27,6 +27,7 @@ class Command:
     """A running command, which is told when its work begins: this decides the exit status of an error."""
 
     status = NOTHING_STARTED
+    after_interrupt = ""  # what to add to the line about Ctrl-C
 
     def started(self) -> None:
         self.status = NOT_COMPLETED
@@ -51,7 +52,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             raise
         except KeyboardInterrupt:
             print(file=sys.stderr)  # behind the bar
-            fail("interrupted", INTERRUPTED)
+            fail(f"interrupted{command.after_interrupt}", INTERRUPTED)
 
 
 class Output:
@@ -116,8 +117,13 @@ def require(packages: Iterable[str], requirements: str) -> None:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults and prints the module's docstring as it is."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+    """An argument parser that shows defaults, prints the module's docstring as it is, and errors as one line."""
+    return _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; --help lists all options", NOTHING_STARTED)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -133,7 +139,7 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading(group: argparse._ActionsContainer) -> None:
-    """Adds the options that say how masks are called and how large images may be."""
+    """Adds the options that say how masks are called, how large images may be, and what is white in them."""
     group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
     group.add_argument("--mask_prefix", default="", help="of masks called gt_NAME.png: gt_")
     group.add_argument(
@@ -143,6 +149,12 @@ def add_reading(group: argparse._ActionsContainer) -> None:
         metavar="N",
         help="of the largest image, for which memory must do",
     )
+    add_white(group)
+
+
+def add_white(group: argparse._ActionsContainer) -> None:
+    line = "the value that is white in images of more than 8 bits; default: 65535, or 1 of floats"
+    group.add_argument("--white", type=number(float, 1e-6), metavar="N", help=line)
 
 
 def add_device(group: argparse._ActionsContainer) -> None:

@@ -108,8 +108,9 @@ def find_box(cut: Image.Image, margin: float = 0) -> tuple[int, int, int, int] |
 
 
 def plain(colour: str) -> Image.Image:
-    """A background of one pixel, RGB, from a colour's CSS name or #rrggbb. Raises InputError for anything else."""
-    return Image.new("RGB", (1, 1), ImageColor.getrgb(colour)[:3])
+    """A background of one pixel, RGB, from a colour's CSS name or #rrggbb. Raises ValueError for anything else."""
+    red, green, blue = ImageColor.getrgb(colour)  # ValueError for four: with alpha
+    return Image.new("RGB", (1, 1), (red, green, blue))
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +122,9 @@ def background(text: str) -> Image.Image:
     with suppress(ValueError):
         return plain(text)
     if not Path(text).is_file():
-        raise InputError(f"--background {text}: is neither a colour, such as white or #ff8000, nor an image file")
+        raise InputError(
+            f"--background {text}: is neither an opaque colour, such as white or #ff8000, nor an image file"
+        )
     try:
         return for_network(read_photo(text))
     except OSError as error:

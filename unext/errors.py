@@ -41,7 +41,12 @@ def diagnosis(error: Exception, less_memory: str) -> str:
     for signs, line in DIAGNOSES.items():
         if any(sign in text for sign in signs):
             return line
-    return f"out of memory: {less_memory}" if less_memory and any(sign in text for sign in OUT_OF_MEMORY) else ""
+    return f"out of memory: {less_memory}" if less_memory and is_out_of_memory(error) else ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    text = f"{type(error).__name__}: {error}"
+    return any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def reason(error: Exception) -> str:

@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from unext.errors import InputError
+from unext.errors import InputError, is_out_of_memory
 
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
 ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, so that worker processes know too what the user allows
+WHITE = "SAM2UNEXT_WHITE"  # likewise: the value that is white in images of more than 8 bits
+FAR = "far from white"  # in the `info` of such an image: where its values end, if 16 times below or above it
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,12 +31,9 @@ TURNS = {  # what makes an image upright, by the value of that tag
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TIFF_BITS, TIFF_BANDS, TIFF_PLANAR, TIFF_TYPE = 258, 277, 284, 339  # tags
-TIFF_TYPES = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
-BIG_TIFF = (b"+\0", b"\0+")  # the version, in either byte order
+TIFF_BITS, TIFF_PLANAR = 258, 284  # tags
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
 GET_HEIF = "convert to JPEG, or pip install pillow-heif"
-WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what it also raises
@@ -45,6 +44,11 @@ def allow_pixels(number: int) -> None:
     """Sets the largest number of pixels that an image may have, for this process and those that it starts."""
     os.environ[ALLOWED] = str(number)
     Image.MAX_IMAGE_PIXELS = number
+
+
+def set_white(value: float | None) -> None:
+    """Sets what is white in images of more than 8 bits, for this process and those that it starts; None: the format."""
+    os.environ[WHITE] = str(value or "")
 
 
 if ALLOWED in os.environ:
@@ -87,20 +91,21 @@ def read_photo(path: str | os.PathLike[str], as_shown: bool = True) -> Image.Ima
 
 
 def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
-    """An opened image in RGB or, if it may be transparent, RGBA; in `info` the colours' ICC profile, and its dpi.
+    """An opened image in RGB or, if it may be transparent, RGBA; in `info` the colours' ICC profile, its dpi, and FAR.
 
     Without `as_shown` its RGB pixels are those of `read_image`; with it, CMYK and grey follow their profile.
     """
     profile, kept = image.info.get("icc_profile"), image.mode in ("RGB", "RGBA", "P")
     dpi = image.info.get("dpi")
     image = decoded(image)
+    far = {key: text for key, text in image.info.items() if key == FAR}
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif as_shown and profile and not kept:  # CMYK and grey
         image = to_srgb(image, profile)
     else:
         image = image.convert("RGB")
-    image.info = {"icc_profile": profile} if profile and kept else {}
+    image.info = far | ({"icc_profile": profile} if profile and kept else {})
     with suppress(TypeError, ValueError):  # no or damaged ones
         x, y = map(float, dpi)
         if 1 <= min(x, y) <= max(x, y) < 2**16:  # what JPEG can hold
@@ -166,11 +171,13 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """The image in a file, only its header read. Errors in the block become OSError that names the file."""
+    """The image in a file, only its header read. Errors become OSError that names the file, or MemoryError."""
     try:
         with open_image(path) as image:
             yield image
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
+        if is_out_of_memory(error):
+            raise MemoryError from error
         raise OSError(f"{path}: cannot be read as an image: {why(path, error)}") from error
 
 
@@ -184,19 +191,19 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     return image
 
 
-def decoded(image: Image.Image) -> Image.Image:
+def decoded(image: Image.Image, is_mask: bool = False) -> Image.Image:
     """An opened image with 8 bits per channel; what has no more is returned as it is, perhaps not yet decoded.
 
-    Pillow clips deeper greyscale at 255 and keeps the high bytes of 16-bit colours. Here the maximum decides which
-    value is white: up to 255 it is 255, up to 4095 that (12 bits), up to 65535 that, and for floats up to 1 it is 1.
-    Raises InputError for other values.
+    Pillow clips deeper greyscale at 255 and keeps the high bytes of 16-bit colours. Here white is 65535, of floats 1,
+    or what `set_white` says, and more is clipped; of a mask it is the maximum, which is the object. Raises InputError
+    for negative values and NaN.
     """
     if image.mode.startswith(DEEP):
-        return Image.fromarray(scaled(np.asarray(image)))
+        return scaled(np.asarray(image), is_mask)
     tags = getattr(image, "tag_v2", {})
     if tags.get(TIFF_PLANAR) == 2 and max(tags[TIFF_BITS]) > 8:  # neither Pillow nor OpenCV reads these right
         raise InputError("it is a TIFF of 16 bits whose colours lie in separate planes; save it as 8-bit RGB")
-    if not is_deep_colour(image):
+    if not is_deep(image):
         return image
     image.fp.seek(0)
     content = image.fp.read()
@@ -205,27 +212,32 @@ def decoded(image: Image.Image) -> Image.Image:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)  # (H, W, 3) BGR or (H, W, 4) BGRA
     if pixels is None or pixels.ndim < 3 or pixels.shape[:2] != (checked.height, checked.width):
         raise InputError("its 16-bit colours cannot be decoded; save it as 8-bit RGB")
-    colours = scaled(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB))
+    colours = scaled(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB), is_mask)
     if pixels.shape[2] == 4 and image.mode in ("RGBA", "LA"):
-        colours = np.dstack([colours, scaled(pixels[..., 3])])
-    return Image.fromarray(colours)
+        colours.putalpha(Image.fromarray((pixels[..., 3] >> 8).astype(np.uint8)))  # of which 65535 is opaque
+    return colours
 
 
-def is_deep_colour(image: Image.Image) -> bool:
-    """Whether an opened image that was not decoded yet has 16 bits in each of several channels."""
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image that was not decoded yet has more than 8 bits per channel, in grey or colour."""
     tiles = image.tile if getattr(image, "fp", None) else ()
-    return any(re.match(r"(LA|RGB|RGBA|RGBX);16", str(np.ravel(tile[3])[0])) for tile in tiles)
+    colour = any(re.match(r"(LA|RGB|RGBA|RGBX);16", str(np.ravel(tile[3])[0])) for tile in tiles)
+    return colour or image.mode.startswith(DEEP)
 
 
-def scaled(values: np.ndarray) -> np.ndarray:
-    """Grey levels of any depth as uint8, see `decoded`."""
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high <= 65535:  # nor NaN
-        raise InputError(f"its values from {low:g} to {high:g} are neither 8 nor 16 bits; save it as 8 bits")
-    white = 1 if values.dtype.kind == "f" and high <= 1 else next(one for one in WHITES if high <= one)
-    if values.dtype == np.uint16:
-        return np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[values]
-    return np.rint(values * (255 / white)).astype(np.uint8)
+def scaled(values: np.ndarray, is_mask: bool) -> Image.Image:
+    """An image of these values, (H, W) or (H, W, 3), see `decoded`."""
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high < np.inf:  # nor NaN
+        raise InputError(f"its values from {low:g} to {high:g} are no grey levels; save it as 8 bits")
+    white = high if is_mask else float(os.environ.get(WHITE) or (1 if values.dtype.kind == "f" else 65535))
+    is_short = values.dtype == np.uint16  # by a table, without an array of floats
+    levels = np.minimum(np.arange(65536) if is_short else values, white) / (white or 1)
+    levels = np.rint(255 * levels).astype(np.uint8)
+    image = Image.fromarray(levels[values] if is_short else levels)
+    if high and not white / 16 <= high <= 16 * white:
+        image.info[FAR] = f"its values reach {high:g}, and {white:g} is white"
+    return image
 
 
 def why(path: str | os.PathLike[str], error: Exception) -> str:
@@ -249,11 +261,5 @@ def unknown_format(path: str | os.PathLike[str]) -> str:
         if start[4:8] == b"ftyp" and start[8:12] in HEIC and "HEIF" not in formats():
             return f"it is HEIC, which Pillow does not know; {GET_HEIF}"
         if start.startswith(tuple(TiffImagePlugin.PREFIXES)):
-            with suppress(Exception):  # it may be damaged in many ways
-                tags = TiffImagePlugin.ImageFileDirectory_v2(start if start[2:4] in BIG_TIFF else start[:8])
-                file.seek(tags.next)
-                tags.load(file)
-                bits, kind = tags[TIFF_BITS][0], TIFF_TYPES.get(tags.get(TIFF_TYPE, (1,))[0], "values")
-                bands = f"{tags.get(TIFF_BANDS, 1)} x {bits}-bit {kind} a pixel"
-                return f"it is a TIFF of {bands}, which Pillow does not know; save it as 8-bit RGB"
+            return "it is a TIFF of bands or numbers that Pillow does not know; save it as 8-bit RGB"
     return "its format is not known to Pillow"

@@ -43,7 +43,7 @@ def mask_of(image: Image.Image) -> Image.Image:
 
     Raises InputError if both could be the mask.
     """
-    image = decoded(image)
+    image = decoded(image, is_mask=True)
     grey, channel = image.convert("L"), alpha_of(image)
     if channel is None:
         return grey
@@ -86,7 +86,7 @@ def is_coloured(image: Image.Image) -> bool:
     """Whether an opened mask or map is in colour."""
     if image.mode.startswith(DEEP) or image.mode in ("1", "L", "LA") or alpha_of(image):
         return False
-    red, *others = decoded(image).convert("RGB").split()
+    red, *others = decoded(image, is_mask=True).convert("RGB").split()
     return max(ImageChops.difference(red, other).getextrema()[1] for other in others) > TOLERANCE
 
 
@@ -97,11 +97,11 @@ def has_grey_regions(mask: np.ndarray) -> bool:
 
 
 def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
-    """Whether a mask (H, W) with these levels has regions of a few small labels, and one bright level.
+    """Whether a mask (H, W) with these levels has regions of a few small labels, and one brighter level.
 
     Edges of a few grey levels are no region: they have no 3 x 3 pixels of such levels.
     """
-    labels = levels[(levels >= 1) & (levels <= MAX_LABEL)]
-    if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() != 1:
+    labels = levels[(levels >= 1) & (levels <= MAX_LABEL) & (levels < levels.max())]
+    if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() > 1:
         return False
     return bool(cv2.erode(np.isin(values, labels).astype(np.uint8), np.ones((3, 3))).any())

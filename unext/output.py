@@ -2,9 +2,8 @@
 
 import io
 import json
-import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from unext import files
+from unext import files, pairing
 from unext.cutout import background, on_background
 from unext.cutout import cutout as cutout  # also known from here
 from unext.errors import InputError
-from unext.images import extensions, on_white, read_size
+from unext.images import on_white
 from unext.pairing import File
 
 KINDS = {"map": ".png", "mask": ".png", "overlay": ".jpg", "cutout": ".png", "composite": ".jpg"}
@@ -39,17 +38,17 @@ class Task(NamedTuple):
 
     image: File
     ground_truth: File | None  # whose size the map takes
-    folder: Path  # for the map
+    save_path: Path
+    below: str = ""  # the sub-folder, of each kind: a test set's, or where the image was
     format: str = "png"  # of the cutout
+
+    def folder(self, kind: str) -> Path:
+        """The folder of its file of a kind."""
+        return (self.save_path if kind == "map" else self.save_path / kind) / self.below
 
     def output(self, kind: str) -> File:
         extension = f".{self.format}" if kind == "cutout" else KINDS[kind]
-        return File(place(self.folder, kind), self.image.stem, extension)
-
-
-def place(folder: Path, kind: str) -> Path:
-    """The folder for files of a kind, where maps are in `folder`."""
-    return folder if kind == "map" else folder / kind
+        return File(self.folder(kind), self.image.stem, extension)
 
 
 def needs_photo(kinds: Sequence[str]) -> bool:
@@ -110,89 +109,97 @@ def check_looks(kinds: Sequence[str], crop: float | None, form: str, ground: str
         background(ground)
 
 
+def by_folder(tasks: Sequence[Task], kinds: Sequence[str]) -> list[tuple[Path, str, list[Task]]]:
+    """Each folder to write to, the kind of its files, and the tasks that make them."""
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.below, []).append(task)
+    return [(group[0].folder(kind), kind, group) for group in groups.values() for kind in kinds]
+
+
 def check_outputs(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     """Raises InputError if a folder to write to has images or ground truth, or would get files of two kinds."""
     inputs = {folder.resolve() for folder in {path.parent for task in tasks for path in task[:2] if path}}
-    owners: dict[Path, tuple[Path, str]] = {}
-    for folder in dict.fromkeys(task.folder for task in tasks):
-        for kind in kinds:
-            if place(folder, kind).resolve() in inputs:
-                raise InputError(f"--save_path: {place(folder, kind)} has images or ground truth; name another folder")
-            if owners.setdefault(place(folder, kind), (folder, kind)) != (folder, kind):
-                raise InputError(f"--save_path: {place(folder, kind)} would get files of two kinds; rename that folder")
+    folders: set[Path] = set()
+    for folder, _, _ in by_folder(tasks, kinds):
+        if folder.resolve() in inputs:
+            raise InputError(f"--save_path: {folder} has images or ground truth; name another folder")
+        if folder in folders:
+            raise InputError(f"--save_path: {folder} would get files of two kinds; rename that folder")
+        folders.add(folder)
 
 
-def by_folder(tasks: Sequence[Task]) -> dict[Path, list[Task]]:
-    """The tasks by the folder of their maps."""
-    found: dict[Path, list[Task]] = {}
-    for task in tasks:
-        found.setdefault(task.folder, []).append(task)
-    return found
+def existing(folder: Path) -> set[str]:
+    """The names of the images in a folder, which may be missing."""
+    if not folder.is_dir():
+        return set()
+    return {stem + extension for stem, extension, _ in pairing.entries(folder) if pairing.is_image(extension)}
 
 
-def existing(tasks: Sequence[Task], kinds: Sequence[str]) -> Callable[[File], bool]:
-    """Whether a file that one of the tasks writes is there; folders without any image are not asked for each."""
-    places = {place(folder, kind) for folder in {task.folder for task in tasks} for kind in kinds}
-    suffixes = {folder: {path.suffix.lower() for path in folder.iterdir()} for folder in places if folder.is_dir()}
-    filled = {folder for folder, found in suffixes.items() if found & extensions()}
-    return lambda file: file.parent in filled and os.path.exists(file)
+def of_kind(settings: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The settings that decide the files of a kind."""
+    return {name: value for name, value in settings.items() if kind in USED_BY.get(name, KINDS)}
 
 
 def check_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[str, Any], overwrite: bool) -> None:
-    """Raises InputError, unless `overwrite`, if a folder of the tasks has files that were made with other settings."""
-    if overwrite:
-        return
-    exists = existing(tasks, kinds)
-    for folder, own in by_folder(tasks).items():
-        before = read_settings(folder)
-        names = [name for name in settings.keys() & before.keys() if before[name] != settings[name]]
-        if names := sorted({*names} - {*RECORDED}):
-            raise InputError(
-                f"--save_path {folder}: was made with another {' and '.join(names)}, see {SETTINGS} there; replace its "
-                "files with --overwrite or name another folder"
-            )
+    """Raises InputError if a folder has files of other settings, images or programs.
+
+    With `overwrite` only if the tasks do not make all of its files again: what exists is of the settings beside it.
+    """
+    for folder, kind, group in by_folder(tasks, kinds):
+        if not (names := existing(folder)):
+            continue
+        before, after = read_settings(folder), of_kind(settings, kind)
+        changed = [key for key in sorted(after.keys() & before.keys() - {*RECORDED}) if after[key] != before[key]]
         known = before.get("images", [])  # folders
-        new = {parent for parent in {task.image.parent for task in own} if str(parent.resolve()) not in known}
-        paths = (task.output(kind) for task in own if task.image.parent in new for kind in kinds)
-        if strange := [path.name for path in paths if exists(path)]:
+        new = {parent for parent in {task.image.parent for task in group} if str(parent.resolve()) not in known}
+        strange = names & {task.output(kind).name for task in group if task.image.parent in new} if before else names
+        if changed:
+            problem = f"was made with another {' and '.join(changed)}, see {SETTINGS} there"
+        elif strange:
+            problem = f"has files of other images or another program ({files.listing(sorted(strange))})"
+        else:
+            continue
+        if not overwrite:
             raise InputError(
-                f"--save_path {folder}: has files of other images or another program ({files.listing(strange)}); "
-                "replace them with --overwrite or name another folder"
+                f"--save_path {folder}: {problem}; replace its files with --overwrite or name another folder"
             )
+        if kept := names - {task.output(kind).name for task in group}:
+            kept = files.listing(sorted(kept))
+            raise InputError(f"--save_path {folder}: {problem}; --overwrite leaves {kept}: name another folder")
+
+
+def remove(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
+    """Removes the files that the tasks make again, so that what exists is of this run. Raises OSError."""
+    for task in tasks:
+        for kind in kinds:
+            Path(task.output(kind)).unlink(missing_ok=True)
 
 
 def make_folders(tasks: Sequence[Task], kinds: Sequence[str]) -> None:
     """Makes the folders of the tasks' files. Raises OSError if files cannot be written there."""
-    folders = {task.folder for task in tasks}
-    for folder in sorted(folders | {place(folder, kind) for folder in folders for kind in kinds}):
+    for folder, _, _ in by_folder(tasks, kinds):
         files.output_folder(folder)
 
 
-def write_settings(tasks: Sequence[Task], settings: dict[str, Any], overwrite: bool) -> None:
-    """Writes settings.json to the tasks' folders, with the folders of their images. Raises OSError.
-
-    `overwrite` makes it anew: what is older must be made again. Otherwise it keeps its time.
-    """
-    for folder, own in by_folder(tasks).items():
-        path, before = folder / SETTINGS, {} if overwrite else read_settings(folder)
-        images = {str(parent.resolve()) for parent in {task.image.parent for task in own}}
-        after = settings | before
-        after["images"] = sorted(images.union(before.get("images", [])))
+def write_settings(tasks: Sequence[Task], kinds: Sequence[str], settings: dict[str, Any]) -> None:
+    """Writes settings.json to the folders of the tasks' files, with the folders of their images. Raises OSError."""
+    for folder, kind, group in by_folder(tasks, kinds):
+        before = read_settings(folder) if existing(folder) else {}
+        images = {str(parent.resolve()) for parent in {task.image.parent for task in group}}
+        after = of_kind(settings, kind) | before | {"images": sorted(images.union(before.get("images", [])))}
         if after != before:
-            time = path.stat().st_mtime_ns if before else None
-            with files.replacing(path) as file:
+            with files.replacing(folder / SETTINGS) as file:
                 file.write(json.dumps(after, indent=1).encode() + b"\n")
-            if time:
-                os.utime(path, ns=(time, time))
 
 
 def is_of_maps(folder: Path) -> bool:
-    """Whether test.py wrote maps there."""
+    """Whether test.py wrote its files there."""
     return "checkpoint" in read_settings(folder)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """How the maps in a folder were made; empty if nothing says so."""
+    """How the files in a folder were made; empty if nothing says so."""
     try:
         content = json.loads((folder / SETTINGS).read_text("utf-8"))
     except (OSError, ValueError):
@@ -200,21 +207,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def remaining(tasks: Sequence[Task], kinds: Sequence[str], batch_size: int) -> list[Task]:
-    """What is not done, in whole batches, because an image's batch decides the last bits of its map."""
-    exists = existing(tasks, kinds)
-    groups = (tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size))
-    return [task for group in groups if not all(is_done(task, kinds, exists) for task in group) for task in group]
-
-
-def is_done(task: Task, kinds: Sequence[str], exists: Callable[[File], bool]) -> bool:
-    """Whether the files are there, newer than image, ground truth and settings.json, and of the right size."""
-    mask, paths = task.ground_truth, [task.output(kind) for kind in kinds]
-    if not all(map(exists, paths)):
-        return False
-    try:
-        newest = max(os.stat(path).st_mtime_ns for path in (task.image, mask, task.folder / SETTINGS) if path)
-        fits = not mask or "map" not in kinds or read_size(mask) == read_size(task.output("map"))
-        return fits and all(os.stat(path).st_mtime_ns >= newest for path in paths)
-    except OSError:  # one is missing
-        return False
+def remaining(tasks: Sequence[Task], kinds: Sequence[str]) -> list[Task]:
+    """The tasks of which a file is missing."""
+    names = {folder: existing(folder) for folder, _, _ in by_folder(tasks, kinds)}
+    return [task for task in tasks if not all(file.name in names[file.parent] for file in map(task.output, kinds))]

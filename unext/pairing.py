@@ -182,24 +182,24 @@ def no_images(folder: str | Path) -> str:
 def by_name(images: Iterable[File]) -> dict[str, File]:
     """The files of a folder by name. Raises InputError if two have the same."""
     found: dict[str, File] = {}
-    repeated = []
-    for file in images:
-        if (other := found.setdefault(name_of(file), file)) is not file:
-            repeated.append(f"{other.name} and {file.name}")
+    repeated = [f"{found[name_of(file)].name} and {file.name}" for file in images if not add(found, "", file)]
     if repeated:
-        where = f"{file.parent}: files that differ only in their extension, keep one of each"
-        raise InputError(f"{where}: {listing(repeated)}")
+        where = next(iter(found.values())).parent
+        raise InputError(f"{where}: files that differ only in their extension, keep one of each: {listing(repeated)}")
     return found
 
 
 def gather(
-    paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] = lambda folder: False
-) -> dict[str, File]:
+    paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] = lambda folder: False,
+    with_extension: bool = False,
+) -> dict[str, File]:  # fmt: skip
     """The images in `paths`, folders and single files, by name; if `recursive`, those in `tree` as "folder/name".
 
-    Broken links are left out. Raises OSError or InputError as `find` does.
+    Broken links are left out. Raises OSError if a folder cannot be listed, InputError if it has no image or images have
+    the same name; `with_extension` lets these, and their Files' stems, keep their extension: x.JPG and x.png.
     """
     found: dict[str, File] = {}
+    repeated: list[tuple[str, File]] = []
     for path in map(Path, paths):
         if path.is_file():
             groups = {path.parent: [File(path.parent, *os.path.splitext(path.name))]}
@@ -212,11 +212,22 @@ def gather(
             raise InputError(no_images(path) + hint)
         for folder, images in groups.items():
             below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
-            for name, image in by_name(images).items():
-                other = found.setdefault(below + name, image)
-                if other is not image and not Path(other).resolve() == Path(image).resolve():
-                    raise InputError(f"{other} and {image}: have the same name; write them to different folders")
+            repeated += [(below, image) for image in images if not add(found, below, image)]
+    if with_extension:
+        names = {below + name_of(image): below for below, image in repeated}
+        firsts = [(below, found.pop(name)) for name, below in names.items()]
+        whole = [(below, File(image.parent, image.name, "")) for below, image in firsts + repeated]
+        repeated = [(below, image) for below, image in whole if not add(found, below, image)]
+    if repeated:
+        clashes = listing(f"{found[below + name_of(image)]} and {image}" for below, image in repeated)
+        raise InputError(f"{clashes}: have the same name; keep one of them, or write them to different folders")
     return found
+
+
+def add(images: dict[str, File], below: str, image: File) -> bool:
+    """Adds an image of a sub-folder by its name; False if another image has it."""
+    other = images.setdefault(below + name_of(image), image)
+    return other is image or os.path.samefile(other, image)
 
 
 def images_below(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> int:
