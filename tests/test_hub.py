@@ -151,26 +151,54 @@ for action in actions:
 """
 
 
-@pytest.mark.slow
-def test_a_network_is_pushed_to_the_hub_and_loaded_again_even_offline(encoders, tmp_path):
+@pytest.fixture
+def mirror(tmp_path):
+    """The stand-in, its `files` and `requests`, and in `environment` what makes huggingface_hub ask it."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
         server.requests, server.files = [], {}
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
-        environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        command = [sys.executable, "-c", SCRIPT, *map(str, encoders.values()), str(tmp_path)]
-        for actions, offline in ((["push", "pull"], "0"), (["pull_offline"], "1")):
-            before = len(server.requests)
-            result = subprocess.run(
-                command + actions, env=environment | {"HF_HUB_OFFLINE": offline}, capture_output=True, text=True
-            )
-            assert result.returncode == 0, result.stderr
-            assert (len(server.requests) > before) == (offline == "0")
+        server.environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_x"}
+        server.environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        yield server
         server.shutdown()
-    assert any("/resolve/main/model.safetensors" in path for path in server.requests)
+
+
+FETCH = "from unext import download; download.fetch_published('weights/vit_small_patch14_dinov2.safetensors')"
+
+
+def test_published_weights_come_from_a_mirror_of_the_hub_and_from_its_cache(mirror, tmp_path):
+    def fetch(offline):
+        environment = mirror.environment | {"HF_HUB_OFFLINE": offline}
+        words = [sys.executable, "-c", FETCH]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    weights = tmp_path / "weights/vit_small_patch14_dinov2.safetensors"
+    mirror.files["model.safetensors"] = b"weights"
+    error = fetch("1").stderr.splitlines()[-1]
+    assert error.startswith("OSError: https://huggingface.co/timm/") and error.endswith(
+        f"save it as {weights.relative_to(tmp_path)}"
+    )
+    for offline in ("0", "1"):
+        result = fetch(offline)
+        assert result.returncode == 0, result.stderr
+        assert weights.read_bytes() == b"weights" and not weights.is_symlink()
+        weights.unlink()
+    assert "/timm/vit_small_patch14_dinov2.lvd142m/resolve/main/model.safetensors" in mirror.requests
+
+
+@pytest.mark.slow
+def test_a_network_is_pushed_to_the_hub_and_loaded_again_even_offline(mirror, encoders, tmp_path):
+    command = [sys.executable, "-c", SCRIPT, *map(str, encoders.values()), str(tmp_path)]
+    for actions, offline in ((["push", "pull"], "0"), (["pull_offline"], "1")):
+        before = len(mirror.requests)
+        environment = mirror.environment | {"HF_HUB_OFFLINE": offline}
+        result = subprocess.run(command + actions, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert (len(mirror.requests) > before) == (offline == "0")
+    assert any("/resolve/main/model.safetensors" in path for path in mirror.requests)
     states = [torch.load(tmp_path / f"{action}.pt") for action in ("push", "pull", "pull_offline")]
-    assert sorted(server.files) == ["README.md", "config.json", "model.safetensors"]
-    assert b'from_pretrained("user/model"' in server.files["README.md"]
+    assert sorted(mirror.files) == ["README.md", "config.json", "model.safetensors"]
+    assert b'from_pretrained("user/model"' in mirror.files["README.md"]
     for state in states[1:]:
         assert state.keys() == states[0].keys()
         assert all(torch.equal(value, state[key]) for key, value in states[0].items())

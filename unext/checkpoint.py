@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unext import files, weights
-from unext.download import PUBLISHED, TRUNK_FILES, fetch
+from unext.download import PUBLISHED, TRUNK_FILES, fetch_published
 from unext.errors import InputError, reason
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ def find_encoders(
             places.insert(0, Path(record["path"]))
         found[option] = given[option] or next((place for place in places if place.is_file()), None)
         url = PUBLISHED.get(name)
-        if not found[option] and download and url:
-            found[option] = fetch(WEIGHTS / name)
+        if download and url:
+            found[option] = fetch_published(found[option] or WEIGHTS / name)
         if not found[option]:
             remedy = f"--download fetches it from {url} to {WEIGHTS}, or" if url else "copy it there, or"
             looked = files.listing(dict.fromkeys(place.parent for place in places))
@@ -194,7 +194,16 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     Raises InputError that names the remedy if they are not, or if the tensors do not fit.
     """
     small = bool(checkpoint.encoders)
-    weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
+    options = {key: value for key, value in checkpoint.config.items() if value != model.config[key] and key != "size"}
+    try:
+        weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
+        options.pop("aux_size", None)  # its tensors fit all the same
+    except InputError:
+        if not options:
+            raise
+    if options:
+        given = " ".join(f"--{key} {value}" for key, value in options.items())
+        raise InputError(f"{path}: was trained with {given}; give the same here")
     for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
         ours = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
         if small:
