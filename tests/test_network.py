@@ -1,14 +1,18 @@
 """SAM2UNeXT.py: the whole network computes the original's figures and has its parameters."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import recipe
 import torch
 import torch.nn.functional as F
-from conftest import MICRO, golden, relative_error, same_network
+from conftest import MICRO, ROOT, golden, relative_error, same_network
 from PIL import Image
 
 from dataset import image_tensor
@@ -170,6 +174,35 @@ def test_a_network_of_another_type_predicts(kind, tolerance, micro_model):
     model, image = getattr(copy.deepcopy(micro_model), kind)(), recipe.photo("predict", 40, 60)
     probability = model.predict(image)
     assert probability.dtype == np.float32 and np.abs(probability - micro_model.predict(image)).max() < tolerance
+
+
+IMPORT = """
+import importlib, logging, os, socket, sys, warnings
+import hubconf
+for name in [*hubconf.dependencies, "PIL.ImageCms", "PIL.PngImagePlugin", "PIL.TiffImagePlugin"]:
+    importlib.import_module(name)
+from PIL import Image, PngImagePlugin
+
+def state():
+    limits = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, list(Image.OPEN)
+    logger = logging.getLogger("PIL")
+    return *limits, list(warnings.filters), logger.level, logger.handlers, dict(os.environ), socket.getdefaulttimeout()
+
+opened, before = [], state()
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+import SAM2UNeXT
+assert state() == before, (state(), before)
+print(*opened, sep="\\n")
+"""
+
+
+def test_importing_the_network_changes_nothing_and_reads_code_alone():
+    environment = {name: value for name, value in os.environ.items() if name != images.ALLOWED}
+    words = [sys.executable, "-c", IMPORT]
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    opened = [path for path in map(Path, result.stdout.splitlines()) if path.parent.name != "__pycache__"]
+    assert not [path for path in opened if ROOT in path.parents and path.suffix != ".py"]
 
 
 def test_glue_and_decoder_are_those_of_the_paper(micro_model):

@@ -18,7 +18,7 @@ from unext.errors import InputError
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
-ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, so that worker processes know too what the user allows
+ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, by which worker processes know what the user allows
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,18 +36,20 @@ HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
 GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what it also raises
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
-
 
 def allow_pixels(number: int) -> None:
-    """Sets the largest number of pixels that an image may have, for this process and those that it starts."""
+    """Sets up Pillow for a command and the processes that it starts: images of so many pixels, no warnings.
+
+    Importing this changes nothing, so that the network can be part of any program.
+    """
     os.environ[ALLOWED] = str(number)
     Image.MAX_IMAGE_PIXELS = number
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
-if ALLOWED in os.environ:
+if ALLOWED in os.environ:  # in a worker process
     allow_pixels(int(os.environ[ALLOWED]))
 
 
