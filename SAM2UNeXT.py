@@ -26,10 +26,6 @@ from unext.images import TURNS, for_network, orientation, photo_of
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
 LAYOUT = torch.channels_last  # of the weights, and so of what convolutions compute; files hold NCHW
-TURN_BACK = {  # for those of Pillow's transpositions that a second time does not undo
-    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
-    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
-}
 
 
 class Adapter(nn.Module):
@@ -220,11 +216,9 @@ class SAM2UNeXT(nn.Module, Hub):
         show, resized to `self.size` squared: upright, in sRGB, on white where it is transparent. The map fits the
         pixels as they are stored. Raises InputError for other types.
         """
-        photo, turn = upright(image)
+        photo, turn_back = upright(image)
         probability = self._probability(photo)
-        if turn is None:
-            return probability
-        return np.array(Image.fromarray(probability).transpose(TURN_BACK.get(turn, turn)))
+        return probability if turn_back is None else np.array(Image.fromarray(probability).transpose(turn_back))
 
     def cutout(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The object of one image as test.py cuts it out: upright, RGBA, with its ICC profile. See `predict`."""
@@ -245,7 +239,7 @@ class SAM2UNeXT(nn.Module, Hub):
 
 
 def upright(image: Image.Image | np.ndarray) -> tuple[Image.Image, Image.Transpose | None]:
-    """The image as `photo_of` returns it, upright, and the transposition that made it so. Raises InputError."""
+    """The image as `photo_of` returns it, upright, and the transposition that turns it back. Raises InputError."""
     kind = type(image).__name__
     if isinstance(image, np.ndarray):
         kind = f"{image.dtype} array {image.shape}"
@@ -253,8 +247,10 @@ def upright(image: Image.Image | np.ndarray) -> tuple[Image.Image, Image.Transpo
             image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise InputError(f"an image must be a PIL image, or a uint8 array (H, W, 3) or (H, W); this is a {kind}")
-    photo, turn = photo_of(image), TURNS.get(orientation(image))
-    return photo if turn is None else photo.transpose(turn), turn
+    photo, tag = photo_of(image), orientation(image)
+    if tag not in TURNS:
+        return photo, None
+    return photo.transpose(TURNS[tag]), TURNS[{6: 8, 8: 6}.get(tag, tag)]  # of a quarter turn the opposite one
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:

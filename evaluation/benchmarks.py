@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -29,7 +29,7 @@ ALIASES = {
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
-KINDS = {"columns": list, "train": (dict, list), "test": dict, "together": dict, "groups": dict}  # of YAML
+TYPES = {"columns": list, "train": dict | list, "test": dict, "together": dict, "groups": dict}  # of what a file has
 
 
 class TextLoader(yaml.BaseLoader):
@@ -62,11 +62,6 @@ class Place:
     surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
     mask_prefix: str = ""  # of masks called gt_NAME.png: gt_
     mask_suffix: str = ""  # of masks called NAME_mask.png: _mask
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not isinstance(getattr(self, field.name), get_args(field.type) or field.type):
-                raise InputError(f"{field.name}: {getattr(self, field.name)!r} is not a {field.type}")
 
     def mask_names(self) -> MaskNames:
         return MaskNames(self.mask_prefix, self.mask_suffix)
@@ -114,7 +109,7 @@ class SplitFolder(NamedTuple):
 
 def is_benchmark(text: str) -> bool:
     """Whether a word names a benchmark rather than a folder; a folder called COD is written ./COD or COD/."""
-    return bool(built_in(text)) or Path(text).suffix.lower() in SUFFIXES or not Path(text).is_dir()
+    return bool(run_name(text)) or not Path(text).is_dir()
 
 
 def built_in(name: str) -> str | None:
@@ -147,11 +142,7 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     """The benchmark that a file's content describes. Raises InputError, YAMLError or re.error."""
     if not isinstance(content, dict):
         raise InputError("it is not a mapping")
-    for key, value in content.items():
-        if key not in KINDS:
-            raise InputError(f"{key} is unknown; known are {', '.join(KINDS)}")
-        if not isinstance(value, KINDS[key]):
-            raise InputError(f"{key}: {value!r} is not a {'list' if KINDS[key] is list else 'mapping'}")
+    check(content, TYPES)
     columns = content.get("columns", NINE)
     if not columns or any(column not in tuple(METRICS) for column in columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
@@ -171,6 +162,15 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     return Benchmark(name, tuple(columns), train, test, together, groups, from_paper)
 
 
+def check(content: dict[str, Any], types: dict[str, Any]) -> None:
+    """Raises InputError unless the keys are some of those of `types` and their values have these types."""
+    for key, value in content.items():
+        if key not in types:
+            raise InputError(f"{key} is unknown; known are {', '.join(types)}")
+        if not isinstance(value, types[key]):
+            raise InputError(f"{key}: {value!r} is not a {types[key]}")
+
+
 def layouts(split: Any) -> tuple[Layout, ...]:
     """The alternative layouts of a split. Raises InputError if it does not describe one."""
     either = split["either"] if isinstance(split, dict) and "either" in split else [split]
@@ -182,10 +182,9 @@ def layouts(split: Any) -> tuple[Layout, ...]:
 
 def place_of(content: dict[str, Any]) -> Place:
     """The place that a mapping describes; its number and boolean are still text. Raises InputError or YAMLError."""
-    if unknown := content.keys() - {field.name for field in fields(Place)}:
-        raise InputError(f"{min(unknown)} is unknown; a place has {', '.join(field.name for field in fields(Place))}")
-    typed = {key: yaml.safe_load(str(content[key])) for key in ("count", "surplus_masks") if key in content}
-    return Place(**content | typed)
+    content = content | {key: yaml.safe_load(str(content[key])) for key in ("count", "surplus_masks") if key in content}
+    check(content, {field.name: field.type for field in fields(Place)})
+    return Place(**content)
 
 
 def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:

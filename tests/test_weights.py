@@ -36,14 +36,6 @@ def test_sam2_fills_the_trunk(sam2_tiny):
         assert torch.equal(value, parameter(weights.TRUNK + key, value.shape))
 
 
-def test_the_prefix_module_is_ignored(tmp_path):
-    trunk = build_sam2_trunk("tiny")
-    weights.load_sam2(trunk, sam2_file(tmp_path / "prefixed.pt", prefix="module."))
-    key = "blocks.3.attn.qkv.weight"
-    expected = parameter(weights.TRUNK + key, (1152, 192))
-    assert torch.equal(trunk.state_dict()[key], expected)
-
-
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])
 def test_another_trunk_size_is_named_with_the_remedy(size, tmp_path):
     path = sam2_file(tmp_path / "weights.pt", size)

@@ -114,7 +114,9 @@ def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str,
         version = str(content["format"])[:20]
         raise InputError(f"{source}: has format {version}, but this program reads {FORMAT}; update the program")
     config, records = content.get("config"), content.get("encoders")
-    known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys() <= CONFIG_TYPES.keys()
+    known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys()
+    if known and (newer := config.keys() - CONFIG_TYPES.keys()):
+        raise InputError(f"{source}: has {files.listing(newer)}, which this program does not know; update the program")
     known = known and all(isinstance(value, CONFIG_TYPES[key]) for key, value in config.items())
     known = known and config["sam2"] in TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config["aux"])
     if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
@@ -194,16 +196,11 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     Raises InputError that names the remedy if they are not, or if the tensors do not fit.
     """
     small = bool(checkpoint.encoders)
-    options = {key: value for key, value in checkpoint.config.items() if value != model.config[key] and key != "size"}
-    try:
-        weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
-        options.pop("aux_size", None)  # its tensors fit all the same
-    except InputError:
-        if not options:
-            raise
-    if options:
-        given = " ".join(f"--{key} {value}" for key, value in options.items())
-        raise InputError(f"{path}: was trained with {given}; give the same here")
+    names = ("sam2", "aux") if small or model.dino is None else ("sam2", "aux", "aux_size")
+    then = {name: checkpoint.config.get(name, model.config[name]) for name in names}
+    if changed := [f"--{name} {value}" for name, value in then.items() if value != model.config[name]]:
+        raise InputError(f"{path}: was trained with {' '.join(changed)}; give the same here")
+    weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
     for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
         ours = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
         if small:

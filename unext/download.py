@@ -49,10 +49,7 @@ def fetch_published(source: str | Path) -> str | Path:
     path = Path(source)
     if path.name in PUBLISHED and path.parent.name == "weights" and not path.exists() and not is_url(source):
         print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
-        try:
-            download(PUBLISHED[path.name], path)
-        except OSError as error:
-            raise OSError(f"{error} and save it as {path}") from error
+        download(PUBLISHED[path.name], path)
     return source
 
 
@@ -72,24 +69,27 @@ def download(url: str, path: Path) -> None:
     with ExitStack() as stack:
         with suppress(OSError):  # a file system without locks: of several processes, each downloads
             stack.enter_context(FileLock(f"{path}.lock"))
-        if not path.exists():
-            beside = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
+        if path.exists():
+            return
+        beside = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
+        try:
             retrieve(url, beside)
-            os.replace(beside, path)
+        except Exception as error:  # the libraries raise almost anything
+            problem = f"cannot be downloaded: {reason(error)}; fetch it by other means and save it as {path}"
+            raise OSError(f"{url}: {problem}") from error
+        os.replace(beside, path)
 
 
 def retrieve(url: str, path: Path) -> None:
-    """Downloads a file; Hugging Face's by its own library, with mirror, cache and offline mode. Raises OSError."""
+    """Downloads a file; what is on Hugging Face's hub by its own library, with mirror, cache and offline mode."""
+    if hub := HUB.fullmatch(url):
+        shutil.copyfile(hf_hub_download(**hub.groupdict()), path)
+        return
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # it logs what it also raises
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # iopath has no option for it
     try:
-        if hub := HUB.fullmatch(url):
-            shutil.copyfile(hf_hub_download(**hub.groupdict()), path)
-        else:
-            download_file(url, str(path.parent), filename=path.name)
-    except Exception as error:  # both libraries raise almost anything
-        raise OSError(f"{url}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
+        download_file(url, str(path.parent), filename=path.name)
     finally:
         socket.setdefaulttimeout(before)
 
