@@ -197,9 +197,9 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     """
     small = bool(checkpoint.encoders)
     names = ("sam2", "aux") if small or model.dino is None else ("sam2", "aux", "aux_size")
-    then = {name: checkpoint.config.get(name, model.config[name]) for name in names}
-    if changed := [f"--{name} {value}" for name, value in then.items() if value != model.config[name]]:
-        raise InputError(f"{path}: was trained with {' '.join(changed)}; give the same here")
+    config = {name: checkpoint.config.get(name, model.config[name]) for name in names}
+    if others := [f"--{name} {value}" for name, value in config.items() if value != model.config[name]]:
+        raise InputError(f"{path}: was trained with {' '.join(others)}; give the same here")
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
     for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
         ours = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})

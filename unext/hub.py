@@ -25,10 +25,10 @@ class Hub(
         card = {"repo_id": repo_id} | (model_card_kwargs or {})
         return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
 
-    def generate_model_card(self, **words: Any) -> ModelCard:
+    def generate_model_card(self, **options: Any) -> ModelCard:
         encoders = checkpoint.encoder_files(self.config).values() if checkpoint.is_small(self) else ()
         published = {name: PUBLISHED.get(name) for name in encoders}
-        return super().generate_model_card(template_path=CARD, config=self.config, encoders=published, **words)
+        return super().generate_model_card(template_path=CARD, config=self.config, encoders=published, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         content = checkpoint.network_content(self, whole=not checkpoint.is_small(self))

@@ -38,10 +38,7 @@ WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits
 
 
 def allow_pixels(number: int) -> None:
-    """Sets up Pillow for a command and the processes that it starts: images of so many pixels, no warnings.
-
-    Importing this changes nothing, so that the network can be part of any program.
-    """
+    """Sets up Pillow for a command and its worker processes: images of so many pixels, long texts, no warnings."""
     os.environ[ALLOWED] = str(number)
     Image.MAX_IMAGE_PIXELS = number
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
