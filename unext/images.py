@@ -18,7 +18,7 @@ from unext.errors import InputError
 # Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
-ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, by which worker processes know what the user allows
+ALLOWED = "SAM2UNEXT_MAX_PIXELS"  # an environment variable, so that worker processes know too what the user allows
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,7 +46,7 @@ def allow_pixels(number: int) -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
-if ALLOWED in os.environ:  # in a worker process
+if ALLOWED in os.environ:
     allow_pixels(int(os.environ[ALLOWED]))
 
 
