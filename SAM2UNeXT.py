@@ -21,7 +21,7 @@ from unext import checkpoint, weights
 from unext.cutout import cut_out
 from unext.errors import InputError
 from unext.hub import Hub
-from unext.images import for_network, photo_of
+from unext.images import TURNS, for_network, orientation, photo_of
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
@@ -158,12 +158,15 @@ class SAM2UNeXT(nn.Module, Hub):
         """Makes the network compute in `dtype` (float32, bfloat16, float16) by autocast; returns itself.
 
         The frozen matrices are stored in `dtype` once, which gives the same results as casting them at each use. What
-        is trained, norms, position embeddings and logits stay float32.
+        is trained, norms, position embeddings and logits stay float32. Raises InputError if the matrices are stored in
+        another type than float32, since their rounding cannot be undone.
         """
+        frozen = [m for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and not m.weight.requires_grad]
+        if stored := {layer.weight.dtype for layer in frozen} - {torch.float32, dtype}:
+            raise InputError(f"the encoders are in {stored.pop()} already: build the network with precision={dtype}")
         self.precision = dtype
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and not module.weight.requires_grad:
-                module.to(dtype)
+        for layer in frozen:
+            layer.to(dtype)
         return self
 
     def compile(self, **options: Any) -> None:
@@ -206,23 +209,48 @@ class SAM2UNeXT(nn.Module, Hub):
         x = F.interpolate(x, size=(self.aux_size, self.aux_size), mode="bilinear", align_corners=False)
         return self.dino(x)[-1]
 
-    @torch.no_grad()
     def predict(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1].
+        """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1], computed in eval mode.
 
-        `image` is a PIL image, or uint8 RGB (H, W, 3), of any size. The network sees it resized to `self.size` squared,
-        in sRGB if it has a profile, on white where it is transparent, and not rotated by EXIF. Call `eval()` first.
+        `image` is a PIL image, or a uint8 array (H, W, 3) in RGB or (H, W), of any size. The network sees what viewers
+        show, resized to `self.size` squared: upright, in sRGB, on white where it is transparent. The map fits the
+        pixels as they are stored. Raises InputError for other types.
         """
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(image)
-        x = image_tensor(for_network(photo_of(image)), self.size).to(self.head.weight.device)
-        return probability_map(self(x[None])[0], (image.height, image.width)).cpu().numpy()
+        photo, turn_back = upright(image)
+        probability = self._probability(photo)
+        return probability if turn_back is None else np.array(Image.fromarray(probability).transpose(turn_back))
 
     def cutout(self, image: Image.Image | np.ndarray) -> Image.Image:
-        """The object of one image as test.py cuts it out: RGBA, with the image's ICC profile; see `predict`."""
-        if not isinstance(image, Image.Image):
+        """The object of one image as test.py cuts it out: upright, RGBA, with its ICC profile. See `predict`."""
+        photo, _ = upright(image)
+        return cut_out(photo, (self._probability(photo) * 255).astype(np.uint8))
+
+    @torch.no_grad()
+    def _probability(self, photo: Image.Image) -> np.ndarray:
+        """The foreground probability (H, W) of an upright image; the mode is afterwards what it was."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            x = image_tensor(for_network(photo), self.size).to(self.head.weight)  # its device, and type after `double`
+            return probability_map(self(x[None])[0], (photo.height, photo.width)).cpu().numpy()
+        finally:
+            for module in training:
+                module.training = True
+
+
+def upright(image: Image.Image | np.ndarray) -> tuple[Image.Image, Image.Transpose | None]:
+    """The image as `photo_of` returns it, upright, and the transposition that turns it back. Raises InputError."""
+    kind = type(image).__name__
+    if isinstance(image, np.ndarray):
+        kind = f"{image.dtype} array {image.shape}"
+        if image.dtype == np.uint8 and image.size and (image.ndim == 2 or image.shape[2:] == (3,)):
             image = Image.fromarray(image)
-        return cut_out(photo_of(image), (self.predict(image) * 255).astype(np.uint8))
+    if not isinstance(image, Image.Image):
+        raise InputError(f"an image must be a PIL image, or a uint8 array (H, W, 3) or (H, W); this is a {kind}")
+    photo, tag = photo_of(image), orientation(image)
+    if tag not in TURNS:
+        return photo, None
+    return photo.transpose(TURNS[tag]), TURNS[{6: 8, 8: 6}.get(tag, tag)]  # of a quarter turn the opposite one
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:

@@ -276,7 +276,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
     writing.add_argument(
         "--metrics", nargs="+", default=[], choices=[*metrics.METRICS, "all"], metavar="METRIC",
-        help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the first 9",
+        help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the nine",
     )  # fmt: skip
     writing.add_argument(
         "--examples", nargs="+", default=[], metavar="NAME",

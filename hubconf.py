@@ -35,7 +35,7 @@ def sam2unext(checkpoint: str, **options: typing.Any) -> torch.nn.Module:
 
 
 def sam2unext_random(**config: typing.Any) -> torch.nn.Module:
-    """The network with random weights, without any download; `config` are the arguments of SAM2UNeXT."""
+    """The network with random weights, in eval mode, without download; `config` are the arguments of SAM2UNeXT."""
     from SAM2UNeXT import SAM2UNeXT
 
-    return SAM2UNeXT(**config)
+    return SAM2UNeXT(**config).eval()

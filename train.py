@@ -2,8 +2,8 @@
 
 One GPU, with the recipe of the paper (20 epochs, batch 1, 1024 / 448 px), and four GPUs:
 
-    python train.py --hiera_path sam2_hiera_large.pt --dinov2_path vit_large_patch14_dinov2.safetensors \\
-        --train_image_path data/images --train_mask_path data/masks --save_path runs/mine
+    python train.py --train_image_path data/images --train_mask_path data/masks --save_path runs/mine \\
+        --hiera_path weights/sam2_hiera_large.pt --dinov2_path weights/vit_large_patch14_dinov2.safetensors
     torchrun --standalone --nproc_per_node 4 train.py ...
 
 No GPU, to try it: a small network with random encoders and few pixels:
@@ -37,6 +37,7 @@ from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, pairing
+from unext.download import fetch_published
 from unext.errors import InputError
 from unext.images import allow_pixels, read_image, set_white
 from unext.log import Log, Step, panels, record
@@ -204,7 +205,8 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
 
 def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
     """The network that the arguments describe, on its device. Raises InputError or OSError that names the remedy."""
-    paths = (None if path == "random" else path for path in (args.hiera_path, args.dinov2_path))
+    paths = (args.hiera_path, args.dinov2_path)
+    paths = (fetch_published(path) if path and path != "random" else None for path in paths)
     config = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
     model = SAM2UNeXT(*paths, **config, precision=precision, allow_sam2_1=args.allow_sam2_1)
     model.sam.grad_checkpointing = args.grad_checkpointing

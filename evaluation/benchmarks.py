@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -29,7 +29,22 @@ ALIASES = {
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
-PAPER = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"))  # its benchmarks by name
+TYPES = {"columns": list, "train": dict | list, "test": dict, "together": dict, "groups": dict}  # of what a file has
+
+
+class TextLoader(yaml.BaseLoader):
+    """Reads every scalar as text, so that names such as no, 0012 and 1.10 stay what they are."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """Raises YAMLError that names a repeated key."""
+        mapping = super().construct_mapping(node, deep)
+        keys = [key.value for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{repeated[0]} occurs twice", problem_mark=node.start_mark)
+        return mapping
+
+
+PAPER = yaml.load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"), TextLoader)  # benchmarks by name
 NAMES = f"{', '.join(PAPER)} or a YAML file"
 HELP = f"{NAMES}, and the folder of its archive"  # of the option --benchmark
 OURS = "SAM2-UNeXT"  # this network's rows in published.json
@@ -47,11 +62,6 @@ class Place:
     surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
     mask_prefix: str = ""  # of masks called gt_NAME.png: gt_
     mask_suffix: str = ""  # of masks called NAME_mask.png: _mask
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not isinstance(getattr(self, field.name), get_args(field.type) or field.type):
-                raise TypeError(f"{field.name}: {getattr(self, field.name)!r} is not a {field.type}")
 
     def mask_names(self) -> MaskNames:
         return MaskNames(self.mask_prefix, self.mask_suffix)
@@ -99,12 +109,17 @@ class SplitFolder(NamedTuple):
 
 def is_benchmark(text: str) -> bool:
     """Whether a word names a benchmark rather than a folder; a folder called COD is written ./COD or COD/."""
-    return bool(built_in(text)) or Path(text).suffix.lower() in SUFFIXES or not Path(text).is_dir()
+    return bool(run_name(text)) or not Path(text).is_dir()
 
 
 def built_in(name: str) -> str | None:
     """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
     return next((own for own in PAPER if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
+
+
+def run_name(word: str) -> str:
+    """What the recipes call the run of a benchmark; empty if the word names none."""
+    return built_in(word) or (Path(word).stem if Path(word).suffix.lower() in SUFFIXES else "")
 
 
 def load(name: str) -> Benchmark:
@@ -115,52 +130,68 @@ def load(name: str) -> Benchmark:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"there is no benchmark and no folder called {name}: give {NAMES}")
     try:
-        return parse(files.printable(path.stem), yaml.safe_load(path.read_text("utf-8")))
+        return parse(files.printable(path.stem), yaml.load(path.read_text("utf-8"), TextLoader))
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, re.error, UnicodeDecodeError, TypeError, AttributeError, KeyError, ValueError) as error:
+    except (yaml.YAMLError, re.error, UnicodeDecodeError, InputError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
-    """The benchmark that a file's content describes. Raises an error of many kinds if it does not describe one."""
-    if unknown := content.keys() - {"columns", "train", "test", "together", "groups"}:
-        known = "columns, train, test, together and groups"
-        raise InputError(f"{', '.join(sorted(unknown))} is unknown; known are {known}")
+    """The benchmark that a file's content describes. Raises InputError, YAMLError or re.error."""
+    if not isinstance(content, dict):
+        raise InputError("it is not a mapping")
+    check(content, TYPES)
     columns = content.get("columns", NINE)
-    if not columns or isinstance(columns, str) or not set(METRICS) >= set(columns):
+    if not columns or any(column not in tuple(METRICS) for column in columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
     test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
         raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
     together = content.get("together", {})
-    together = {files.printable(key): tuple(files.printable(one) for one in sets) for key, sets in together.items()}
+    together = {files.printable(key): tuple(map(files.printable, sets)) for key, sets in together.items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
             raise InputError(f"together: {key} needs a name of its own and a list of test sets")
     train = layouts(content["train"]) if "train" in content else ()
     groups = {files.printable(kind): pattern for kind, pattern in content.get("groups", {}).items()}
     for kind, pattern in groups.items():
-        if not re.compile(pattern).groups:
+        if not re.compile(str(pattern)).groups:
             raise InputError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
     return Benchmark(name, tuple(columns), train, test, together, groups, from_paper)
 
 
-def layouts(split: dict[str, Any] | list[dict[str, Any]]) -> tuple[Layout, ...]:
-    """The alternative layouts of a split. Raises TypeError if it does not describe one."""
+def check(content: dict[str, Any], types: dict[str, Any]) -> None:
+    """Raises InputError unless the keys are some of those of `types` and their values have these types."""
+    for key, value in content.items():
+        if key not in types:
+            raise InputError(f"{key} is unknown; known are {', '.join(types)}")
+        if not isinstance(value, types[key]):
+            raise InputError(f"{key}: {value!r} is not a {types[key]}")
+
+
+def layouts(split: Any) -> tuple[Layout, ...]:
+    """The alternative layouts of a split. Raises InputError if it does not describe one."""
     either = split["either"] if isinstance(split, dict) and "either" in split else [split]
-    either = [one if isinstance(one, list) else [one] for one in either]
-    if not either or not all(one and all(isinstance(place, dict) for place in one) for one in either):
-        raise TypeError("a split is a place such as {folder: test}, or a list of places")
-    return tuple(tuple(Place(**place) for place in one) for one in either)
+    either = [layout if isinstance(layout, list) else [layout] for layout in either]
+    if not either or not all(layout and all(isinstance(place, dict) for place in layout) for layout in either):
+        raise InputError("a split is a place such as {folder: test}, or a list of places")
+    return tuple(tuple(place_of(place) for place in layout) for layout in either)
+
+
+def place_of(content: dict[str, Any]) -> Place:
+    """The place that a mapping describes; its number and boolean are still text. Raises InputError or YAMLError."""
+    content = content | {key: yaml.safe_load(str(content[key])) for key in ("count", "surplus_masks") if key in content}
+    check(content, {field.name: field.type for field in fields(Place)})
+    return Place(**content)
 
 
 def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
-    """The published figures of a row: method -> metric -> value; empty for a user's own benchmark."""
+    """The published figures of a row: method -> metric -> value; empty without any, as for a user's own benchmark."""
     if not benchmark.from_paper:
         return {}
-    return json.loads(Path(__file__).with_name("published.json").read_text())["results"][row]
+    return json.loads(Path(__file__).with_name("published.json").read_text())["results"].get(row, {})
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:

@@ -137,6 +137,17 @@ def test_archives_and_pickles_without_weights_are_refused_in_one_line(content, t
     assert "weights_only" not in str(error.value)  # nobody is told to load it all the same
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_lack_of_memory_is_not_a_damaged_file(error, encoders, monkeypatch):
+    def load(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)) as raised:
+        weights.read(encoders["hiera_path"])
+    assert raised.value is error
+
+
 def test_missing_files_folders_and_dangling_links_are_named(tmp_path):
     (tmp_path / "link.pt").symlink_to("nowhere.pt")
     (tmp_path / "self.pt").symlink_to("self.pt")

@@ -4,13 +4,15 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, save_image
 
-from evaluation import benchmarks, metrics
+from evaluation import benchmarks
 
 PIXELS = np.zeros((4, 6), np.uint8)
 
@@ -228,11 +230,21 @@ def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
     assert benchmarks.published(benchmark, "easy") == {}
 
 
+def test_names_in_a_yaml_file_are_text(tmp_path):
+    place = "{folder: 2024, images: no, masks: 007, count: 3, surplus_masks: true}"
+    (tmp_path / "x.yaml").write_text(
+        f"test: {{no: {place}, 0012: {{}}, 1.10: {{}}, 1.1: {{}}}}\ntogether: {{~: [1.1, no]}}"
+    )
+    benchmark = benchmarks.load(str(tmp_path / "x.yaml"))
+    assert list(benchmark.test) == ["no", "0012", "1.10", "1.1"] and benchmark.together == {"~": ("1.1", "no")}
+    assert benchmark.test["no"] == ((benchmarks.Place("2024", "no", "007", count=3, surplus_masks=True),),)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("columns: [Fmeasure]", "columns: .'Fmeasure'. is not a list of some of mDice"),
-        ("columns: MAE\ntest: {a: {}}", "columns: MAE is not a list"),
+        ("columns: MAE\ntest: {a: {}}", "columns: 'MAE' is not a .*list"),
         ("columns: []\ntest: {a: {}}", "is not a list of some"),
         ("test: {a: []}", "a split is a place"),
         ("test: {a: }", "a split is a place"),
@@ -242,7 +254,11 @@ def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
         ("tests: {a: {}}", "tests is unknown"),
         ("- a list", "does not describe a benchmark"),
         ("test: {a: {folders: x}}", "folders"),
-        ("test: {a: {folder: 3}}", "folder: 3 is not a"),
+        ("test: {a: {folder: [x]}}", r"folder: \['x'\] is not a"),
+        ("test: {a: {count: few}}", "count: 'few' is not a"),
+        ("test: [a]", r"test: \['a'\] is not a .*dict"),
+        ("test: {a: {}, a: {folder: b}}", "a occurs twice"),
+        ("test: {a: {folder: b, folder: c}}", "folder occurs twice"),
         ("test: {a: {}}\ntogether: {b: [c]}", "b needs a name of its own and a list of test sets"),
         ("test: {a: [", "does not describe a benchmark"),
         ("test: {a: {}}\ngroups: {kind: x-y}", "kind needs a regular expression with a group in parentheses"),
@@ -274,14 +290,15 @@ def test_unknown_names_list_the_known_ones():
         benchmarks.find_test(benchmarks.load("DIS5K"), ".", ["VD"])
 
 
-def test_every_test_set_has_published_figures_in_its_columns():
-    for name in benchmarks.PAPER:
-        benchmark = benchmarks.load(name)
-        assert set(benchmark.columns) <= set(metrics.METRICS)
-        for row in (*benchmark.test, *benchmark.together):
+def test_published_figures_are_in_the_columns_of_their_benchmark():
+    published = json.loads((ROOT / "evaluation/published.json").read_text())["results"]
+    for benchmark in map(benchmarks.load, benchmarks.PAPER):
+        for row in published.keys() & {*benchmark.test, *benchmark.together}:
+            assert benchmarks.OURS in published[row]
             for figures in benchmarks.published(benchmark, row).values():
                 assert tuple(figures) == benchmark.columns, row
-            assert benchmarks.OURS in benchmarks.published(benchmark, row)
+            del published[row]
+    assert not published
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's figures are not here")
@@ -291,13 +308,20 @@ def test_the_published_figures_are_those_of_the_paper():
     )
 
 
-def test_the_recipes_know_the_same_names(tmp_path):
+def test_the_recipes_know_the_same_names_and_those_that_are_added(tmp_path):
+    for folder in ("evaluation", "unext"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "evaluation/benchmarks.yaml", "a") as file:
+        file.write("\nmy_set 0.10:\n  test: {0.10: {}}\n")
     (tmp_path / "a" / "folder").mkdir(parents=True)
-    words = [*benchmarks.PAPER, "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
-    script = f"source {ROOT}/tools/setup.sh; here={ROOT}; "
-    script += f"for w in {' '.join(words)}; do name_run $w .; echo $w,$benchmark,$run; done"
-    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    expected = [f"{name},{name},runs/{name}" for name in benchmarks.PAPER]
+    script = f"source {ROOT}/tools/setup.sh; python={sys.executable} here={tmp_path}; "
+    script += 'while read -r word; do name_run "$word" . </dev/null; echo "$word,$benchmark,$run"; done'
+    words = [*benchmarks.PAPER, "my_set 0.10", "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
+    lines = "".join(f"{word}\n" for word in words)
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, input=lines, capture_output=True, text=True, check=True
+    )
+    expected = [f"{name},{name},runs/{name}" for name in (*benchmarks.PAPER, "my_set 0.10")]
     expected += ["orsi4199,orsi4199,runs/ORSI-4199", "dis5k,dis5k,runs/DIS5K", "own/x.yaml,own/x.yaml,runs/x"]
     expected += ["a,,runs/sam2unext", "a/folder,,runs/sam2unext"]
     assert result.stdout.splitlines() == expected

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import MICRO, SMALL, aux_file, failure, golden, other_weights, sam2_file, same_network
+from conftest import MICRO, SMALL, aux_file, failure, golden, other_weights, sam2_file, same_network, train_arguments
 
+import train
 from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint
 from unext import checkpoint, weights
@@ -27,7 +28,7 @@ def test_a_truncated_checkpoint_is_named(kept, micro_checkpoint, tmp_path):
         checkpoint.load(tmp_path / "cut.pth")
 
 
-NONSENSE = [{"colour": 3}, {"size": "64"}, {"size": 0}, {"size": 2**40}, {"aux_size": -1}, {"aux_size": 2**40}]
+NONSENSE = [{"size": "64"}, {"size": 0}, {"size": 2**40}, {"aux_size": -1}, {"aux_size": 2**40}]
 NONSENSE += [{"sam2": "huge"}, {"aux": 5}, {"aux": "../../passwd"}, {"aux": "/etc/passwd"}, {"aux": "a/b"}]
 NONSENSE += [{"aux": ""}, {"aux": "none/.."}, {"aux": "hub:user/model"}]
 
@@ -39,6 +40,7 @@ NONSENSE += [{"aux": ""}, {"aux": "none/.."}, {"aux": "hub:user/model"}]
         ({"format": 1, "config": ["tiny"]}, "does not say which network"),
         ({"format": 1, "config": MICRO | {"size": 65}, "encoders": {}}, "describes a network that cannot be built"),
         ({"format": 2, "config": MICRO}, "has format 2, but this program reads 1"),
+        ({"format": 1, "config": MICRO | {"width": 3}}, "has width, which this program does not know; update the pro"),
         ({"format": 1, "config": MICRO}, "does not say which encoders"),
         ({"format": 1, "config": MICRO, "encoders": {"hiera_path": "x.pt"}}, "does not say which encoders"),
         *(({"format": 1, "config": MICRO | change}, "does not say which network") for change in NONSENSE),
@@ -72,6 +74,20 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(small_model, tmp_path):
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ValueError, match="part.pth: does not fit the network: lacks head.bias"):
         SAM2UNeXT.from_checkpoint(tmp_path / "part.pth")
+
+
+@pytest.mark.parametrize("option, value", [("aux_size", 96), ("aux", "none"), ("aux", "resnet10t"), ("sam2", "tiny")])
+def test_init_with_weights_of_another_network_names_the_option(option, value, micro_checkpoint, toy, tmp_path, capsys):
+    args = train_arguments(f"--init {micro_checkpoint} --{option} {value} --aux_size 96", toy, tmp_path)
+    status, line = failure(train.main, args, capsys)
+    assert status == 2 and f"{micro_checkpoint}: was trained with --{option} {MICRO[option]}" in line
+    assert line.endswith("--aux_size 64; give the same here") or value == "none"
+
+
+def test_a_small_checkpoint_starts_a_network_of_another_size(small, encoders):
+    """Its encoders' files hold what depends on the size."""
+    model = SAM2UNeXT(*encoders.values(), **MICRO | {"aux_size": 96, "size": 96})
+    checkpoint.load_trained(model, small, checkpoint.load(small))
 
 
 def convert(source, output, to, *more):

@@ -111,6 +111,13 @@ def test_a_single_set_may_have_its_maps_in_the_folder_itself(archive, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["DIS-TE4"]["images"] == 5
 
 
+def test_a_benchmark_that_is_added_to_the_yaml_file_needs_no_published_figures(archive, tmp_path, monkeypatch):
+    monkeypatch.setitem(benchmarks.PAPER, "my_set", {"test": {"mine": {"folder": "DIS-TE4"}}})
+    words = ["--benchmark", "My_Set", archive / "DIS5K", "--pred_path", archive / "download/maps/dis_te4"]
+    script.main(script.get_args_parser().parse_args([str(word) for word in (*words, "--save_path", tmp_path)]))
+    assert [(row["dataset"], row["method"]) for row in read_csv(tmp_path / "results.csv")] == [("mine", "this run")]
+
+
 def test_plain_folders_have_no_published_rows_and_show_images_if_named(archive, tmp_path):
     words = ["--dataset_name", "mine", "--pred_path", archive / "download/maps/dis_te4", "--save_path", tmp_path]
     words += ["--gt_path", archive / "DIS5K/DIS-TE4/gt"]

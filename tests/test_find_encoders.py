@@ -75,9 +75,14 @@ def test_the_published_address_is_named_and_downloaded_on_request(small, encoder
     path = moved(small, tmp_path / "mine")
     with pytest.raises(OSError, match="--download fetches it from https://host/sam2_hiera_micro.pt to .*/weights, or"):
         SAM2UNeXT.from_checkpoint(path)
-    monkeypatch.setattr(download, "download", lambda url, folder: shutil.copy(encoders["hiera_path"], tmp_path / "x"))
-    model = SAM2UNeXT.from_checkpoint(path, dinov2_path=encoders["dinov2_path"], download=True)
-    assert model.encoders["hiera_path"]["path"] == str(tmp_path / "weights/sam2_hiera_micro.pt")
+    monkeypatch.setattr(download, "retrieve", lambda url, path: shutil.copy(encoders["hiera_path"], path))
+    weights = tmp_path / "weights/sam2_hiera_micro.pt"
+    with pytest.raises(OSError, match=f"{weights}: there is no such file .https://host/sam2_hiera_micro.pt"):
+        SAM2UNeXT.from_checkpoint(path, weights, encoders["dinov2_path"])
+    for given in (None, weights):
+        model = SAM2UNeXT.from_checkpoint(path, given, encoders["dinov2_path"], download=True)
+        assert model.encoders["hiera_path"]["path"] == str(weights)
+        weights.unlink()
 
 
 @pytest.mark.parametrize("place", ["weights", "mine"])

@@ -129,10 +129,8 @@ def test_a_wrapped_encoder_makes_the_same_small_checkpoint(encoders, model, tmp_
     assert record["fingerprint"] == model.encoders["hiera_path"]["fingerprint"]
 
 
-@pytest.mark.parametrize("prefix", ["", "model."])
-def test_wrapped_sam2_1_is_still_recognised(prefix, tmp_path):
-    extra = {"no_obj_embed_spatial": [1, 64]}
-    path = sam2_file(tmp_path / "x.pt", "micro", extra, prefix)
+def test_wrapped_sam2_1_is_still_recognised(tmp_path):
+    path = sam2_file(tmp_path / "x.pt", "micro", {"no_obj_embed_spatial": [1, 64]}, "model.")
     with pytest.raises(ValueError, match="SAM 2.1 checkpoint of size micro.*--allow_sam2_1"):
         fill_trunk(path)
 
@@ -195,11 +193,3 @@ def test_metas_own_dinov2_loads_as_timms(tmp_path):
         net = build_aux(SMALL["aux"], 56, device="meta").model
         weights.load_aux(net, SMALL["aux"], tmp_path / name)
         assert all(torch.equal(value, timms[key]) for key, value in net.state_dict().items())
-
-
-def test_a_wrapped_dinov2_of_another_size_is_named(tmp_path):
-    name = "vit_small_patch14_reg4_dinov2"
-    state = weights.read(aux_file(tmp_path / "x.safetensors", name, image_size=56))
-    torch.save({"model": prefixed("net.", state)}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=f"x.pth: is the DINOv2 {name}; give --aux {name} or vit_small_patch14_dinov2"):
-        weights.load_aux(build_aux(SMALL["aux"], 56, device="meta").model, SMALL["aux"], tmp_path / "x.pth")

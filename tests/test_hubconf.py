@@ -21,7 +21,8 @@ root = sys.argv[1]
 config = {"sam2": "tiny", "aux": "test_vit", "aux_size": 64, "size": 64}
 model = torch.hub.load(root, "sam2unext_random", source="local", **config)
 assert root not in sys.path
-probability = model.eval().predict(np.zeros((50, 60, 3), np.uint8))
+assert not model.training
+probability = model.predict(np.zeros((50, 60, 3), np.uint8))
 assert probability.shape == (50, 60) and 0 <= probability.min() <= probability.max() <= 1
 for module in list(sys.modules.values()):
     if str(getattr(module, "__file__", "")).startswith(root):

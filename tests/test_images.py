@@ -12,8 +12,10 @@ from PIL import Image, PngImagePlugin
 
 from tools import check_dataset
 from unext import images, pairing
+from unext.cli import MAX_PIXELS
 from unext.images import ALLOWED, FAR, allow_pixels, for_network, formats, photo_of, read_image, read_photo, read_size
 from unext.masks import read_mask
+from unext.workers import in_processes
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
@@ -137,7 +139,11 @@ def test_any_colour_mode_is_read_as_its_first_frame_without_transparency(name, o
 
 
 @pytest.mark.parametrize("where", ["zTXt", "iTXt", "iCCP"])
-def test_a_png_with_megabytes_of_text_or_profile_is_read(where, tmp_path):
+def test_a_png_with_megabytes_of_text_or_profile_is_read_by_commands_and_their_workers(where, tmp_path, monkeypatch):
+    for owner, name in ((Image, "MAX_IMAGE_PIXELS"), (PngImagePlugin, "MAX_TEXT_CHUNK")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    monkeypatch.setenv(ALLOWED, "")
+    allow_pixels(MAX_PIXELS)
     notes = PngImagePlugin.PngInfo()
     if where == "zTXt":
         notes.add_text("prompt", "x" * 3_000_000, zip=True)
@@ -148,6 +154,7 @@ def test_a_png_with_megabytes_of_text_or_profile_is_read(where, tmp_path):
     assert np.array_equal(read_image(tmp_path / "x.png"), PHOTO)
     assert np.array_equal(for_network(read_photo(tmp_path / "x.png")), PHOTO)
     assert "unreadable" not in findings_of(tmp_path / "x.png")
+    assert list(in_processes(read_size, [tmp_path / "x.png"], workers=1)) == [PHOTO.shape[:2]]
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp"])

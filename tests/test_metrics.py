@@ -1,6 +1,9 @@
 """evaluation/metrics.py: metrics that agree with the original's and with pysodmetrics."""
 
+import sys
+import types
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -38,6 +41,17 @@ def assert_agrees_with_pysodmetrics(prediction, truth):
 def test_every_pair_has_the_scores_of_the_original(engine):
     for name, pair in recipe.metric_cases(0).items():
         assert engine(*pair).figures() == pytest.approx(golden("metrics.json")["each"][name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["figure=lambda scores: 0.5", "of_pair=lambda pair: 0.5"])
+def test_a_metric_may_be_inserted_anywhere(kind, monkeypatch):
+    source = Path(metrics.__file__).read_text("utf-8")
+    changed = source.replace("METRICS = {", f'METRICS = {{"mine": Metric("mine", {kind}),')
+    monkeypatch.setitem(sys.modules, "changed", module := types.ModuleType("changed"))
+    exec(changed, module.__dict__)
+    scores = module.mean([module.score(*pair, ["mine"]) for pair in recipe.metric_cases(0).values()])
+    assert scores.figures() == pytest.approx(golden("metrics.json")["all"], abs=1e-6)
+    assert scores.figures(["mine", "MAE"])["mine"] == 0.5
 
 
 @given(

@@ -1,18 +1,24 @@
 """SAM2UNeXT.py: the whole network computes the original's figures and has its parameters."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import recipe
 import torch
 import torch.nn.functional as F
-from conftest import MICRO, golden, relative_error
+from conftest import MICRO, ROOT, golden, relative_error, same_network
 from PIL import Image
 
 from dataset import image_tensor
 from SAM2UNeXT import SAM2UNeXT
+from unext import images
+from unext.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +126,83 @@ def test_predict_is_transform_network_resize_sigmoid(micro_model):
 def test_predict_accepts_arrays_and_greyscale_images(micro_model):
     pixels = recipe.photo("predict", 40, 60)
     assert np.array_equal(micro_model.predict(pixels), micro_model.predict(Image.fromarray(pixels)))
-    assert micro_model.predict(Image.fromarray(pixels).convert("L")).shape == (40, 60)
+    grey = Image.fromarray(pixels).convert("L")
+    assert np.array_equal(micro_model.predict(np.array(grey)), micro_model.predict(grey))
+
+
+@pytest.mark.parametrize(
+    "image, kind",
+    [
+        ("a.jpg", "str"),
+        (torch.zeros(3, 40, 60), "Tensor"),
+        (np.zeros((40, 60, 3)), "float64 array (40, 60, 3)"),
+        (np.zeros((40, 60, 1), np.uint8), "uint8 array (40, 60, 1)"),
+        (np.zeros((0, 60, 3), np.uint8), "uint8 array (0, 60, 3)"),
+    ],
+)
+def test_what_is_no_image_is_named_with_what_is(image, kind, micro_model):
+    for method in (micro_model.predict, micro_model.cutout):
+        with pytest.raises(InputError) as error:
+            method(image)
+        assert str(error.value) == (
+            f"an image must be a PIL image, or a uint8 array (H, W, 3) or (H, W); this is a {kind}"
+        )
+
+
+@pytest.mark.parametrize("tag", images.TURNS)
+def test_rotated_images_are_seen_upright_and_the_map_fits_the_stored_pixels(tag, micro_model, tmp_path):
+    stored, exif = Image.fromarray(recipe.photo("rotated", 40, 60)), Image.Exif()
+    exif[images.ORIENTATION] = tag
+    stored.save(tmp_path / "x.png", exif=exif)
+    shown = stored.transpose(images.TURNS[tag])
+    probability = micro_model.predict(Image.open(tmp_path / "x.png"))
+    turned = Image.fromarray(probability).transpose(images.TURNS[tag])
+    assert probability.shape == (40, 60) and np.array_equal(turned, micro_model.predict(shown))
+    assert np.array_equal(micro_model.cutout(Image.open(tmp_path / "x.png")), micro_model.cutout(shown))
+
+
+def test_predict_computes_in_eval_mode_and_leaves_the_mode(micro_model):
+    model, image = copy.deepcopy(micro_model).train(), recipe.photo("predict", 40, 60)
+    model.up2.eval()
+    modes = [module.training for module in model.modules()]
+    assert np.array_equal(model.predict(image), micro_model.predict(image))
+    assert [module.training for module in model.modules()] == modes and same_network(model, micro_model)
+
+
+@pytest.mark.parametrize("kind, tolerance", [("double", 1e-5), pytest.param("half", 0.01, marks=pytest.mark.half)])
+def test_a_network_of_another_type_predicts(kind, tolerance, micro_model):
+    model, image = getattr(copy.deepcopy(micro_model), kind)(), recipe.photo("predict", 40, 60)
+    probability = model.predict(image)
+    assert probability.dtype == np.float32 and np.abs(probability - micro_model.predict(image)).max() < tolerance
+
+
+IMPORT = """
+import importlib, logging, os, socket, sys, warnings
+import hubconf
+for name in [*hubconf.dependencies, "PIL.ImageCms", "PIL.PngImagePlugin", "PIL.TiffImagePlugin"]:
+    importlib.import_module(name)
+from PIL import Image, PngImagePlugin
+
+def state():
+    limits = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, list(Image.OPEN)
+    logger = logging.getLogger("PIL")
+    return *limits, list(warnings.filters), logger.level, logger.handlers, dict(os.environ), socket.getdefaulttimeout()
+
+opened, before = [], state()
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+import SAM2UNeXT
+assert state() == before, (state(), before)
+print(*opened, sep="\\n")
+"""
+
+
+def test_importing_the_network_changes_nothing_and_reads_code_alone():
+    environment = {name: value for name, value in os.environ.items() if name != images.ALLOWED}
+    words = [sys.executable, "-c", IMPORT]
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    opened = [path for path in map(Path, result.stdout.splitlines()) if path.parent.name != "__pycache__"]
+    assert not [path for path in opened if ROOT in path.parents and path.suffix != ".py"]
 
 
 def test_glue_and_decoder_are_those_of_the_paper(micro_model):

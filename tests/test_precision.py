@@ -11,6 +11,7 @@ import test
 import train
 from SAM2UNeXT import SAM2UNeXT
 from unext import device, output
+from unext.errors import InputError
 
 IMAGES = recipe.image("precision", (2, 3, 64, 64))
 MASKS = recipe.mask("precision", (2, 1, 64, 64))
@@ -36,6 +37,12 @@ def test_only_frozen_matrices_are_stored_in_the_compute_type(dtype):
     assert types == {True: {torch.float32}, False: {torch.float32, dtype}}
     assert stored[dtype] > 0.98 * sum(stored.values())  # the rest: norms and position embeddings
     assert {b.dtype for n, b in model.named_buffers() if "running" in n} == {torch.float32}
+
+
+def test_a_precision_that_has_rounded_the_encoders_is_not_replaced():
+    model = network(torch.bfloat16).set_precision(torch.bfloat16)
+    with pytest.raises(InputError, match="are in torch.bfloat16 already: .* with precision=torch.float32"):
+        model.set_precision(torch.float32)
 
 
 def test_convolutions_compute_channels_last_what_they_compute_in_nchw():

@@ -1,14 +1,17 @@
 """weights.py: files of weights are found, downloaded, checked and loaded (damaged ones: test_bad_weights.py)."""
 
+import errno
 import http.server
+import shutil
 import threading
 
 import pytest
 import recipe
 import safetensors.torch
 import torch
-from conftest import SMALL, aux_file, golden, parameter, relative_error, sam2_file
+from conftest import SMALL, aux_file, golden, parameter, relative_error, sam2_file, train_arguments
 
+import train
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
 from unext import download, weights
@@ -31,14 +34,6 @@ def test_sam2_fills_the_trunk(sam2_tiny):
     weights.load_sam2(trunk, sam2_tiny)
     for key, value in trunk.state_dict().items():
         assert torch.equal(value, parameter(weights.TRUNK + key, value.shape))
-
-
-def test_the_prefix_module_is_ignored(tmp_path):
-    trunk = build_sam2_trunk("tiny")
-    weights.load_sam2(trunk, sam2_file(tmp_path / "prefixed.pt", prefix="module."))
-    key = "blocks.3.attn.qkv.weight"
-    expected = parameter(weights.TRUNK + key, (1152, 192))
-    assert torch.equal(trunk.state_dict()[key], expected)
 
 
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])
@@ -221,20 +216,40 @@ def test_a_silent_server_is_abandoned(server, monkeypatch):
         weights.read(f"{server.url}/silent.pt")
 
 
-def test_published_weights_that_are_missing_are_downloaded_to_their_place(server, tmp_path, monkeypatch, capsys):
+def test_published_weights_are_downloaded_into_weights_on_request_alone(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/whole.pt")
-    path = tmp_path / "weights" / "sam2_hiera_large.pt"
+    path, elsewhere = tmp_path / "weights" / "sam2_hiera_large.pt", tmp_path / "sam2_hiera_large.pt"
+    for missing in (path, download.fetch_published(elsewhere)):
+        with pytest.raises(FileNotFoundError, match=f"{missing}: there is no such file .{server.url}/whole.pt.$"):
+            weights.read(missing)
+    assert not server.requests and not path.parent.exists()
     for _ in range(2):
-        assert torch.equal(weights.read(path)["a"], torch.ones(5))
+        assert torch.equal(weights.read(download.fetch_published(path))["a"], torch.ones(5))
     assert server.requests == ["/whole.pt"] and f"{path} is missing; downloading" in capsys.readouterr().out
     assert [file.name for file in path.parent.iterdir() if file.suffix != ".lock"] == [path.name]
+
+
+def test_train_py_downloads_published_weights(server, encoders, toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_micro.pt", f"{server.url}/micro.pt")
+    monkeypatch.setattr(download, "retrieve", lambda url, path: shutil.copy(encoders["hiera_path"], path))
+    path = tmp_path / "weights" / "sam2_hiera_micro.pt"
+    assert train.build_model(train_arguments(f"--hiera_path {path} --device cpu", toy, tmp_path)).encoders
+    with pytest.raises(OSError, match=f"/sam2_hiera_micro.pt: there is no such file .{server.url}/micro.pt.$"):
+        train.build_model(train_arguments(f"--hiera_path {tmp_path}/sam2_hiera_micro.pt", toy, tmp_path))
 
 
 def test_published_weights_that_cannot_be_downloaded_leave_nothing(server, tmp_path, monkeypatch):
     monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/half.pt")
     with pytest.raises(OSError, match="half.pt: cannot be downloaded: .* and save it as .*weights/sam2_hiera_large.pt"):
-        weights.read(tmp_path / "weights" / "sam2_hiera_large.pt")
-    assert not list((tmp_path / "weights").rglob("*.pt"))
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
-        weights.read(tmp_path / "wieghts" / "sam2_hiera_large.pt")
-    assert not (tmp_path / "wieghts").exists()
+        download.fetch_published(tmp_path / "weights" / "sam2_hiera_large.pt")
+    assert not [path for path in (tmp_path / "weights").rglob("*") if path.suffix != ".lock"]
+
+
+@pytest.mark.posix
+def test_a_file_system_without_locks_is_downloaded_to(server, tmp_path, monkeypatch):
+    def lock(*args, **options):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    for name in ("fcntl.flock", "portalocker.Lock.acquire"):  # filelock's and iopath's
+        monkeypatch.setattr(name, lock)
+    assert torch.equal(weights.read(f"{server.url}/whole.pt")["a"], torch.ones(5))

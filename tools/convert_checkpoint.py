@@ -13,9 +13,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from evaluation.metrics import NINE
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files
 from unext.errors import InputError
@@ -25,6 +27,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
             raise InputError(f"{args.output}: has a model card, which would stay; name another folder")
+        results = card(args.results)
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         files.require_apart(args.output, checkpoint.sources(args.input, model))
@@ -33,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         files.output_folder(args.output.parent)
         command.started()
         if args.to == "hub":
-            model.save_pretrained(args.output, model_card_kwargs=card(args.results))
+            model.save_pretrained(args.output, model_card_kwargs=results)
             print(f"{args.output}: a folder for the hub; upload it with hf upload user/model FOLDER")
             return
         if args.to == "original":
@@ -45,15 +48,19 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
 
 
-def card(results: Path | None) -> dict[str, str]:
-    """What a model card shows of a folder of eval.py's results. Raises OSError or InputError."""
-    if results is None:
+def card(folder: Path | None) -> dict[str, Any]:
+    """What a model card shows of a folder of eval.py's results. Raises InputError."""
+    if folder is None:
         return {}
     try:
-        names = json.loads((results / "results.json").read_text("utf-8"))
-        return {"dataset": ", ".join(names), "results": (results / "results.md").read_text("utf-8")}
-    except (OSError, InputError) as error:
-        raise InputError(f"--results {results}: is not a folder of eval.py's results: {error}") from error
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--results {folder}: is not a folder of eval.py's results: {error}") from error
+    if not all("images" in row for row in results.values()):
+        raise InputError(
+            f"--results {folder}: has several methods; a model card shows its network alone, so score it alone"
+        )
+    return {"results": {name: {key: row[key] for key in ("images", *NINE)} for name, row in results.items()}}
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files
 from unext.errors import InputError, diagnosis, reason
-from unext.images import read_size
+from unext.images import allow_pixels, read_size
 from unext.output import Task
 from unext.workers import progress_bar
 
@@ -198,6 +198,7 @@ def main(args: argparse.Namespace) -> None:
         cli.require(PACKAGES, "requirements-export.txt")
         if torch.__version__ < MIN_TORCH:
             raise InputError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
+        allow_pixels(cli.MAX_PIXELS)
         tasks = test.find_own_tasks(args.check, None, args.output.parent) if args.check else []
         for task in tasks:
             read_size(task.image)

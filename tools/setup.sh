@@ -66,33 +66,23 @@ read_words() {
 # to WORD and run to $RUN or runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or
 # runs/sam2unext.
 name_run() {
-    local names name
-    names=$(sed -n 's/^\([A-Za-z0-9-]*\):$/\1/p' "$here/evaluation/benchmarks.yaml")
-    benchmark=$1 run=""
-    for name in $names; do
-        if [ "$(plain "$name")" = "$(plain "$1")" ]; then
-            run=$name
-        fi
-    done
-    case $1 in
-        *.yaml | *.yml | *.YAML | *.YML) run=$(basename "${1%.*}") ;;
-    esac
+    local answer
+    answer=$("$python" -c 'import sys
+sys.path[0] = sys.argv[1]
+from evaluation import benchmarks
+print(benchmarks.run_name(sys.argv[2]), benchmarks.NAMES, sep="\n")' "$here" "$1")
+    benchmark=$1 run=${answer%%$'\n'*}
     if [ -n "$run" ] && [ ! -d "${2:-}" ]; then
         echo "$(basename "$0"): $1 needs the folder of its archive after it; ${2:-nothing} is no folder" >&2
         return 2
     elif [ -z "$run" ]; then
         benchmark="" run=sam2unext
         if [ ! -e "$1" ]; then
-            echo "$(basename "$0"): there is no folder or file $1, and no benchmark of that name ($(echo $names | sed 's/ /, /g') or" \
-                "a YAML file)" >&2
+            echo "$(basename "$0"): there is no folder or file $1, and no benchmark of that name (${answer#*$'\n'})" >&2
             return 2
         fi
     fi
     run=${RUN:-runs/$run}
-}
-
-plain() {
-    echo "$1" | tr -d - | tr '[:upper:]' '[:lower:]'
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unext import files, weights
-from unext.download import PUBLISHED, TRUNK_FILES, fetch
+from unext.download import PUBLISHED, TRUNK_FILES, fetch_published
 from unext.errors import InputError, reason
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str,
         version = str(content["format"])[:20]
         raise InputError(f"{source}: has format {version}, but this program reads {FORMAT}; update the program")
     config, records = content.get("config"), content.get("encoders")
-    known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys() <= CONFIG_TYPES.keys()
+    known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys()
+    if known and (newer := config.keys() - CONFIG_TYPES.keys()):
+        raise InputError(f"{source}: has {files.listing(newer)}, which this program does not know; update the program")
     known = known and all(isinstance(value, CONFIG_TYPES[key]) for key, value in config.items())
     known = known and config["sam2"] in TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config["aux"])
     if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
@@ -167,8 +169,8 @@ def find_encoders(
             places.insert(0, Path(record["path"]))
         found[option] = given[option] or next((place for place in places if place.is_file()), None)
         url = PUBLISHED.get(name)
-        if not found[option] and download and url:
-            found[option] = fetch(WEIGHTS / name)
+        if download and url:
+            found[option] = fetch_published(found[option] or WEIGHTS / name)
         if not found[option]:
             remedy = f"--download fetches it from {url} to {WEIGHTS}, or" if url else "copy it there, or"
             looked = files.listing(dict.fromkeys(place.parent for place in places))
@@ -193,6 +195,10 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     Raises InputError that names the remedy if they are not, or if the tensors do not fit.
     """
     small = bool(checkpoint.encoders)
+    names = ("sam2", "aux") if small or model.dino is None else ("sam2", "aux", "aux_size")
+    config = {name: checkpoint.config.get(name, model.config[name]) for name in names}
+    if others := [f"--{name} {value}" for name, value in config.items() if value != model.config[name]]:
+        raise InputError(f"{path}: was trained with {' '.join(others)}; give the same here")
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
     for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
         ours = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})

@@ -1,15 +1,19 @@
 """The published weights of the encoders, and fetching a file."""
 
-import http.client
 import logging
 import os
+import re
 import shutil
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlparse
 
-from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
+from filelock import FileLock
+from huggingface_hub import hf_hub_download
+from iopath.common.download import download as download_file
+from iopath.common.file_io import get_cache_dir
 
 from unext.errors import InputError, reason
 
@@ -22,34 +26,31 @@ PUBLISHED = {  # addresses of the encoders' weights by file name
     )
     for size in ("small", "base", "large", "giant")
 }
+HUB = re.compile(
+    r"https://huggingface\.co/(?P<repo_id>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<filename>[^?]+)"
+)
 TIMEOUT = 60  # seconds without data after which a download is abandoned
 
 
 def fetch(source: str | Path) -> Path:
-    """The local path of `source`: a path, or a URL that is downloaded once, with a bar, into iopath's cache.
-
-    A missing file whose name is in PUBLISHED is downloaded to its place if its folder exists or is called weights.
-    Raises OSError if there is no such file or the download fails, which leaves nothing behind.
-    """
+    """The path of a file, or of what is downloaded once, with a bar, from a URL into iopath's cache. Raises OSError."""
     path = Path(source)
-    if is_url(source):  # iopath's own cache ignores the host
-        path = download(str(source), Path(get_cache_dir(), urlparse(source).netloc.replace(":", "_")))
-    elif not path.exists() and path.name in PUBLISHED and (path.parent.is_dir() or path.parent.name == "weights"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(path)):  # one of several processes downloads
-            if not path.exists():
-                print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
-                beside = path.with_name(f".{path.name}.download")
-                try:
-                    os.replace(download(PUBLISHED[path.name], beside), path)
-                except OSError as error:
-                    raise OSError(f"{error} and save it as {path}") from error
-                finally:
-                    shutil.rmtree(beside, ignore_errors=True)
+    if is_url(source):
+        path = Path(get_cache_dir(), re.sub("[:?]", "_", str(source).partition("://")[2]))
+        download(str(source), path)
     if not path.is_file():
-        missing = "is a broken link" if path.is_symlink() else "there is no such file"
+        missing = "is a broken link" if path.is_symlink() else f"there is no such file{address(path.name)}"
         raise FileNotFoundError(f"{source}: {'is not a file' if path.exists() else missing}")
     return path
+
+
+def fetch_published(source: str | Path) -> str | Path:
+    """The source. If it is a missing file in a folder called weights and PUBLISHED has its name, it is downloaded."""
+    path = Path(source)
+    if path.name in PUBLISHED and path.parent.name == "weights" and not path.exists() and not is_url(source):
+        print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
+        download(PUBLISHED[path.name], path)
+    return source
 
 
 def is_url(source: str | Path) -> bool:
@@ -62,17 +63,33 @@ def is_url(source: str | Path) -> bool:
     raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
 
 
-def download(url: str, folder: Path) -> Path:
-    """Downloads `url` into the cache below `folder`. Raises OSError, also if the server falls silent."""
-    manager = PathManager()
-    manager.register_handler(HTTPURLHandler())
+def download(url: str, path: Path) -> None:
+    """Downloads a file to `path`, whole or not at all, unless it is there. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks: of several processes, each downloads
+            stack.enter_context(FileLock(f"{path}.lock"))
+        if path.exists():
+            return
+        beside = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
+        try:
+            retrieve(url, beside)
+        except Exception as error:  # the libraries raise almost anything
+            problem = f"cannot be downloaded: {reason(error)}; fetch it by other means and save it as {path}"
+            raise OSError(f"{url}: {problem}") from error
+        os.replace(beside, path)
+
+
+def retrieve(url: str, path: Path) -> None:
+    """Downloads a file; what is on Hugging Face's hub by its own library, with mirror, cache and offline mode."""
+    if hub := HUB.fullmatch(url):
+        shutil.copyfile(hf_hub_download(**hub.groupdict()), path)
+        return
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # it logs what it also raises
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # iopath has no option for it
     try:
-        return Path(manager.get_local_path(url, cache_dir=str(folder)))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise OSError(f"{url}: cannot be downloaded: {reason(error)}; fetch it by other means") from error
+        download_file(url, str(path.parent), filename=path.name)
     finally:
         socket.setdefaulttimeout(before)
 

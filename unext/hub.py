@@ -5,23 +5,30 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 
 from unext import checkpoint, files
+from unext.download import PUBLISHED
 
-CARD = (Path(__file__).resolve().parent.parent / "docs/model_card.jinja").read_text("utf-8")  # README.md of a folder
+CARD = Path(__file__).resolve().parent.parent / "docs/model_card.jinja"  # the template of a folder's README.md
 
 
 class Hub(
-    ModelHubMixin, paper_url="https://arxiv.org/abs/2508.03566", license="apache-2.0", model_card_template=CARD,
+    ModelHubMixin, paper_url="https://arxiv.org/abs/2508.03566", license="apache-2.0",
     pipeline_tag="image-segmentation", tags=["sam2", "dinov2"],
 ):  # fmt: skip
     """`save_pretrained` and `push_to_hub` write a folder that is a checkpoint for test.py too; `from_pretrained` takes
-    it or "user/model", and the options of `from_checkpoint`. `model_card_kwargs` may have `dataset` and `results`."""
+    it or "user/model", and the options of `from_checkpoint`. `model_card_kwargs` may have `results`, the content of
+    eval.py's results.json."""
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
         card = {"repo_id": repo_id} | (model_card_kwargs or {})
         return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
+
+    def generate_model_card(self, **options: Any) -> ModelCard:
+        encoders = checkpoint.encoder_files(self.config).values() if checkpoint.is_small(self) else ()
+        published = {name: PUBLISHED.get(name) for name in encoders}
+        return super().generate_model_card(template_path=CARD, config=self.config, encoders=published, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         content = checkpoint.network_content(self, whole=not checkpoint.is_small(self))

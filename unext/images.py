@@ -35,15 +35,14 @@ TIFF_BITS, TIFF_PLANAR = 258, 284  # tags
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
 GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs what it also raises
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
-
 
 def allow_pixels(number: int) -> None:
-    """Sets the largest number of pixels that an image may have, for this process and those that it starts."""
+    """Sets up Pillow for a command and its worker processes: images of so many pixels, long texts, no warnings."""
     os.environ[ALLOWED] = str(number)
     Image.MAX_IMAGE_PIXELS = number
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # where they matter, they are errors here
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 
 def set_white(value: float | None) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unext.download import TRUNK_FILES, address, fetch, is_url
-from unext.errors import InputError, reason
+from unext.errors import InputError, is_out_of_memory, reason
 from unext.files import listing
 
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
@@ -72,6 +72,8 @@ def parse(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: is not a file of weights, or a pickle with code, none of which was run") from error
     except Exception as error:  # the readers fail in many ways on damaged files
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{path}: is truncated, damaged or not weights ({reason(error)}); get it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not weights")
