@@ -55,6 +55,15 @@ def pytest_configure(config):
         device.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Slow tests come first, so that no process ends long after the others; those of the full network share one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if "_empty_full_model" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("gigabytes"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk():
     """Tests write hundreds of megabytes of checkpoints that need not survive a power cut."""

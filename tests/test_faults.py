@@ -15,7 +15,7 @@ from conftest import train_arguments as arguments
 import dataset
 import test as script
 import train
-from unext import checkpoint, cutout, errors, files, log, run
+from unext import checkpoint, errors, files, log, run
 from unext.masks import read_mask
 
 resource = pytest.importorskip("resource")
@@ -88,7 +88,6 @@ def test_a_log_that_does_not_fit_is_named(tmp_path, capsys):
 
 def test_maps_on_a_full_disk_are_complete_or_absent(micro_checkpoint, toy, tmp_path, capsys):
     args = predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--save", "map,cutout")
-    cutout.load_estimator()  # what it compiles is written too
     with full_disk(90_000):  # a map fits, a cut-out does not
         status, line = failure(script.main, args, capsys)
     assert status == 1 and "cutout/toy_" in line and "cannot be written: File too large" in line
