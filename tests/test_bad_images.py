@@ -183,8 +183,9 @@ def test_masks_with_wrong_values_cause_a_warning(change, told, pairs, tmp_path, 
 def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
     path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
     task = scoring.Task("set", "x", None, path, ("this run",), (path,))
-    [(scores, misfit)], share, problem = scoring.score_files(task, "fast", resize=False, names=())
-    assert not misfit and not problem and share == white / 255 and scores.figures()["Smeasure"] == pytest.approx(1)
+    [(scores, misfit, map_problem)], share, problem = scoring.score_files(task, "fast", resize=False, names=())
+    assert not misfit and not problem and not map_problem and share == white / 255
+    assert scores.figures()["Smeasure"] == pytest.approx(1)
     assert findings_of(path, is_mask=True) == {kind: ""}
 
 
