@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation import benchmarks, compare, metrics, report, scoring, tables
-from evaluation.scoring import Task
+from evaluation import benchmarks, compare, metrics, report, results, scoring, tables
+from evaluation.results import Task
 from unext import cli, files, output, pairing
 from unext.errors import InputError
 from unext.images import allow_pixels, set_white
@@ -221,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
         notes += not_common
         if others := pairing.left_out(path.parent for task in tasks for path in (task.mask, *task.maps)):
             notes.append(f"left out: {others}")
-        compare.find(tasks, args.examples)  # all of them are there
+        results.find(tasks, args.examples)  # all of them are there
         files.check_output_file("--json", args.json)
         files.output_folder(args.save_path)
 
@@ -232,11 +232,11 @@ def main(args: argparse.Namespace) -> None:
         command.started()  # nothing has been written so far, whatever was wrong with a file
         rows = {task.dataset: (task.dataset,) for task in tasks}
         rows |= {name: sets for name, sets in benchmark.together.items() if rows.keys() >= set(sets)}
-        scored = compare.Evaluation(
+        scored = results.Evaluation(
             methods=tuple(methods),
             columns=columns,
             rows=rows,
-            means={method: compare.of_rows(means[method], rows) for method in methods},
+            means={method: results.of_rows(means[method], rows) for method in methods},
             images=images,
             metrics=names,
             published={name: benchmarks.published(benchmark, name) for name in rows},
@@ -247,7 +247,7 @@ def main(args: argparse.Namespace) -> None:
         print(tables.text(tables.lines(scored, compared), columns), *legend, *notes, *more, sep="\n")
         notes = [*notes, *more, f"Maps: {', '.join(args.pred_path)}", *made_by(labelled)]
         notes = [files.printable(note) for note in notes]
-        title, examples = benchmark.name or ", ".join(rows), compare.find(images, args.examples)
+        title, examples = benchmark.name or ", ".join(rows), results.find(images, args.examples)
         report.write(args.save_path, title, scored, compared, notes, examples, args.json)
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from evaluation.compare import Evaluation, ImageScores
 from evaluation.metrics import PairScores
+from evaluation.results import Evaluation, ImageScores
 from unext.images import decoded, opened
 from unext.masks import OBJECT, mask_of
 from unext.workers import cores

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from evaluation import compare, plots, tables
-from evaluation.compare import Difference, Evaluation, ImageScores
 from evaluation.metrics import METRICS
+from evaluation.results import Difference, Evaluation, ImageScores
 from unext import files
 from unext.workers import cores
 

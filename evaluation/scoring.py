@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from evaluation import compare, metrics
+from evaluation import metrics
+from evaluation.results import ImageScores, Task
 from unext import files, pairing
 from unext.errors import InputError
 from unext.images import opened
@@ -28,17 +29,6 @@ MAP_PROBLEMS = {
     "are binary and the ground truth is grey": "swapped?",
 }
 COLOURED, CONSTANT, INVERTED, SWAPPED = MAP_PROBLEMS
-
-
-class Task(NamedTuple):
-    """A ground truth and what is scored against it."""
-
-    dataset: str
-    name: str
-    image: File | None
-    mask: File
-    methods: tuple[str, ...]  # that have a map
-    maps: tuple[File, ...]
 
 
 class Scored(NamedTuple):
@@ -80,12 +70,12 @@ def score_files(task: Task, engine: str, resize: bool, names: Sequence[str]) -> 
 
 def evaluate(
     tasks: Sequence[Task], engine: str, resize: bool, names: Sequence[str], workers: int
-) -> tuple[list[compare.ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
+) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
     """The figures of each image, the means of each method and data set, and notes; with one progress bar.
 
     Raises InputError that lists the maps of another size than their ground truth, unless `resize`.
     """
-    images: list[compare.ImageScores] = []
+    images: list[ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = {}
     problems: dict[str, dict[File, str]] = {}  # of the masks, by data set
     misfits: dict[str, list[str]] = {}  # by method and data set
@@ -109,7 +99,7 @@ def evaluate(
             figures = {method: one.figures(names) for method, one in by_method.items()}
             curves = {method: one.curves(names) for method, one in by_method.items()}
             maps = dict(zip(task.methods, task.maps, strict=True))
-            images.append(compare.ImageScores(*task[:4], share, maps, figures, curves))
+            images.append(ImageScores(*task[:4], share, maps, figures, curves))
     if misfits and not resize:
         wrong = [f"{label}: {files.count(len(found), 'map')} of another (height, width): {files.listing(sorted(found))}"
                  for label, found in misfits.items()]  # fmt: skip

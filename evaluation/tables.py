@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evaluation.benchmarks import OURS
-from evaluation.compare import LEVEL, Difference, Evaluation
 from evaluation.metrics import METRICS
+from evaluation.results import LEVEL, Difference, Evaluation
 
 THIS_RUN, DIFFERENCE = "this run", "difference"
 BEST, SECOND, UNCLEAR = "best", "second", "unclear"  # marks of a figure; the last: its difference may be chance

@@ -40,7 +40,7 @@ def run(program: str, words: list[str]) -> None:
     if program == "eval":
         import eval as script
 
-        with mock.patch.object(script.scoring.compare, "ImageScores", begun):
+        with mock.patch.object(script.scoring, "ImageScores", begun):
             script.main(script.get_args_parser().parse_args(words))
     elif program == "test":
         import micro  # noqa: F401

@@ -15,7 +15,7 @@ import dataset
 import eval as evaluation
 import test as script
 import train
-from evaluation import scoring
+from evaluation import results, scoring
 from tools import check_dataset
 from unext import pairing
 from unext.images import read_image, read_size
@@ -182,7 +182,7 @@ def test_masks_with_wrong_values_cause_a_warning(change, told, pairs, tmp_path, 
 @pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
 def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
     path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
-    task = scoring.Task("set", "x", None, path, ("this run",), (path,))
+    task = results.Task("set", "x", None, path, ("this run",), (path,))
     [(scores, misfit, map_problem)], share, problem = scoring.score_files(task, "fast", resize=False, names=())
     assert not misfit and not problem and not map_problem and share == white / 255
     assert scores.figures()["Smeasure"] == pytest.approx(1)

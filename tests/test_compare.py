@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from evaluation import compare, metrics, tables
+from evaluation import compare, metrics, results, tables
 
 COLUMNS = ("Smeasure", "maxFm", "MAE")
 
@@ -25,10 +25,10 @@ def evaluation(scores, columns=COLUMNS, names=None):
         curves = {method: one.curves(metrics.NINE) for method, one in own.items()}
         path = Path(f"{name}.png")
         share = (0.001, 0.05, 0.5)[i % 3]
-        images.append(compare.ImageScores("set", name, None, path, share, dict.fromkeys(scores, path), figures, curves))
+        images.append(results.ImageScores("set", name, None, path, share, dict.fromkeys(scores, path), figures, curves))
     means = {method: {"set": metrics.mean(of_images)} for method, of_images in scores.items()}
     published = {"set": {"old": {"Smeasure": 0.4}}}
-    return compare.Evaluation(tuple(scores), columns, {"set": ("set",)}, means, images, metrics.NINE, published, {})
+    return results.Evaluation(tuple(scores), columns, {"set": ("set",)}, means, images, metrics.NINE, published, {})
 
 
 def random_scores(images, seed, better=0.0):

@@ -15,7 +15,7 @@ import eval as evaluation
 import test as script
 import train
 from dataset import check_files
-from evaluation import benchmarks, scoring
+from evaluation import benchmarks, results, scoring
 from tools import check_dataset
 from unext import images, output, pairing
 from unext.images import in_srgb, photo_of, read_photo
@@ -293,7 +293,7 @@ def test_maps_in_the_alpha_channel_are_scored_as_such(tmp_path):
     save_image(tmp_path / "maps" / "a.png", np.dstack([255 | DISC] * 3 + [DISC]))
     save_image(tmp_path / "maps" / "b.png", DISC)
     first, second = (
-        scoring.score_files(scoring.Task("set", mask.stem, None, mask, ("",), (path,)), "fast", False, ())[0]
+        scoring.score_files(results.Task("set", mask.stem, None, mask, ("",), (path,)), "fast", False, ())[0]
         for path, mask in pairing.pair([tmp_path / "maps"], [tmp_path / "gt"])
     )
     assert [one.scores.figures() for one in first] == [one.scores.figures() for one in second]

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from evaluation import compare, metrics, plots, report, tables
+from evaluation import metrics, plots, report, tables
+from evaluation.results import Evaluation, ImageScores
 
 RESULTS = {
     "CAMO": {"images": 250, "Smeasure": 0.9104, "MAE": 0.03449},
@@ -87,9 +88,9 @@ def scored(count=0, results=None, published=None):
     for i in range(count):
         figures = {"this run": dict.fromkeys(metrics.METRICS, 0.5) | {"Smeasure": i / count}}
         path = Path(f"{i:02}.png")
-        images.append(compare.ImageScores("set", path.stem, None, path, 0.5, {"this run": path}, figures, {}))
+        images.append(ImageScores("set", path.stem, None, path, 0.5, {"this run": path}, figures, {}))
     rows = {name: (name,) for name in results or {}}
-    return compare.Evaluation(("this run",), COLUMNS, rows, {}, images, COLUMNS, published or {}, {})
+    return Evaluation(("this run",), COLUMNS, rows, {}, images, COLUMNS, published or {}, {})
 
 
 def page_of(results=None, count=0):
