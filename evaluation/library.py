@@ -1,6 +1,6 @@
-"""What pysodmetrics (https://github.com/lartpang/PySODMetrics) computes, for one pair of map and ground truth.
+"""Calls of pysodmetrics (https://github.com/lartpang/PySODMetrics) for a map and its ground truth, uint8 (H, W) each.
 
-Both uint8 (H, W). The library is imported where it is used: it takes a second and 100 MB, and few need it.
+The library is imported where it is used: it takes a second and 100 MB, and few need it.
 """
 
 import warnings
@@ -20,7 +20,7 @@ AT_HALF = {  # the library's classes for metrics of the map at threshold 0.5
 
 
 def results(metric: Any, prediction: np.ndarray, ground_truth: np.ndarray) -> Any:
-    """What one of the library's metrics says about a single pair."""
+    """The results of a metric of the library for a single pair."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numpy, about names that the library uses
         metric.step(prediction, ground_truth)
@@ -28,7 +28,7 @@ def results(metric: Any, prediction: np.ndarray, ground_truth: np.ndarray) -> An
 
 
 def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float) -> dict[str, Any]:
-    """The fields of `metrics.PairScores`, without those that are only computed if asked for."""
+    """The fields of `metrics.PairScores` but `others`."""
     import py_sod_metrics as sod
 
     kinds = {"precision": sod.PrecisionHandler, "recall": sod.RecallHandler}
@@ -37,30 +37,28 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
     handlers["Fm"] = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=beta_squared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Fmeasure, which defines adpFm, is deprecated
-        library = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
-        library |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
-        for metric in library.values():
-            metric.step(prediction, ground_truth)
-        found = {name: metric.get_results() for name, metric in library.items()}
-    curves = {name: handler["dynamic"] for name, handler in found["curves"].items()} | {"Em": found["E"]["em"]["curve"]}
+        metrics = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
+    metrics |= {"E": sod.Emeasure(), "curves": sod.FmeasureV2(handlers)}
+    values = {name: results(metric, prediction, ground_truth) for name, metric in metrics.items()}
+    curves = {name: value["dynamic"] for name, value in values["curves"].items()} | {"Em": values["E"]["em"]["curve"]}
     return {
-        "Smeasure": found["S"]["sm"],
-        "wFmeasure": found["wF"]["wfm"],
-        "adpFm": found["F"]["fm"]["adp"],
-        "adpEm": found["E"]["em"]["adp"],
-        "MAE": found["MAE"]["mae"],
+        "Smeasure": values["S"]["sm"],
+        "wFmeasure": values["wF"]["wfm"],
+        "adpFm": values["F"]["fm"]["adp"],
+        "adpEm": values["E"]["em"]["adp"],
+        "MAE": values["MAE"]["mae"],
         **{name: curve[::-1] for name, curve in curves.items()},  # the library starts at threshold 255
     }
 
 
 def at_half(names: Iterable[str], prediction: np.ndarray, ground_truth: np.ndarray) -> dict[str, float]:
-    """Those of `names` that are in AT_HALF."""
+    """The metrics of `names` that are in AT_HALF."""
     import py_sod_metrics as sod
 
     options = {"with_dynamic": False, "with_adaptive": False, "with_binary": True}
     handlers = {name: getattr(sod, AT_HALF[name])(**options) for name in names if name in AT_HALF}
-    found = results(sod.FmeasureV2(handlers), prediction, ground_truth) if handlers else {}
-    return {name: float(value["binary"]) for name, value in found.items()}
+    values = results(sod.FmeasureV2(handlers), prediction, ground_truth) if handlers else {}
+    return {name: float(value["binary"]) for name, value in values.items()}
 
 
 def human_correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
@@ -78,7 +76,7 @@ def multiscale_iou(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
     metric = sod.MSIoU(with_dynamic=False, with_adaptive=False)
     stretched, mask = prepare_data(prediction, ground_truth)
     ratios = metric.multi_scale_iou(metric.get_edge(stretched > 0.5), metric.get_edge(mask))
-    # The library's own last step, the area below the ratios, needs numpy.trapz, which numpy 2.4 lacks.
+    # The library's last step, the area below the ratios, needs numpy.trapz, which numpy 2.4 lacks.
     return float((sum(ratios) - (ratios[0] + ratios[-1]) / 2) / (len(ratios) - 1))
 
 
@@ -86,7 +84,7 @@ def size_invariant_f_measure(prediction: np.ndarray, ground_truth: np.ndarray) -
     """The mean F-measure over thresholds and objects (Li et al., "Size-invariance Matters", ICML 2024)."""
     import py_sod_metrics as sod
 
-    full = ground_truth.min() > 128  # one object, on which the library's class fails
+    full = ground_truth.min() > 128  # without background, where the library's class fails
     kind = sod.FmeasureV2 if full else sod.SizeInvarianceFmeasureV2
     handler = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False)
     curves = results(kind({"F": handler}), prediction, ground_truth)["F"]["dynamic"]  # (256,); [(objects, 256)]

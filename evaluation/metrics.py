@@ -23,7 +23,7 @@ NINE = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "m
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of one pair, or the mean over many; in [0, 1], higher is better except for MAE.
+    """The scores of a pair, or their mean over many; in [0, 1], higher is better except for MAE.
 
     Curves are float64 (256,) over the thresholds 0 to 255: a pixel counts as foreground if the stretched map, in grey
     levels, reaches the threshold.
@@ -40,7 +40,7 @@ class PairScores:
     Em: np.ndarray  # E-measure; Fan et al., "Enhanced-alignment Measure", IJCAI 2018
     IoU: np.ndarray  # Jaccard index
     Dice: np.ndarray  # Dice coefficient
-    others: dict[str, float] = field(default_factory=dict)  # those with `Metric.of_pair` that were asked for
+    others: dict[str, float] = field(default_factory=dict)  # the requested metrics with `Metric.of_pair`
 
     def figures(self, names: Iterable[str] | None = None) -> dict[str, float]:
         """The metrics called `names`, or the NINE, in the order of METRICS."""
@@ -52,12 +52,15 @@ class PairScores:
         return float(figure(self) if figure else self.others[name])
 
     def curves(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The curves of those metrics that are the maximum of one."""
+        """The curves of the metrics that are the maximum of a curve."""
         return {name: getattr(self, curve) for name in names if (curve := METRICS[name].curve)}
 
 
-class Pair(NamedTuple):
-    """What a metric may ask for about a map and its ground truth."""
+FIELDS = tuple(item.name for item in fields(PairScores) if item.name != "others")
+
+
+class PairCounts(NamedTuple):
+    """A map, its ground truth and the pixels where they agree, for `Metric.of_pair`."""
 
     prediction: np.ndarray  # uint8 (H, W)
     mask: np.ndarray  # uint8 (H, W), 0 or 255
@@ -69,17 +72,17 @@ class Pair(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A column of the tables: either `figure`, of a pair's scores or of their mean, or `of_pair`, of each pair."""
+    """A column of the tables: `figure` is computed from scores or their mean, `of_pair` from each pair."""
 
     latex: str
     figure: Callable[[PairScores], float] | None = None
     lower_is_better: bool = False
-    curve: str | None = None  # whose maximum the metric is: that of a mean is not the mean of maxima
-    of_pair: Callable[[Pair], float] | None = None
+    curve: str | None = None  # whose maximum the metric is; the mean's maximum is not the mean of maxima
+    of_pair: Callable[[PairCounts], float] | None = None
     digits: int = 3  # in tables
 
 
-def boundary_iou(pair: Pair) -> float:
+def boundary_iou(pair: PairCounts) -> float:
     """The IoU of the pixels near the boundaries (Cheng et al., "Boundary IoU", CVPR 2021), at threshold 0.5."""
     width = max(1, round(BOUNDARY * float(np.hypot(*pair.mask.shape))))
     inner = []
@@ -87,12 +90,7 @@ def boundary_iou(pair: Pair) -> float:
         padded = cv2.copyMakeBorder(binary, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
         eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
         inner.append((binary - eroded).astype(bool))
-    return over(np.count_nonzero(inner[0] & inner[1]), np.count_nonzero(inner[0] | inner[1]))
-
-
-def over(numerator: float, denominator: float) -> float:
-    """The quotient; 0 where the denominator is 0."""
-    return numerator / denominator if denominator else 0.0
+    return ratio(np.count_nonzero(inner[0] & inner[1]), np.count_nonzero(inner[0] | inner[1]))
 
 
 METRICS = {
@@ -107,16 +105,16 @@ METRICS = {
     "MAE": Metric("MAE", lambda scores: scores.MAE, lower_is_better=True),
     "maxEm": Metric("$E_\\phi^{max}$", lambda scores: scores.Em.max(), curve="Em"),
     "adpEm": Metric("$E_\\phi^{adp}$", lambda scores: scores.adpEm),
-    "IoU": Metric("IoU", of_pair=lambda pair: over(pair.tp, pair.tp + pair.fp + pair.fn)),
-    "Dice": Metric("Dice", of_pair=lambda pair: over(2 * pair.tp, 2 * pair.tp + pair.fp + pair.fn)),
+    "IoU": Metric("IoU", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp + pair.fn)),
+    "Dice": Metric("Dice", of_pair=lambda pair: ratio(2 * pair.tp, 2 * pair.tp + pair.fp + pair.fn)),
     "BER": Metric(
         "BER",
-        of_pair=lambda pair: 1 - (over(pair.tp, pair.tp + pair.fn) + over(pair.tn, pair.tn + pair.fp)) / 2,
+        of_pair=lambda pair: 1 - (ratio(pair.tp, pair.tp + pair.fn) + ratio(pair.tn, pair.tn + pair.fp)) / 2,
         lower_is_better=True,
     ),
-    "specificity": Metric("Spe.", of_pair=lambda pair: over(pair.tn, pair.tn + pair.fp)),
-    "precision": Metric("Prec.", of_pair=lambda pair: over(pair.tp, pair.tp + pair.fp)),
-    "recall": Metric("Rec.", of_pair=lambda pair: over(pair.tp, pair.tp + pair.fn)),
+    "specificity": Metric("Spe.", of_pair=lambda pair: ratio(pair.tn, pair.tn + pair.fp)),
+    "precision": Metric("Prec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp)),
+    "recall": Metric("Rec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fn)),
     "BIoU": Metric("BIoU", of_pair=boundary_iou),
     "HCE": Metric(
         "HCE",
@@ -133,7 +131,7 @@ METRICS = {
 class Mean:
     """The mean of each score and curve over pairs or, weighted with their numbers of pairs, over data sets.
 
-    Holds a sum only and adds in the given order, so equal input gives equal bits.
+    Keeps sums and adds in the given order, so equal input gives equal bits.
     """
 
     def __init__(self) -> None:
@@ -149,23 +147,17 @@ class Mean:
             self.others[name] = self.others.get(name, 0.0) + weight * value
 
     def scores(self) -> PairScores:
-        """Raises InputError if nothing was added."""
-        if not self.count:
-            raise InputError("no pair to score")
         totals, others = (
             {name: total / self.count for name, total in sums.items()} for sums in (self.totals, self.others)
         )
         return PairScores(**totals, others=others)
 
 
-FIELDS = tuple(one.name for one in fields(PairScores) if one.name != "others")
-
-
 def mean(scores: Iterable[PairScores]) -> PairScores:
-    """The mean over pairs. Raises InputError for no scores."""
+    """The mean over pairs, at least one."""
     total = Mean()
-    for one in scores:
-        total.add(one)
+    for pair_scores in scores:
+        total.add(pair_scores)
     return total.scores()
 
 
@@ -174,13 +166,13 @@ def together(means: Sequence[Mean]) -> PairScores:
     if len(means) == 1:  # to the last bit
         return means[0].scores()
     total = Mean()
-    for one in means:
-        total.add(one.scores(), one.count)
+    for dataset_mean in means:
+        total.add(dataset_mean.scores(), dataset_mean.count)
     return total.scores()
 
 
 def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
-    """Raises InputError unless both are uint8 (H, W) arrays of one size."""
+    """Raises InputError unless these are uint8 (H, W) arrays of equal size."""
     for array in (prediction, ground_truth):
         if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0:
             raise InputError(f"a map must be uint8 (H, W), got {array.dtype} {array.shape}")
@@ -190,7 +182,7 @@ def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
 
 
 class GroundTruth(NamedTuple):
-    """What the scores need of a mask, whatever the map: prepared once and used for all methods."""
+    """A mask with what the scores derive from it, computed once for all methods."""
 
     mask: np.ndarray  # uint8 (H, W), 0 or 1
     split: tuple[int, int]  # see `split_at_centroid`
@@ -210,30 +202,29 @@ def prepare(ground_truth: np.ndarray) -> GroundTruth:
 
 
 def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names: Iterable[str] = ()) -> PairScores:
-    """The scores of a prediction map against its ground truth, both uint8 (H, W), and the metrics called `names`.
+    """The scores of a prediction map against its ground truth, uint8 (H, W) each, and the metrics called `names`.
 
     Ground truth above 128 is foreground; the map is stretched so that its minimum and maximum become 0 and 1. Equals
-    pysodmetrics within 1e-6, usually within 1e-12, with one exception: if the foreground's centroid is in the last row
+    pysodmetrics within 1e-6, usually within 1e-12, with an exception: if the foreground's centroid is in the last row
     or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises InputError for
     other arrays.
     """
-    truth = ground_truth if isinstance(ground_truth, GroundTruth) else prepare(ground_truth)
-    check(prediction, truth.mask)
-    rows, columns = truth.split
+    if not isinstance(ground_truth, GroundTruth):
+        ground_truth = prepare(ground_truth)
+    mask, split, surrounded = ground_truth
+    check(prediction, mask)
     # Pixels by quadrant, (background, foreground) and grey level: all that most metrics need.
-    counts = np.array(
-        [joint_histogram(prediction[part], truth.mask[part]) for part in quadrants(rows, columns)], dtype=np.int64
-    )
+    counts = np.array([joint_histogram(prediction[place], mask[place]) for place in quadrants(*split)], dtype=np.int64)
     levels = stretched_levels(counts.sum(axis=(0, 1)))
     background, foreground = counts.sum(axis=0)
     adaptive = at_twice_the_mean(background, foreground, levels, prediction)
     return PairScores(
-        Smeasure=s_measure(counts, levels, prediction, (rows, columns)),
-        wFmeasure=weighted_f_measure(prediction, truth.surrounded, background, foreground, levels),
-        adpFm=f_measure(*adaptive, foreground.sum()),
+        Smeasure=s_measure(counts, levels, prediction, split),
+        wFmeasure=weighted_f_measure(prediction, surrounded, background, foreground, levels),
+        adpFm=float(f_measure(*adaptive, foreground.sum())),
         adpEm=e_measure(*np.array(adaptive)[:, None], foreground.sum(), background.sum())[0],
         MAE=(foreground @ (1 - levels) + background @ levels) / prediction.size,
-        others=other_scores(prediction, truth.mask, background, foreground, levels, names),
+        others=other_scores(prediction, mask, background, foreground, levels, names),
         **threshold_curves(background, foreground, levels),
     )
 
@@ -241,7 +232,7 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
 def score_with_pysodmetrics(
     prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names: Iterable[str] = ()
 ) -> PairScores:
-    """`score` by the library itself, with the same arguments, result and errors."""
+    """The same as `score`, computed by the library itself."""
     if isinstance(ground_truth, GroundTruth):
         ground_truth = ground_truth.mask * np.uint8(255)
     check(prediction, ground_truth)
@@ -255,24 +246,23 @@ def other_scores(
     prediction: np.ndarray, mask: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray,
     names: Iterable[str],
 ) -> dict[str, float]:  # fmt: skip
-    """Those of `names` that are computed from each pair."""
-    asked = {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}
-    if not asked:
+    """The metrics `names` that are computed from each pair."""
+    requested = {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}
+    if not requested:
         return {}
     above = levels > 0.5
     tp, fp = foreground[above].sum(), background[above].sum()
     rest = foreground.sum() - tp, background.sum() - fp
-    pair = Pair(prediction, mask * np.uint8(255), above, tp, fp, *rest)
-    return {name: float(of_pair(pair)) for name, of_pair in asked.items()}
+    pair = PairCounts(prediction, mask * np.uint8(255), above, tp, fp, *rest)
+    return {name: float(of_pair(pair)) for name, of_pair in requested.items()}
 
 
 def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts of each grey level in the background and in the foreground: float64 (256,) each."""
     total, foreground = np.zeros(256), np.zeros(256)
     for rows in strips(prediction.shape) if prediction.size else ():
-        part = prediction[rows]
-        total += cv2.calcHist([part], [0], None, [256], [0, 256]).ravel()
-        foreground += cv2.calcHist([part], [0], mask[rows], [256], [0, 256]).ravel()
+        total += cv2.calcHist([prediction[rows]], [0], None, [256], [0, 256]).ravel()
+        foreground += cv2.calcHist([prediction[rows]], [0], mask[rows], [256], [0, 256]).ravel()
     return total - foreground, foreground
 
 
@@ -290,20 +280,26 @@ def threshold_curves(background: np.ndarray, foreground: np.ndarray, levels: np.
     tp = np.cumsum(np.bincount(greys, foreground, 256)[::-1])[::-1]  # foreground at or above each threshold
     fp = np.cumsum(np.bincount(greys, background, 256)[::-1])[::-1]
     positives, negatives = foreground.sum(), background.sum()
-    precision, recall = ratio(tp, tp + fp), ratio(tp, positives + 0 * tp)
     return {
-        "precision": precision,
-        "recall": recall,
-        "Fm": ratio((1 + BETA_SQUARED) * precision * recall, BETA_SQUARED * precision + recall),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, positives),
+        "Fm": f_measure(tp, fp, positives),
         "Em": e_measure(tp, fp, positives, negatives),
         "IoU": ratio(tp, positives + fp),
         "Dice": ratio(2 * tp, positives + tp + fp),
     }
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
     """The quotient; 0 where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator != 0)
+    numerator, denominator = np.broadcast_arrays(numerator, denominator)
+    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator != 0)
+
+
+def f_measure(tp: np.ndarray | int, fp: np.ndarray | int, positives: int) -> np.ndarray:
+    """The F-measure of binary maps."""
+    precision, recall = ratio(tp, tp + fp), ratio(tp, positives)
+    return ratio((1 + BETA_SQUARED) * precision * recall, BETA_SQUARED * precision + recall)
 
 
 def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) -> np.ndarray:
@@ -315,12 +311,7 @@ def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) ->
     if negatives == 0:
         return predicted / (pixels - 1 + EPS)
     total = np.zeros(len(tp))
-    for map_value, mask_value, count in (
-        (1, 1, tp),
-        (1, 0, fp),
-        (0, 1, positives - tp),
-        (0, 0, negatives - fp),
-    ):
+    for map_value, mask_value, count in ((1, 1, tp), (1, 0, fp), (0, 1, positives - tp), (0, 0, negatives - fp)):
         a, b = map_value - predicted / pixels, mask_value - positives / pixels
         alignment = 2 * a * b / (a**2 + b**2 + EPS)
         total += (alignment + 1) ** 2 / 4 * count
@@ -337,11 +328,3 @@ def at_twice_the_mean(
         threshold = min(2 * levels[prediction].mean(), 1)
     chosen = levels >= threshold
     return foreground[chosen].sum(), background[chosen].sum()
-
-
-def f_measure(tp: int, fp: int, positives: int) -> float:
-    """The F-measure of a binary map."""
-    if tp == 0:
-        return 0.0
-    precision, recall = tp / (tp + fp), tp / positives
-    return (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)

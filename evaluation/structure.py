@@ -34,10 +34,10 @@ def s_measure(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, sp
         average = (background + foreground) @ levels / prediction.size
         return average if share == 1 else 1 - average
     objects = share * object_score(foreground, levels) + (1 - share) * object_score(background, 1 - levels)
-    parts = zip(counts, quadrants(*split), strict=True)
     regions = sum(
-        part.sum() / prediction.size * ssim(part, levels, prediction, place) for part, place in parts if part.any()
-    )
+        of_quadrant.sum() / prediction.size * ssim(of_quadrant, levels, prediction, place)
+        for of_quadrant, place in zip(counts, quadrants(*split), strict=True) if of_quadrant.any()
+    )  # fmt: skip
     return max(0.0, 0.5 * objects + 0.5 * regions)
 
 
@@ -50,17 +50,17 @@ def object_score(counts: np.ndarray, values: np.ndarray) -> float:
 
 
 def ssim(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, place: tuple[slice, slice]) -> float:
-    """The structural similarity of one quadrant, from its pixels by (background or foreground, level)."""
+    """The structural similarity of a quadrant, from its pixels by (background or foreground, level)."""
     background, foreground = counts
-    both = background + foreground
-    pixels, positives = both.sum(), foreground.sum()
-    x, y = both @ levels / pixels, positives / pixels  # means of map and mask
-    if np.count_nonzero(both) == 1 and 0 < x < 1 and y in (0, 1):
-        # Map and mask are both constant: the rounding of the library's mean decides between 1 and 0.
-        constant = levels[both > 0][0]
+    total = background + foreground
+    pixels, positives = total.sum(), foreground.sum()
+    x, y = total @ levels / pixels, positives / pixels  # means of map and mask
+    if np.count_nonzero(total) == 1 and 0 < x < 1 and y in (0, 1):
+        # Map and mask are constant: the rounding of the library's mean decides between 1 and 0.
+        constant = levels[total > 0][0]
         x = np.full(prediction.shape, constant)[place].mean()
         return float(x == constant)
-    variance_x = both @ (levels - x) ** 2 / (pixels - 1 + EPS)
+    variance_x = total @ (levels - x) ** 2 / (pixels - 1 + EPS)
     variance_y = (positives * (1 - y) ** 2 + (pixels - positives) * y**2) / (pixels - 1 + EPS)
     covariance = ((foreground @ (levels - x)) * (1 - y) - (background @ (levels - x)) * y) / (pixels - 1 + EPS)
     numerator = 4 * x * y * covariance

@@ -32,10 +32,10 @@ def strips(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 class Strip(NamedTuple):
-    """Some rows of the foreground's surroundings, and how errors outside of it are filled in there."""
+    """Some rows of the foreground's surroundings, and how errors outside the foreground are filled in there."""
 
     around: slice  # the rows that the strip's pixels depend on
-    own: slice  # of those, the strip itself
+    rows: slice  # of those, the strip itself
     inside: np.ndarray  # uint8, the mask of the strip
     pixels: int  # of the foreground in it
     outside: np.ndarray  # indices of background pixels in the padded rows `around`
@@ -43,7 +43,7 @@ class Strip(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What the weighted F-measure needs of a mask, the same for every map: prepared once, used for all methods."""
+    """What the weighted F-measure derives from a mask, computed once for all methods."""
 
     far: tuple[slice, slice]  # the box up to FAR from the foreground
     nearness: np.ndarray  # float32, in that box: 0.5 ** (distance to the foreground / 5)
@@ -62,10 +62,10 @@ def surroundings(mask: np.ndarray) -> Surroundings | None:
         near = np.minimum(nearness[rows], FAR)  # not cv2.min, which takes some narrow maps for a scalar
         near *= np.float32(np.log(0.5) / 5)
         nearness[rows] = cv2.exp(near)
-    return Surroundings(far, nearness, close, [strip(mask[close], rows) for rows in strips(mask[close].shape)])
+    return Surroundings(far, nearness, close, [make_strip(mask[close], rows) for rows in strips(mask[close].shape)])
 
 
-def strip(mask: np.ndarray, rows: slice) -> Strip:
+def make_strip(mask: np.ndarray, rows: slice) -> Strip:
     """The rows of a mask as a Strip: for background pixels up to RADIUS from the foreground the nearest foreground."""
     above = min(rows.start, RADIUS + REACH)
     around = slice(rows.start - above, rows.stop + RADIUS + REACH)
@@ -77,13 +77,13 @@ def strip(mask: np.ndarray, rows: slice) -> Strip:
     outside, nearest = [], []
     for dy, dx in NEAREST_FIRST:
         there = pending + (dy * padded.shape[1] + dx)
-        found = inside[there]
-        outside.append(pending[found])
-        nearest.append(there[found])
-        pending = pending[~found]
-    own = slice(above, above + rows.stop - rows.start)
+        hit = inside[there]
+        outside.append(pending[hit])
+        nearest.append(there[hit])
+        pending = pending[~hit]
+    rows_around = slice(above, above + rows.stop - rows.start)
     pixels = cv2.countNonZero(mask[rows])
-    return Strip(around, own, mask[rows], pixels, np.concatenate(outside), np.concatenate(nearest))
+    return Strip(around, rows_around, mask[rows], pixels, np.concatenate(outside), np.concatenate(nearest))
 
 
 def weighted_f_measure(
@@ -125,14 +125,14 @@ def reduced_error(prediction: np.ndarray, strips: list[Strip], levels: np.ndarra
     """
     errors_of_levels = (1 - levels).astype(np.float32)
     total = 0.0
-    for one in strips:
-        error = cv2.LUT(prediction[one.around], errors_of_levels)
+    for strip in strips:
+        error = cv2.LUT(prediction[strip.around], errors_of_levels)
         padded = cv2.copyMakeBorder(error, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
         flat = padded.ravel()
-        flat[one.outside] = flat[one.nearest]
+        flat[strip.outside] = flat[strip.nearest]
         smoothed = cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[REACH:-REACH, REACH:-REACH]
         reduced = np.minimum(error, smoothed)
-        total += cv2.mean(reduced[one.own], mask=one.inside)[0] * one.pixels
+        total += cv2.mean(reduced[strip.rows], mask=strip.inside)[0] * strip.pixels
     return total
 
 
