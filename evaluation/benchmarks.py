@@ -1,7 +1,7 @@
 """The paper's benchmarks: their splits, where the archives keep them, and the columns of the paper's tables.
 
-benchmarks.yaml describes them, like a user's own YAML file (docs/benchmarks.md). A split is a place, a list of places
-that are joined, or `either:` with a list of layouts of which one exists. Folders are patterns, matched regardless of
+benchmarks.yaml describes them, in the format of a user's YAML file (docs/benchmarks.md). A split is a place, a list of
+places that are joined, or `either:` with a list of alternative layouts. Folders are patterns, matched regardless of
 case below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
 work as in file names, `{images}` and `{masks}` stand for the usual names of such folders.
 """
@@ -52,9 +52,9 @@ OURS = "SAM2-UNeXT"  # this network's rows in published.json
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of images and one of masks, as patterns, and what is known about them."""
+    """A folder of images and a folder of masks, as patterns, and what is known about them."""
 
-    folder: str = "."  # contains both
+    folder: str = "."  # that contains these folders
     images: str = "{images}"
     masks: str = "{masks}"
     count: int | None = None  # of pairs in the published archive
@@ -75,57 +75,59 @@ Layout = tuple[Place, ...]  # places that are joined
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is trained on, what is tested on, and the columns of the table."""
+    """The training split, the test sets, and the columns of the table."""
 
     name: str
     columns: tuple[str, ...]  # of metrics.METRICS
-    train: tuple[Layout, ...]  # of which one exists
+    train: tuple[Layout, ...]  # the alternatives
     test: dict[str, tuple[Layout, ...]]
     together: dict[str, tuple[str, ...]]  # rows over several test sets
-    groups: dict[str, str]  # regular expressions that find an image's group in its name, by what they find
+    groups: dict[str, str]  # regular expressions that match an image's group in its name, by kind of group
     from_paper: bool  # whether the paper has figures for it
 
 
 class SplitFolder(NamedTuple):
-    """One place of a split, on the disk."""
+    """A place of a split, on the disk."""
 
     split: str
     images: Path
     masks: Path
     pairs: list[Pair]  # (image, mask)
     count: int | None  # of pairs in the published archive
-    left_out: str  # in words
+    left_out: str  # for a message
 
     def __str__(self) -> str:
-        """A line for the user: what was found, compared with the published archive."""
-        expected = "" if self.count is None else f"{len(self.pairs):,} of "
+        """A line for the user: the number of pairs, and that of the published archive."""
+        number = len(self.pairs)
+        pairs = (
+            files.count(number, "pair") if self.count is None else f"{number:,} of {files.count(self.count, 'pair')}"
+        )
         warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
-        found = expected + files.count(len(self.pairs) if self.count is None else self.count, "pair")
-        return f"{self.split}: {found} in {self.images}{self.left_out}{warning}"
+        return f"{self.split}: {pairs} in {self.images}{self.left_out}{warning}"
 
     def is_incomplete(self) -> bool:
         return self.count not in (None, len(self.pairs))
 
 
 def is_benchmark(text: str) -> bool:
-    """Whether a word names a benchmark rather than a folder; a folder called COD is written ./COD or COD/."""
+    """Whether an argument names a benchmark, not a folder; a folder called COD is written ./COD or COD/."""
     return bool(run_name(text)) or not Path(text).is_dir()
 
 
 def built_in(name: str) -> str | None:
     """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
-    return next((own for own in PAPER if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
+    return next((known for known in PAPER if name.lower() in (known.lower(), known.lower().replace("-", ""))), None)
 
 
-def run_name(word: str) -> str:
-    """What the recipes call the run of a benchmark; empty if the word names none."""
-    return built_in(word) or (Path(word).stem if Path(word).suffix.lower() in SUFFIXES else "")
+def run_name(text: str) -> str:
+    """The name that the recipes give the run of a benchmark; empty if `text` is no benchmark."""
+    return built_in(text) or (Path(text).stem if Path(text).suffix.lower() in SUFFIXES else "")
 
 
 def load(name: str) -> Benchmark:
     """The benchmark called `name` or described by that YAML file. Raises InputError or OSError."""
-    if own := built_in(name):
-        return parse(own, PAPER[own], from_paper=True)
+    if known := built_in(name):
+        return parse(known, PAPER[known], from_paper=True)
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"there is no benchmark and no folder called {name}: give {NAMES}")
@@ -188,137 +190,128 @@ def place_of(content: dict[str, Any]) -> Place:
 
 
 def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
-    """The published figures of a row: method -> metric -> value; empty without any, as for a user's own benchmark."""
+    """The published figures of a row: method -> metric -> value; empty if there are none."""
     if not benchmark.from_paper:
         return {}
     return json.loads(Path(__file__).with_name("published.json").read_text())["results"].get(row, {})
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
-    """The places to train on. Raises OSError or InputError that says what was looked for and what is there."""
+    """The places to train on. Raises OSError or InputError that names what was expected and what is there."""
     if not benchmark.train:
         raise InputError(f"{benchmark.name}: has no training split")
-    return find(f"{benchmark.name} training", benchmark.train, root)
+    return split_folders(f"{benchmark.name} training", benchmark.train, root)
 
 
 def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
     """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
     if not benchmark.test:
         raise InputError(f"{benchmark.name}: has no test set")
-    wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
-    if unknown := wanted - {name.casefold() for name in benchmark.test}:
-        known = ", ".join(benchmark.test)
-        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
-    found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
-    for name, places in found.items():
+    known = {name.casefold(): name for name in benchmark.test}
+    wanted = {name.casefold() for name in sets} or known.keys()
+    if unknown := wanted - known.keys():
+        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {', '.join(benchmark.test)}")
+    test_sets = {name: split_folders(name, benchmark.test[name], root) for key, name in known.items() if key in wanted}
+    for name, places in test_sets.items():
         counts = Counter(pairing.name_of(image) for place in places for image, _ in place.pairs)
         if repeated := [stem for stem, count in counts.items() if count > 1]:
             raise InputError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
-    return found
+    return test_sets
 
 
-def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
+def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
     """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
-    found = []
+    places = []
     for place, images, masks in locate(split, alternatives, root):
-        left, right, left_out = belonging(place, *pairing.find_both(images, masks, place.mask_names()))
-        pairs = pairing.match(left, right, f"{images} and {masks}")
-        found.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
-    return found
+        *sides, left_out = belonging(place, *pairing.find_both(images, masks, place.mask_names()))
+        pairs = pairing.match(*sides, f"{images} and {masks}")
+        places.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
+    return places
 
 
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
-    """(place, its folder of images, of masks) for the layout that exists closest to the root.
+    """(place, its folder of images, of masks) for the layout that exists closest to the root. Reads no file.
 
-    The files in them are not looked at. Raises OSError if there is no root, InputError if the split is missing or
-    ambiguous.
+    Raises OSError if there is no root, InputError if the split is missing or ambiguous.
     """
     root = files.require_folder(root)
-    levels = [[root]]
-    for _ in range(DEPTH):
-        levels.append([folder for base in levels[-1] for folder in pairing.subfolders(base)])
-    candidates = []  # (depth, layout, the folders that match each of its places)
-    for layout in alternatives:
-        nearest = [matches(place, levels) for place in layout]
-        if all(folders for _, folders in nearest):
-            candidates.append((max(depth for depth, _ in nearest), layout, [folders for _, folders in nearest]))
-    if not candidates:
-        looked = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
+    bases: list[Path] = []
+    for level in levels_of(root, DEPTH):
+        bases += level
+        hits = {
+            folders: layout for layout in alternatives
+            for folders in product(*(matches(place, bases) for place in layout))
+        }  # fmt: skip
+        if hits:
+            break
+    else:
+        expected = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
         there = files.listing(folder.relative_to(root) for folder in tree(root))
         raise InputError(
-            f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any case; "
+            f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {expected} (in any case; "
             f"{{images}} are {', '.join(ALIASES['{images}'])}, {{masks}} {', '.join(ALIASES['{masks}'])}). "
             f"There: {there or 'no folder'}"
         )
-    best = min(depth for depth, _, _ in candidates)
-    hits = {tuple(chosen): layout for depth, layout, each in candidates if depth == best for chosen in product(*each)}
     if len(hits) > 1:
-        places = dict.fromkeys(f"{images} with {masks}" for chosen in hits for images, masks in chosen)
+        places = dict.fromkeys(f"{images} with {masks}" for folders in hits for images, masks in folders)
         raise InputError(
-            f"{split}: could be in several places; name a root that holds one of them only: {files.listing(places)}"
+            f"{split}: could be in several places; name a root with only one of them: {files.listing(places)}"
         )
-    ((chosen, layout),) = hits.items()
-    return [(place, *folders) for place, folders in zip(layout, chosen, strict=True)]
+    [(folders, layout)] = hits.items()
+    return [(place, *pair) for place, pair in zip(layout, folders, strict=True)]
 
 
-def matches(place: Place, levels: Sequence[Sequence[Path]]) -> tuple[int, list[tuple[Path, Path]]]:
-    """The first level with folders (images, masks) that match a place, and those folders."""
-    for depth, bases in enumerate(levels):
-        found = [
-            (images, masks)
-            for base in bases
-            for parent in glob(base, place.folder)
-            for images in glob(parent, place.images)
-            for masks in glob(parent, place.masks)
-        ]
-        if found:
-            return depth, found
-    return len(levels), []
+def matches(place: Place, bases: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The folders of images and of masks that match a place below one of `bases`."""
+    parents = [parent for base in bases for parent in glob(base, place.folder)]
+    return [pair for parent in parents for pair in product(glob(parent, place.images), glob(parent, place.masks))]
 
 
 def glob(base: Path, pattern: str) -> list[Path]:
     """The folders below `base` that match a pattern with alternatives, regardless of case."""
-    found = [base]
-    for part in Path(pattern).parts:
-        choices = [choice.lower() for alternative in part.split("|") for choice in spelled(alternative)]
-        found = [
-            folder for one in found for folder in pairing.subfolders(one)
+    folders = [base]
+    for level in Path(pattern).parts:
+        choices = [choice.lower() for alternative in level.split("|") for choice in spellings(alternative)]
+        folders = [
+            folder for parent in folders for folder in pairing.subfolders(parent)
             if any(fnmatchcase(folder.name.lower(), choice) for choice in choices)
         ]  # fmt: skip
-    return found
+    return folders
 
 
-def spelled(pattern: str) -> list[str]:
+def spellings(pattern: str) -> list[str]:
     """The pattern with {images} or {masks} replaced by each of the usual names."""
-    for word, names in ALIASES.items():
-        if word in pattern:
-            return [pattern.replace(word, name) for name in names]
+    for alias, names in ALIASES.items():
+        if alias in pattern:
+            return [pattern.replace(alias, name) for name in names]
     return [pattern]
+
+
+def levels_of(root: Path, depth: int) -> list[list[Path]]:
+    """The root, its sub-folders, theirs, ... down to a depth."""
+    levels = [[root]]
+    for _ in range(depth):
+        levels.append([folder for parent in levels[-1] for folder in pairing.subfolders(parent)])
+    return levels
 
 
 def tree(root: Path) -> list[Path]:
     """The folders below `root`, nearest first, one level deeper than layouts may start."""
-    found, level = [], [root]
-    for _ in range(DEPTH + 1):
-        level = [folder for one in level for folder in pairing.subfolders(one)]
-        found += level
-    return found
+    return [folder for level in levels_of(root, DEPTH + 1)[1:] for folder in level]
 
 
 def belonging(
-    place: Place, left: dict[str, File], right: dict[str, File]
+    place: Place, images: dict[str, File], masks: dict[str, File]
 ) -> tuple[dict[str, File], dict[str, File], str]:
-    """The images and masks of a place, by stem, that count, and in words what is left out."""
-    words = []
+    """The images and masks of a place, by name, that count, and a message's end with what is left out."""
+    left_out = []
     if place.leave_out:
-        others = [stem for stem in left if fnmatchcase(stem, place.leave_out)]
-        left, right = (
-            {stem: path for stem, path in side.items() if not fnmatchcase(stem, place.leave_out)}
-            for side in (left, right)
-        )
-        words += [files.count(len(others), "image") + f" named {place.leave_out}"] if others else []
+        excluded = {name for name in images.keys() | masks.keys() if fnmatchcase(name, place.leave_out)}
+        if number := len(excluded & images.keys()):
+            left_out.append(f"{files.count(number, 'image')} named {place.leave_out}")
+        images, masks = ({name: side[name] for name in side if name not in excluded} for side in (images, masks))
     if place.surplus_masks:
-        surplus = [stem for stem in right if stem not in left]
-        right = {stem: path for stem, path in right.items() if stem in left}
-        words += [files.count(len(surplus), "mask") + " without an image"] if surplus else []
-    return left, right, f", left out: {', '.join(words)}" if words else ""
+        if number := len(masks.keys() - images.keys()):
+            left_out.append(f"{files.count(number, 'mask')} without an image")
+        masks = {name: masks[name] for name in masks if name in images}
+    return images, masks, f", left out: {', '.join(left_out)}" if left_out else ""
