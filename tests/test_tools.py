@@ -50,11 +50,11 @@ def test_blobs_can_be_anywhere():
 
 def test_the_baseline_is_the_best_centred_blob():
     masks = [toy_dataset.sample(np.random.default_rng([0, 1, i]))[1] for i in range(40)]
-    found = {
+    scores = {
         sigma: np.mean([metrics.score(toy_dataset.centred_blob(*mask.shape, sigma), mask).Smeasure for mask in masks])
         for sigma in (toy_dataset.CENTRED_SIGMA, 0.08, 0.12, 0.15, 0.2, 0.22, 0.25, 0.3, 0.4)
     }
-    assert max(found.values()) < found[toy_dataset.CENTRED_SIGMA] + 0.01
+    assert max(scores.values()) < scores[toy_dataset.CENTRED_SIGMA] + 0.01
 
 
 @pytest.mark.slow
@@ -63,14 +63,13 @@ def test_the_benchmark_of_the_evaluation_prints_times_ratio_agreement_and_memory
     benchmark_eval.main(benchmark_eval.get_args_parser().parse_args(["--files", "8", "--repeats", "1"]))
     lines = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
     figures = {
-        name: {label: float(value) for label, _, value in (part.rpartition(" ") for part in values.split(", "))}
-        for name, _, values in lines
+        name: {label: float(value) for label, _, value in (text.rpartition(" ") for text in texts.split(", "))}
+        for name, _, texts in lines
     }
     assert list(figures) == ["60 x 80", "90 x 100", "eval.py, 8 files"]
     for name in ("60 x 80", "90 x 100"):
-        assert figures[name]["ratio"] == pytest.approx(
-            figures[name]["pysodmetrics s"] / figures[name]["fast s"], rel=0.01
-        )
+        ratio = figures[name]["pysodmetrics s"] / figures[name]["fast s"]
+        assert figures[name]["ratio"] == pytest.approx(ratio, rel=0.01)
         assert figures[name]["largest difference"] < 1e-6
     assert 20 < figures["eval.py, 8 files"]["peak MB a worker"] < 600
 
@@ -78,27 +77,27 @@ def test_the_benchmark_of_the_evaluation_prints_times_ratio_agreement_and_memory
 NETWORK = [*["--aux", "test_vit", "--aux_size", "64", "--size", "64", "--device", "cpu", "--repeats", "1"], "--sam2"]
 
 
-def figures_of(tmp_path, *words):
-    benchmark.main(benchmark.get_args_parser().parse_args([*words, "--json", str(tmp_path / "figures.json")]))
+def figures_of(tmp_path, *options):
+    benchmark.main(benchmark.get_args_parser().parse_args([*options, "--json", str(tmp_path / "figures.json")]))
     return json.loads((tmp_path / "figures.json").read_text())
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_training_compares_all_ways_with_the_plain_one(tmp_path, monkeypatch):
+def test_the_benchmark_of_training_compares_all_kinds_with_the_plain_one(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     figures = figures_of(tmp_path, "train", *NETWORK, "micro", "--batch_size", "2")
     assert list(figures) == ["plain", "fp32", "bf16", "bf16 NCHW", "bf16 checkpointed"]
-    for way, found in figures.items():
-        assert found["times as fast"] == figures["plain"]["s"] / found["s"] > 0
-        assert 100 < found["peak MB"] < 24_000  # of all tests
-        assert found["largest difference"] <= (1e-4 if way in ("plain", "fp32") else 0.05)
+    for kind, row in figures.items():
+        assert row["times as fast"] == figures["plain"]["s"] / row["s"] > 0
+        assert 100 < row["peak MB"] < 24_000  # of all tests
+        assert row["largest difference"] <= (1e-4 if kind in ("plain", "fp32") else 0.05)
     assert figures["bf16"]["largest difference"] > 0
 
 
 def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE", (90, 100))
-    words = [*NETWORK, "micro", "--images", "8", "--precision", "fp32", "--save", "map,cutout"]
-    figures = figures_of(tmp_path, "predict", *words)["test.py"]
+    options = [*NETWORK, "micro", "--images", "8", "--precision", "fp32", "--save", "map,cutout"]
+    figures = figures_of(tmp_path, "predict", *options)["test.py"]
     assert figures["share"] > 0 and figures["images a second"] > 0
 
 
