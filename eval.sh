@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Scores the maps of a run against their ground truth; whatever follows goes to eval.py.
+# Scores the maps of a run against their ground truth; further options go to eval.py.
 #
 #     bash eval.sh NAME ROOT [options]        a benchmark's test sets, beside the published figures
 #     bash eval.sh MASKS [options]            a folder of masks

@@ -1,4 +1,4 @@
-"""Methods side by side: whether a difference is more than chance, and where methods fail."""
+"""Whether a difference between methods is more than chance, and on which groups of images methods fail."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,60 +12,55 @@ from evaluation.results import Difference, Evaluation, ImageScores
 RESAMPLES = 2000  # at least, and PER_COMPARISON for each: with fewer, Holm's correction leaves nothing below LEVEL
 PER_COMPARISON = 100
 SEED = 0
-CHUNK = 2**22  # numbers of a resample held at a time
+CHUNK = 2**22  # weights of resampled images in memory at a time
 SIZES = {"under 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": np.inf}  # share of the image that is object -> less than
 
 
-def differences(scored: Evaluation) -> list[Difference]:
+def differences(evaluation: Evaluation) -> list[Difference]:
     """The first method against each other, for every row and column of the table (paired bootstrap over images)."""
-    first = scored.methods[0]
-    pairs = {
-        row: [method for method in scored.methods[1:] if row in scored.means[method]] for row in scored.means[first]
-    }
-    number = max(RESAMPLES, PER_COMPARISON * len(scored.columns) * sum(map(len, pairs.values())))
-    found = []
-    for row, others in pairs.items():
-        images = scored.images_of(row)
-        drawn = resampled(images, first, others, scored.columns, number) if others else {}
-        for (method, metric), values in drawn.items():
-            mean = scored.means[first][row].figure(metric) - scored.means[method][row].figure(metric)
+    first, *others = evaluation.methods
+    means = evaluation.means
+    compared = {row: [method for method in others if row in means[method]] for row in means[first]}
+    number = max(RESAMPLES, PER_COMPARISON * len(evaluation.columns) * sum(map(len, compared.values())))
+    lines = []
+    for row, methods in compared.items():
+        images = evaluation.images_of(row)
+        resampled = resample(images, first, methods, evaluation.columns, number) if methods else {}
+        for (method, metric), values in resampled.items():
+            difference = means[first][row].figure(metric) - means[method][row].figure(metric)
             low, high, p = interval_and_p(values)
             p = max(p, 2.0 ** (1 - len(images)))  # the least p of an exact sign test: few images prove nothing
-            found.append(Difference(row, method, metric, len(images), mean, low, high, p, p))
-    corrected = holm([one.p for one in found])
-    return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
+            lines.append(Difference(row, method, metric, len(images), difference, low, high, p, p))
+    corrected = holm([line.p for line in lines])
+    return [line._replace(p_holm=p) for line, p in zip(lines, corrected, strict=True)]
 
 
-def resampled(
+def resample(
     images: Sequence[ImageScores], first: str, others: Sequence[str], metrics: Sequence[str], number: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """The first method minus each other, by (method, metric), on resamples of the images: float64 (number,).
 
     A metric that is the maximum of a curve is that of the resample's mean curve, as in the tables.
     """
-    keys = [(method, metric) for method in others for metric in metrics]
-    plain = [key for key in keys if not METRICS[key[1]].curve]
+    plain = [(method, metric) for method in others for metric in metrics if not METRICS[metric].curve]
     apart = np.array(  # (images, plain)
-        [[one.figures[first][metric] - one.figures[method][metric] for method, metric in plain] for one in images]
+        [[image.figures[first][metric] - image.figures[method][metric] for method, metric in plain] for image in images]
     )
     curves = {
-        (method, metric): np.array([one.curves[method][metric] for one in images])  # (images, 256)
-        for method in (first, *others)
-        for metric in metrics
-        if METRICS[metric].curve
-    }
-    drawn: dict[tuple[str, str], list[np.ndarray]] = {key: [] for key in keys}
-    for weights in resamples(len(images), number):
-        for key, values in zip(plain, (weights @ apart).T, strict=True):
-            drawn[key].append(values)
+        (method, metric): np.array([image.curves[method][metric] for image in images])  # (images, 256)
+        for method in (first, *others) for metric in metrics if METRICS[metric].curve
+    }  # fmt: skip
+    chunks: list[dict[tuple[str, str], np.ndarray]] = []
+    for weights in resample_weights(len(images), number):
+        chunk = dict(zip(plain, (weights @ apart).T, strict=True))
         maxima = {key: (weights @ curve).max(axis=1) for key, curve in curves.items()}
-        for method, metric in keys:
-            if METRICS[metric].curve:
-                drawn[method, metric].append(maxima[first, metric] - maxima[method, metric])
-    return {key: np.concatenate(parts) for key, parts in drawn.items()}
+        chunk |= {(method, metric): maxima[first, metric] - maxima[method, metric] for method, metric in curves}
+        chunks.append(chunk)
+    keys = [(method, metric) for method in others for metric in metrics]
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in keys}
 
 
-def resamples(images: int, number: int) -> Iterator[np.ndarray]:
+def resample_weights(images: int, number: int) -> Iterator[np.ndarray]:
     """The weights of the images, float64 (k, images), in `number` samples drawn with replacement, some at a time."""
     rng = np.random.default_rng(SEED)
     step = max(1, CHUNK // images)
@@ -75,15 +70,15 @@ def resamples(images: int, number: int) -> Iterator[np.ndarray]:
         yield np.bincount(chosen.ravel(), minlength=count * images).reshape(count, images) / images
 
 
-def interval_and_p(drawn: np.ndarray) -> tuple[float, float, float]:
+def interval_and_p(differences: np.ndarray) -> tuple[float, float, float]:
     """The 95 % percentile interval of resampled differences, and the two-sided p of the hypothesis that there is none.
 
     The p is twice the share of the resamples on the rarer side of 0, counting one more so that it is never 0 (Davison
     and Hinkley, "Bootstrap Methods and their Application", 1997).
     """
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    return float(low), float(high), min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))
+    low, high = np.percentile(differences, [2.5, 97.5])
+    rarer = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    return float(low), float(high), min(1.0, 2 * (rarer + 1) / (len(differences) + 1))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -104,30 +99,31 @@ class Group(NamedTuple):
     images: list[ImageScores]
 
     def figures(self, method: str, metrics: Sequence[str]) -> dict[str, float]:
-        """The means of a method's metrics over these images."""
-        means = {}
-        for metric in metrics:
-            if METRICS[metric].curve:
-                means[metric] = float(np.mean([one.curves[method][metric] for one in self.images], axis=0).max())
+        """The means of a method's metrics over these images; empty if it has no map of the data set."""
+        if method not in self.images[0].figures:
+            return {}
+        figures = {}
+        for name in metrics:
+            if METRICS[name].curve:
+                figures[name] = float(np.mean([image.curves[method][name] for image in self.images], axis=0).max())
             else:
-                means[metric] = float(np.mean([one.figures[method][metric] for one in self.images]))
-        return means
+                figures[name] = float(np.mean([image.figures[method][name] for image in self.images]))
+        return figures
 
 
 def groups(images: Sequence[ImageScores], patterns: Mapping[str, str]) -> list[Group]:
-    """The images of each data set by the size of the object, and by what the patterns find in their names.
+    """The images of each data set by the size of the object, and by what the patterns match in their names.
 
-    The first group of a pattern's match names the group; images that it does not match are in none.
+    The first group of a pattern's match names the group; images without a match are in none.
     """
-    found = []
-    for dataset in dict.fromkeys(one.dataset for one in images):
-        own = [one for one in images if one.dataset == dataset]
-        kinds = {"object size": [next(name for name, bound in SIZES.items() if one.share < bound) for one in own]}
+    result = []
+    for dataset in dict.fromkeys(image.dataset for image in images):
+        members = [image for image in images if image.dataset == dataset]
+        kinds = {"object size": [next(name for name, max_ in SIZES.items() if image.share < max_) for image in members]}
         for kind, pattern in patterns.items():
-            matches = [re.search(pattern, one.name) for one in own]
-            kinds[kind] = [match[1] if match else None for match in matches]
+            kinds[kind] = [match[1] if (match := re.search(pattern, image.name)) else None for image in members]
         for kind, names in kinds.items():
             for name in SIZES if kind == "object size" else sorted({*names} - {None}):
-                if some := [one for one, its in zip(own, names, strict=True) if its == name]:
-                    found.append(Group(dataset, kind, name, some))
-    return found
+                chosen = [image for image, group in zip(members, names, strict=True) if group == name]
+                result += [Group(dataset, kind, name, chosen)] if chosen else []
+    return result

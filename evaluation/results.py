@@ -1,59 +1,97 @@
 """What was scored, of which methods, and how they differ: the data that tables, plots and the page share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from evaluation.metrics import Mean, PairScores, together
+from evaluation.benchmarks import Benchmark
+from evaluation.metrics import METRICS, Mean, PairScores, together
 from unext.errors import InputError
 from unext.pairing import File
 
-T = TypeVar("T")
+THIS_RUN = "this run"  # a single method without a name
 LEVEL = 0.05  # of Holm's p, below which a difference is beyond chance
 
 
-class Task(NamedTuple):
-    """A ground truth and what is scored against it."""
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """An image of a data set, its ground truth and the prediction maps."""
 
     dataset: str
     name: str
     image: File | None
     mask: File
-    methods: tuple[str, ...]  # that have a map
-    maps: tuple[File, ...]
+    maps: Mapping[str, File]  # by method, without methods that have no map of the data set
 
 
-class ImageScores(NamedTuple):
-    """One image and what every method scores on it."""
+@dataclass(frozen=True, slots=True)
+class ImageScores(ImageFiles):
+    """An image with the scores of every method."""
 
-    dataset: str
-    name: str
-    image: File | None
-    ground_truth: File
     share: float  # of the image that is object
-    maps: Mapping[str, File]  # by method; one that has no map of the data set is missing
     figures: Mapping[str, Mapping[str, float]]  # by method and metric
     curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float64 (256,)
 
 
-class Evaluation(NamedTuple):
+AnImage = TypeVar("AnImage", bound=ImageFiles)
+
+
+class Difference(NamedTuple):
+    """A line of comparison.csv: how much higher the first method scores than another."""
+
+    dataset: str  # or several together
+    method: str
+    metric: str
+    images: int
+    difference: float  # of the means, the first minus this method
+    low: float  # its 95 % interval
+    high: float
+    p: float  # two-sided, of the paired bootstrap
+    p_holm: float  # corrected for all comparisons of the table
+
+    def verdict(self) -> str:
+        """Whether the first method is better or worse beyond chance: "better", "worse" or "unclear"."""
+        return "unclear" if self.p_holm >= LEVEL else better_or_worse(self.metric, self.difference)
+
+
+@dataclass(frozen=True)
+class Evaluation:
     """All scores of all methods. A row of the tables is a data set or several together."""
 
+    benchmark: Benchmark
     methods: tuple[str, ...]  # the first is compared with the others
     columns: tuple[str, ...]  # of the tables
-    rows: Mapping[str, tuple[str, ...]]  # the data sets of each row
-    means: Mapping[str, Mapping[str, PairScores]]  # by method and row
-    images: Sequence[ImageScores]
     metrics: tuple[str, ...]  # all that were computed
-    published: Mapping[str, Mapping[str, Mapping[str, float]]]  # by row, method and metric
-    groups: Mapping[str, str]  # regular expressions by what they group
+    images: Sequence[ImageScores]
+    dataset_means: Mapping[str, Mapping[str, Mean]]  # by method and data set
+    differences: Sequence[Difference] = ()
 
-    def several(self) -> bool:
+    @cached_property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """The data sets of each row."""
+        rows = {image.dataset: (image.dataset,) for image in self.images}
+        return rows | {row: sets for row, sets in self.benchmark.together.items() if rows.keys() >= set(sets)}
+
+    @cached_property
+    def means(self) -> dict[str, dict[str, PairScores]]:
+        """The scores by method and row, without rows of which the method has no map."""
+        return {
+            method: {
+                row: together([self.dataset_means[method][dataset] for dataset in datasets])
+                for row, datasets in self.rows.items() if self.dataset_means[method].keys() >= set(datasets)
+            }
+            for method in self.methods
+        }  # fmt: skip
+
+    def has_several(self) -> bool:
+        """Whether there are several methods."""
         return len(self.methods) > 1
 
     def images_of(self, row: str) -> list[ImageScores]:
-        return [one for dataset in self.rows[row] for one in self.images if one.dataset == dataset]
+        return [image for dataset in self.rows[row] for image in self.images if image.dataset == dataset]
 
     def results(self) -> dict[str, dict[str, dict[str, float]]]:
         """`{method: {row: {"images": n, metric: value, ...}}}`, unrounded."""
@@ -64,34 +102,22 @@ class Evaluation(NamedTuple):
         }
 
 
-class Difference(NamedTuple):
-    """A line of comparison.csv: how much higher the first method scores than another one."""
-
-    dataset: str
-    method: str
-    metric: str
-    images: int
-    difference: float  # of the means, the first minus this method
-    low: float  # its 95 % interval
-    high: float
-    p: float  # two-sided, of the paired bootstrap
-    p_holm: float  # corrected for all comparisons of the table
-
-    def is_beyond_chance(self) -> bool:
-        return self.p_holm < LEVEL
+def better_or_worse(metric: str, difference: float) -> str:
+    """Whether a figure that is higher by `difference` is "better" or "worse"."""
+    return "better" if (difference < 0) == METRICS[metric].lower_is_better else "worse"
 
 
-def of_rows(means: Mapping[str, Mean], rows: Mapping[str, Sequence[str]]) -> dict[str, PairScores]:
-    """The scores of the rows from those of the data sets; without rows of which a data set was not scored."""
-    return {row: together([means[one] for one in sets]) for row, sets in rows.items() if means.keys() >= set(sets)}
+def label(method: str, dataset: str) -> str:
+    """What messages call the maps of a method for a data set."""
+    return dataset if method == THIS_RUN else f"{method}, {dataset}"
 
 
-def find(images: Sequence[T], wanted: Sequence[str]) -> list[T]:
-    """Those images (with `dataset` and `name`) that are called NAME or DATASET/NAME. Raises InputError."""
-    found = []
-    for name in wanted:
-        hits = [one for one in images if name in (one.name, f"{one.dataset}/{one.name}")]
+def named(images: Sequence[AnImage], names: Iterable[str]) -> list[AnImage]:
+    """The images called NAME or DATASET/NAME. Raises InputError for a name without an image."""
+    chosen = []
+    for name in names:
+        hits = [image for image in images if name in (image.name, f"{image.dataset}/{image.name}")]
         if not hits:
             raise InputError(f"--examples: no image that is scored is called {name}; give names without extension")
-        found += hits
-    return found
+        chosen += hits
+    return chosen

@@ -1,6 +1,6 @@
-"""Scores all pairs of maps and ground truth in one pool of processes. Free of torch."""
+"""Scores all pairs of maps and ground truth in worker processes. Free of torch."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation import metrics
-from evaluation.results import ImageScores, Task
+from evaluation.results import ImageFiles, ImageScores, label
 from unext import files, pairing
 from unext.errors import InputError
 from unext.images import opened
@@ -31,90 +31,88 @@ MAP_PROBLEMS = {
 COLOURED, CONSTANT, INVERTED, SWAPPED = MAP_PROBLEMS
 
 
-class Scored(NamedTuple):
-    """What became of a map."""
+class MapScores(NamedTuple):
+    """The scores of a map, and what is wrong with it."""
 
-    scores: metrics.PairScores | None  # None for one of another size that is not to be resized
-    misfit: str  # its size and that of the ground truth, in words; empty if they are equal
+    scores: metrics.PairScores | None  # None for a map of another size that is not to be resized
+    size_problem: str  # its size and the ground truth's; empty if they are equal
     problem: str  # of MAP_PROBLEMS, or empty
 
 
-def score_files(task: Task, engine: str, resize: bool, names: Sequence[str]) -> tuple[list[Scored], float, str]:
+def score_files(
+    image: ImageFiles, engine: str, resize: bool, names: Sequence[str]
+) -> tuple[list[MapScores], float, str]:
     """The scores of each map, the object's share of the image, and what is wrong with the mask: of MASK_PROBLEMS."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
-    mask, problem = read_and_check_mask(task.mask)
+    mask, mask_problem = read_and_check_mask(image.mask)
     ground_truth = metrics.prepare(np.array(mask))
     share = ground_truth.share()
     scored = []
-    for path in task.maps:
-        with opened(path) as image:
-            prediction, coloured = mask_of(image), is_coloured(image)
+    for path in image.maps.values():
+        with opened(path) as file:
+            prediction, coloured = mask_of(file), is_coloured(file)
         levels = np.count_nonzero(prediction.histogram())
-        misfit, scores = "", None
+        size_problem, scores, problem = "", None, ""
         if prediction.size != mask.size:
-            misfit = f"{path.name} {prediction.size[::-1]} instead of {mask.size[::-1]}"
+            size_problem = f"{path.name} {prediction.size[::-1]} instead of {mask.size[::-1]}"
             prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
-        if resize or not misfit:
+        if resize or not size_problem:
             scores = ENGINES[engine](np.array(prediction), ground_truth, names)
         if coloured:
-            map_problem = COLOURED
+            problem = COLOURED
         elif levels == 1 and 0 < share < 1:
-            map_problem = CONSTANT
+            problem = CONSTANT
         elif scores and scores.MAE > 0.5:
-            map_problem = INVERTED
-        else:
-            map_problem = SWAPPED if levels <= 2 and has_grey_regions(np.asarray(mask)) else ""
-        scored.append(Scored(scores, misfit, map_problem))
-    return scored, share, problem
+            problem = INVERTED
+        elif levels <= 2 and has_grey_regions(np.asarray(mask)):
+            problem = SWAPPED
+        scored.append(MapScores(scores, size_problem, problem))
+    return scored, share, mask_problem
 
 
 def evaluate(
-    tasks: Sequence[Task], engine: str, resize: bool, names: Sequence[str], workers: int
+    images: Sequence[ImageFiles], engine: str, resize: bool, names: Sequence[str], workers: int
 ) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
-    """The figures of each image, the means of each method and data set, and notes; with one progress bar.
+    """The scores of each image, the means by method and data set, and notes; with a progress bar.
 
     Raises InputError that lists the maps of another size than their ground truth, unless `resize`.
     """
-    images: list[ImageScores] = []
-    means: dict[str, dict[str, metrics.Mean]] = {}
-    problems: dict[str, dict[File, str]] = {}  # of the masks, by data set
-    misfits: dict[str, list[str]] = {}  # by method and data set
-    map_problems: dict[str, Counter[str]] = {}  # likewise
-    several = len({method for task in tasks for method in task.methods}) > 1
+    scored_images: list[ImageScores] = []
+    means: dict[str, dict[str, metrics.Mean]] = defaultdict(lambda: defaultdict(metrics.Mean))
+    mask_problems: dict[str, dict[File, str]] = defaultdict(dict)  # by data set
+    size_problems: dict[str, list[str]] = defaultdict(list)  # by method and data set
+    problems: dict[str, Counter[str]] = defaultdict(Counter)  # likewise
     function = partial(score_files, engine=engine, resize=resize, names=names)
-    with closing(in_processes(function, tasks, workers)) as results:
-        bar = progress_bar(zip(tasks, results, strict=True), total=len(tasks), unit="img", desc="scoring")
-        for task, (scored, share, problem) in bar:
-            problems.setdefault(task.dataset, {})[task.mask] = problem or ("" if share else EMPTY)
-            for method, one in zip(task.methods, scored, strict=True):
-                label = f"{method}, {task.dataset}" if several else task.dataset
-                map_problems.setdefault(label, Counter())[one.problem] += 1
-                if one.misfit:
-                    misfits.setdefault(label, []).append(one.misfit)
-            by_method = {method: one.scores for method, one in zip(task.methods, scored, strict=True) if one.scores}
-            if len(by_method) < len(task.methods):
-                continue
-            for method, one in by_method.items():
-                means.setdefault(method, {}).setdefault(task.dataset, metrics.Mean()).add(one)
-            figures = {method: one.figures(names) for method, one in by_method.items()}
-            curves = {method: one.curves(names) for method, one in by_method.items()}
-            maps = dict(zip(task.methods, task.maps, strict=True))
-            images.append(ImageScores(*task[:4], share, maps, figures, curves))
-    if misfits and not resize:
-        wrong = [f"{label}: {files.count(len(found), 'map')} of another (height, width): {files.listing(sorted(found))}"
-                 for label, found in misfits.items()]  # fmt: skip
-        raise InputError("; ".join([*wrong, "--resize resizes them"]))
+    with closing(in_processes(function, images, workers)) as results:
+        bar = progress_bar(zip(images, results, strict=True), total=len(images), unit="img", desc="scoring")
+        for image, (scored, share, mask_problem) in bar:
+            mask_problems[image.dataset][image.mask] = mask_problem or ("" if share else EMPTY)
+            figures, curves = {}, {}
+            for method, (scores, size_problem, problem) in zip(image.maps, scored, strict=True):
+                name = label(method, image.dataset)
+                problems[name][problem] += 1
+                if size_problem:
+                    size_problems[name].append(size_problem)
+                if scores:
+                    means[method][image.dataset].add(scores)
+                    figures[method], curves[method] = scores.figures(names), scores.curves(names)
+            paths = image.image, image.mask, image.maps
+            scored_images.append(ImageScores(image.dataset, image.name, *paths, share, figures, curves))
+    if size_problems and not resize:
+        lines = [f"{name}: {files.count(len(sizes), 'map')} of another (height, width): {files.listing(sorted(sizes))}"
+                 for name, sizes in size_problems.items()]  # fmt: skip
+        raise InputError("; ".join([*lines, "--resize resizes them"]))
     notes = [
-        f"{label}: {files.count(len(found), 'map')} resized to the ground truth" for label, found in misfits.items()
+        f"{name}: {files.count(len(sizes), 'map')} resized to the ground truth" for name, sizes in size_problems.items()
     ]
-    for name, found in problems.items():
-        notes += [f"warning: {name}: {line}" for line in pairing.mask_warnings(found)]
-        if empty := list(found.values()).count(EMPTY):
-            number = f"{empty:,} of {files.count(len(found), 'ground truth')} without an object"
+    for name, by_mask in mask_problems.items():
+        notes += [f"warning: {name}: {line}" for line in pairing.mask_warnings(by_mask)]
+        if empty := list(by_mask.values()).count(EMPTY):
+            number = f"{empty:,} of {files.count(len(by_mask), 'ground truth')} without an object"
             notes.append(f"{name}: {number}, where Dice, IoU and F-measures are 0 by definition")
-    for label, counts in map_problems.items():
+    for name, counts in problems.items():
         [(problem, number)] = counts.most_common(1)
         if problem and 2 * number > counts.total():
             line = f"{number:,} of {counts.total():,} maps {problem}: {MAP_PROBLEMS[problem]}"
-            notes.append(f"warning: {label}: {line}")
-    return images, means, notes
+            notes.append(f"warning: {name}: {line}")
+    return scored_images, means, notes

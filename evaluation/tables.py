@@ -1,16 +1,16 @@
-"""Tables of results: for the terminal, Markdown, LaTeX, CSV and JSON."""
+"""Tables of results: for the terminal, Markdown, LaTeX and CSV."""
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
-from evaluation.benchmarks import OURS
+from evaluation.benchmarks import OURS, published
 from evaluation.metrics import METRICS
-from evaluation.results import LEVEL, Difference, Evaluation
+from evaluation.results import LEVEL, Evaluation, better_or_worse
 
-THIS_RUN, DIFFERENCE = "this run", "difference"
+DIFFERENCE = "difference"  # the row of this run minus the paper
 BEST, SECOND, UNCLEAR = "best", "second", "unclear"  # marks of a figure; the last: its difference may be chance
 LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
@@ -18,41 +18,58 @@ LATEX_SPECIAL = str.maketrans(
 )
 
 
-Marked = tuple[str, frozenset[str]]  # a figure and its marks
+class Cell(NamedTuple):
+    """A figure as text, and its marks, such as "best unclear"."""
+
+    text: str = ""
+    marks: str = ""
+
+    def styled(self, best: str, second: str, unclear: str) -> str:
+        """The text in the pattern of its mark, and what is appended if it may be chance."""
+        pattern = best if BEST in self.marks else second if SECOND in self.marks else "{}"
+        return pattern.format(self.text) + (unclear if UNCLEAR in self.marks else "")
 
 
 class Row(NamedTuple):
-    """A line of a table."""
+    """The figures of a method on a data set."""
 
     dataset: str
     method: str
     images: int | None  # None for published figures
     figures: Mapping[str, float]  # by metric; a paper does not have all
-    marks: Mapping[str, frozenset[str]] = {}  # by metric
+    marks: Mapping[str, str] = {}  # by metric
 
-    def cell(self, column: str) -> str:
+    def cell(self, column: str) -> Cell:
         """The figure, usually to three decimals; empty if there is none."""
         if column not in self.figures:
-            return ""
-        return f"{self.figures[column]:{'+' if self.method == DIFFERENCE else ''}.{METRICS[column].digits}f}"
-
-    def marked(self, column: str) -> Marked:
-        """The figure as `cell` returns it, and its marks."""
-        return self.cell(column), self.marks.get(column, frozenset())
+            return Cell()
+        sign = "+" if self.method == DIFFERENCE else ""
+        text = f"{self.figures[column]:{sign}.{METRICS[column].digits}f}"
+        return Cell(text, self.marks.get(column, ""))
 
 
-def plain(cell: str, marks: frozenset[str]) -> str:
-    return cell + ("*" if BEST in marks else "+" if SECOND in marks else " ") + ("~" if UNCLEAR in marks else " ")
+class Table(NamedTuple):
+    """The figures of all methods on all data sets."""
 
+    columns: Sequence[str]
+    datasets: Mapping[str, int]  # and their numbers of images
+    methods: Mapping[str, Mapping[str, Row]]  # by method and data set; published methods are last
 
-def markdown(cell: str, marks: frozenset[str]) -> str:
-    cell = f"**{cell}**" if BEST in marks else f"<u>{cell}</u>" if SECOND in marks else cell
-    return cell + (" ~" if UNCLEAR in marks else "")
+    def rows(self) -> list[Row]:
+        """The rows by data set."""
+        return [rows[dataset] for dataset in self.datasets for rows in self.methods.values() if dataset in rows]
 
+    def cells(self, method: str) -> list[Cell]:
+        """All columns of each data set."""
+        rows = self.methods[method]
+        return [
+            rows[dataset].cell(name) if dataset in rows else Cell()
+            for dataset in self.datasets
+            for name in self.columns
+        ]
 
-def latex(cell: str, marks: frozenset[str]) -> str:
-    cell = f"\\textbf{{{cell}}}" if BEST in marks else f"\\underline{{{cell}}}" if SECOND in marks else cell
-    return cell + ("\\rlap{$^{\\sim}$}" if UNCLEAR in marks else "")
+    def is_published(self, method: str) -> bool:
+        return not any(row.images for row in self.methods[method].values())
 
 
 def legend(first: str, best: str, second: str) -> str:
@@ -63,177 +80,107 @@ def legend(first: str, best: str, second: str) -> str:
     )
 
 
-def rows(
-    results: Mapping[str, Mapping[str, float]],
-    published: Mapping[str, Mapping[str, Mapping[str, float]]],
-    method: str = THIS_RUN,
-) -> list[Row]:
-    """For each data set this run and, if there are published figures, those, the difference, the strongest peer."""
-    lines = []
-    for dataset, figures in results.items():
-        lines.append(Row(dataset, method, figures["images"], figures))
-        methods = published[dataset]
-        if OURS in methods:
-            difference = {metric: figures[metric] - value for metric, value in methods[OURS].items()}
-            lines += [Row(dataset, f"{OURS}, paper", None, methods[OURS]), Row(dataset, DIFFERENCE, None, difference)]
-        peers = [name for name in methods if name != OURS]
-        strongest = max(peers, key=lambda name: (methods[name]["Smeasure"], -methods[name]["MAE"]), default=None)
-        if strongest:
-            lines.append(Row(dataset, f"{strongest}, paper", None, methods[strongest]))
-    return lines
-
-
-def lines(scored: Evaluation, compared: Sequence[Difference]) -> list[Row]:
-    """The table of one method, or of several."""
-    if scored.several():
-        return rows_of_methods(scored, compared)
-    [(method, results)] = scored.results().items()
-    return rows(results, scored.published, method)
-
-
-def rows_of_methods(scored: Evaluation, compared: Sequence[Difference]) -> list[Row]:
-    """For each data set all methods, with the best and the second marked, and the published ones."""
-    results = scored.results()
-    unclear = {one[:3] for one in compared if not one.is_beyond_chance()}
-    lines = []
-    for dataset in scored.rows:
+def table(evaluation: Evaluation) -> Table:
+    """The methods and what is published. Of several methods the best, the second and what may be chance are marked."""
+    results, several = evaluation.results(), evaluation.has_several()
+    unclear = {line[:3]: f" {UNCLEAR}" for line in evaluation.differences if line.verdict() == UNCLEAR}
+    marked = evaluation.columns if several else ()
+    datasets, methods = {}, {method: {} for method in evaluation.methods}
+    for dataset in evaluation.rows:
         scores = {method: of_rows[dataset] for method, of_rows in results.items() if dataset in of_rows}
-        best = {column: ranks([figures[column] for figures in scores.values()], column) for column in scored.columns}
+        best = {column: ranks([figures[column] for figures in scores.values()], column) for column in marked}
         for method, figures in scores.items():
             marks = {
-                column: frozenset(best[column].get(figures[column], ()))
-                | ({UNCLEAR} if (dataset, method, column) in unclear else frozenset())
-                for column in scored.columns
+                column: best[column].get(figures[column], "") + unclear.get((dataset, method, column), "")
+                for column in marked
             }
-            lines.append(Row(dataset, method, figures["images"], figures, marks))
-        published = scored.published[dataset].items()
-        lines += [Row(dataset, f"{method}, paper", None, figures) for method, figures in published]
-    return lines
+            methods[method][dataset] = Row(dataset, method, figures["images"], figures, marks)
+            datasets[dataset] = figures["images"]
+        run = None if several else scores[evaluation.methods[0]]
+        for row in paper_rows(dataset, published(evaluation.benchmark, dataset), run):
+            methods.setdefault(row.method, {})[dataset] = row
+    return Table(evaluation.columns, datasets, methods)
 
 
-def ranks(figures: Iterable[float], column: str) -> dict[float, tuple[str]]:
-    """The best and the second of unrounded figures; equal ones share the mark."""
+def paper_rows(
+    dataset: str, published: Mapping[str, Mapping[str, float]], run: Mapping[str, float] | None
+) -> list[Row]:
+    """All that is published or, for a single run, this network's figures, the difference, and the best peer's."""
+    rows = {method: Row(dataset, f"{method}, paper", None, figures) for method, figures in published.items()}
+    if run is None:
+        return list(rows.values())
+    peers = [row for method, row in rows.items() if method != OURS]
+    strongest = sorted(peers, key=lambda row: (-row.figures["Smeasure"], row.figures["MAE"]))[:1]
+    if OURS not in rows:
+        return strongest
+    difference = {metric: run[metric] - value for metric, value in published[OURS].items()}
+    marks = {
+        metric: better_or_worse(metric, value) for metric, value in difference.items()
+        if float(f"{value:.{METRICS[metric].digits}f}")
+    }  # fmt: skip
+    return [rows[OURS], Row(dataset, DIFFERENCE, None, difference, marks), *strongest]
+
+
+def ranks(figures: Iterable[float], column: str) -> dict[float, str]:
+    """The marks of the best and the second of unrounded figures; equal ones share the mark."""
     ordered = sorted(set(figures), reverse=not METRICS[column].lower_is_better)
-    return {figure: (mark,) for figure, mark in zip(ordered, (BEST, SECOND), strict=False)}
+    return dict(zip(ordered, (BEST, SECOND), strict=False))
 
 
-def cells(lines: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
-    """The table as text, heading first; the name of a data set is in its first line only."""
-    compared = len({row.method for row in lines}) > 1
-    marked = any(row.marks for row in lines)
-    table = [["dataset", *(["method"] if compared else []), "images", *columns]]
-    for i, row in enumerate(lines):
-        name = row.dataset if i == 0 or row.dataset != lines[i - 1].dataset else ""
-        images = "" if row.images is None else f"{row.images:,}"
-        figures = [plain(*row.marked(column)) if marked else row.cell(column) for column in columns]
-        table.append([name, *([row.method] if compared else []), images, *figures])
-    return table
-
-
-def text(lines: Sequence[Row], columns: Sequence[str]) -> str:
-    """A plain table with aligned columns."""
-    table = cells(lines, columns)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    words = len(table[0]) - len(columns) - 1  # columns of words, left-aligned
+def text(table: Table) -> str:
+    """A plain table with a line for each row and aligned columns; a data set's name is in its first line only."""
+    named = len(table.methods) > 1
+    marked = any(BEST in mark for row in table.rows() for mark in row.marks.values())
+    lines = [["dataset", *(["method"] if named else []), "images", *table.columns]]
+    for dataset, rows in groupby(table.rows(), key=lambda row: row.dataset):
+        for i, row in enumerate(rows):
+            images = "" if row.images is None else f"{row.images:,}"
+            cells = [row.cell(column) for column in table.columns]
+            figures = [cell.styled("{}*", "{}+", "~").ljust(len(cell.text) + 2 * marked) for cell in cells]
+            lines.append(["" if i else dataset, *([row.method] if named else []), images, *figures])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
-        "  ".join(f"{cell:{'<' if i < words else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in table
+        "  ".join(f"{cell:{'<' if i < 1 + named else '>'}{widths[i]}}" for i, cell in enumerate(line)) for line in lines
     ]
     return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
 
 
-class Wide(NamedTuple):
-    """A table as papers print it: methods in rows, data sets side by side."""
-
-    datasets: dict[str, int]  # and their numbers of images
-    methods: dict[str, list[Marked]]  # and their figures, for each data set all columns
-    published: dict[str, list[Marked]]  # likewise
-
-
-def wide(lines: Sequence[Row], columns: Sequence[str]) -> Wide:
-    by_place = {(row.method, row.dataset): row for row in lines}
-    datasets = {row.dataset: row.images for row in lines if row.images is not None}
-    table = {}
-    for method in dict.fromkeys(row.method for row in lines):
-        found = [by_place.get((method, dataset), Row(dataset, method, None, {})) for dataset in datasets]
-        table[method] = [row.marked(column) for row in found for column in columns]
-    scored = {row.method for row in lines if row.images is not None}
-    methods, published = ({m: cells for m, cells in table.items() if (m in scored) == own} for own in (True, False))
-    return Wide(datasets, methods, published)
+def markdown(table: Table, notes: Sequence[str] = ()) -> str:
+    """The table with methods down and data sets across, and the notes below it."""
+    heading = ["method"] + [
+        f"{dataset} ({images:,})<br>{name} {'↓' if METRICS[name].lower_is_better else '↑'}"
+        for dataset, images in table.datasets.items() for name in table.columns
+    ]  # fmt: skip
+    lines = [heading, ["---"] + ["---:"] * (len(heading) - 1)]
+    for method in table.methods:
+        lines.append([method, *(cell.styled("**{}**", "<u>{}</u>", " ~") for cell in table.cells(method))])
+    body = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+    return "\n".join(f"| {line} |" for line in body) + "\n" + "".join(f"\n{note}\n" for note in notes)
 
 
-def to_markdown(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = (), across: bool = False) -> str:
-    """A table of the lines or, if `across`, with the data sets side by side."""
-    if across:
-        found = wide(lines, columns)
-        heading = ["method", *(f"{dataset}<br>{name} {arrow(name)}" for dataset in found.datasets for name in columns)]
-        methods = (found.methods | found.published).items()
-        table = [heading, *([method, *(markdown(*figure) for figure in figures)] for method, figures in methods)]
-        words = 1
-    else:
-        table = cells(lines, columns)
-        words = len(table[0]) - len(columns) - 1
-    rule = ["---"] * words + ["---:"] * (len(table[0]) - words)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
-    body = "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
-    return body + "\n" + "".join(f"\n{note}\n" for note in notes)
-
-
-def arrow(name: str) -> str:
-    return "↓" if METRICS[name].lower_is_better else "↑"
-
-
-def latex_heading(columns: Sequence[str]) -> list[str]:
-    """The metrics with the direction that is better."""
-    return [f"{METRICS[name].latex} $\\{'down' if METRICS[name].lower_is_better else 'up'}arrow$" for name in columns]
-
-
-def to_latex(rows: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """A tabular to \\input in a document that uses booktabs, with rules between the data sets."""
-    table = cells(rows, columns)
-    words = len(table[0]) - len(columns) - 1
-    heading = [*table[0][: words + 1], *latex_heading(columns)]
-    body = []
-    for row in table[1:]:
-        if row[0] and words > 1 and body:
-            body.append("\\midrule")
-        escaped = [cell.translate(LATEX_SPECIAL) for cell in row[: words + 1]]
-        body.append(" & ".join([*escaped, *(f"${cell}$" if cell else "" for cell in row[words + 1 :])]) + " \\\\")
-    lines = [" & ".join(heading) + " \\\\", "\\midrule", *body]
-    return tabular("l" * words + "r" * (len(columns) + 1), lines, notes)
-
-
-def to_latex_across(lines: Sequence[Row], columns: Sequence[str], notes: Sequence[str] = ()) -> str:
-    """The same with the methods in rows and the data sets side by side; published methods below a rule."""
-    found = wide(lines, columns)
-    width = len(columns)
-    names = [
-        f"\\multicolumn{{{width}}}{{c}}{{{name.translate(LATEX_SPECIAL)} ({images:,})}}"
-        for name, images in found.datasets.items()
+def latex(table: Table, notes: Sequence[str] = ()) -> str:
+    """The same as a tabular to \\input in a document that uses booktabs, with a rule above published methods."""
+    width = len(table.columns)
+    names = [f"{name.translate(LATEX_SPECIAL)} ({images:,})" for name, images in table.datasets.items()]
+    arrows = [
+        f"{METRICS[name].latex} $\\{'down' if METRICS[name].lower_is_better else 'up'}arrow$" for name in table.columns
     ]
     rules = [f"\\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(names))]
-    body = [" & ".join(["", *names]) + " \\\\", " ".join(rules)]
-    body += [" & ".join(["method", *latex_heading(columns) * len(names)]) + " \\\\"]
-    for part in (found.methods, found.published):
-        body += ["\\midrule"] if part else []
-        body += [
-            " & ".join([method.translate(LATEX_SPECIAL), *(latex(*figure) for figure in figures)]) + " \\\\"
-            for method, figures in part.items()
-        ]
-    return tabular("l" + "c" * width * len(names), body, notes)
+    body = [" & ".join(["", *(f"\\multicolumn{{{width}}}{{c}}{{{name}}}" for name in names)]) + " \\\\"]
+    body += [" ".join(rules), " & ".join(["method", *arrows * len(names)]) + " \\\\"]
+    for _, methods in groupby(table.methods, key=table.is_published):
+        body.append("\\midrule")
+        for method in methods:
+            cells = [
+                cell.styled("\\textbf{{{}}}", "\\underline{{{}}}", "\\rlap{$^{\\sim}$}") for cell in table.cells(method)
+            ]
+            body.append(" & ".join([method.translate(LATEX_SPECIAL), *cells]).replace("& -", "& $-$") + " \\\\")
+    columns = "l" + "c" * width * len(names)
+    heading = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes), f"\\begin{{tabular}}{{{columns}}}"]
+    return "\n".join([*heading, "\\toprule", *body, "\\bottomrule", "\\end{tabular}\n"])
 
 
-def tabular(columns: str, lines: Sequence[str], notes: Sequence[str]) -> str:
-    heading = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
-    heading += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    return "\n".join([*heading, *lines, "\\bottomrule", "\\end{tabular}\n"])
-
-
-def to_json(results: Mapping[str, Mapping[str, object]]) -> bytes:
-    """`{data set: {"images": n, metric: value, ...}}`, or by method such a table each; unrounded."""
-    return (json.dumps(results, indent=1) + "\n").encode()
-
-
-def to_csv(heading: Sequence[str], table: Iterable[Sequence[object]]) -> bytes:
+def to_csv(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([heading, *table])
+    csv.writer(buffer, lineterminator="\n").writerows([heading, *rows])
     return buffer.getvalue().encode()

@@ -1,5 +1,6 @@
 """What the tests share: golden files, small networks and data sets, and how to call the commands."""
 
+import csv
 import json
 import os
 import re
@@ -25,8 +26,10 @@ sys.path[:0] = [str(GOLDEN), str(ROOT / "tests")]
 import micro  # noqa: F401 (adds a size of the trunk)
 import recipe
 
+import eval as evaluation
 import test
 import train
+from evaluation import plots
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
 from tools import toy_dataset
@@ -238,6 +241,18 @@ def predict_arguments(checkpoint, images, save_path, *more):
     return test.get_args_parser().parse_args([str(word) for word in (*words, "--precision", "fp32", *more)])
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """eval.py draws no curves, and examples only if they are named; fixtures of a wider scope are not affected."""
+    monkeypatch.setattr(plots, "PLOTS", {})
+    monkeypatch.setattr(plots, "differing", lambda images: [])
+
+
+def eval_arguments(*words):
+    """Arguments of eval.py."""
+    return evaluation.get_args_parser().parse_args([str(word) for word in words])
+
+
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
     """The environment of one of several processes, which have no place to meet."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
@@ -258,6 +273,11 @@ def program(script: str, *words: object) -> list[str]:
 def read_maps(folder: Path) -> dict[str, np.ndarray]:
     """The PNG files directly in a folder, by name."""
     return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_log(folder: Path) -> list[dict]:

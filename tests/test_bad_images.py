@@ -182,9 +182,9 @@ def test_masks_with_wrong_values_cause_a_warning(change, told, pairs, tmp_path, 
 @pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
 def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
     path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
-    task = results.Task("set", "x", None, path, ("this run",), (path,))
-    [(scores, misfit, map_problem)], share, problem = scoring.score_files(task, "fast", resize=False, names=())
-    assert not misfit and not problem and not map_problem and share == white / 255
+    files = results.ImageFiles("set", "x", None, path, {"this run": path})
+    [(scores, *map_problems)], share, problem = scoring.score_files(files, "fast", resize=False, names=())
+    assert not problem and map_problems == ["", ""] and share == white / 255
     assert scores.figures()["Smeasure"] == pytest.approx(1)
     assert findings_of(path, is_mask=True) == {kind: ""}
 

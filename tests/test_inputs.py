@@ -293,7 +293,7 @@ def test_maps_in_the_alpha_channel_are_scored_as_such(tmp_path):
     save_image(tmp_path / "maps" / "a.png", np.dstack([255 | DISC] * 3 + [DISC]))
     save_image(tmp_path / "maps" / "b.png", DISC)
     first, second = (
-        scoring.score_files(results.Task("set", mask.stem, None, mask, ("",), (path,)), "fast", False, ())[0]
+        scoring.score_files(results.ImageFiles("set", mask.stem, None, mask, {"": path}), "fast", False, ())[0]
         for path, mask in pairing.pair([tmp_path / "maps"], [tmp_path / "gt"])
     )
     assert [one.scores.figures() for one in first] == [one.scores.figures() for one in second]

@@ -29,9 +29,8 @@ def start_prediction(folder):
 
 def start_evaluation(folder):
     words = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
-    datasets = evaluation.find_own_datasets(evaluation.get_args_parser().parse_args(words))
-    assert not evaluation.check(datasets, allow_missing=False)
-    return evaluation.tasks_in_common({"this run": datasets})
+    _, datasets = evaluation.find_datasets(evaluation.get_args_parser().parse_args(words))
+    return evaluation.images_to_score(datasets, allow_missing=False)
 
 
 def start_training(folder):

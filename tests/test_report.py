@@ -1,20 +1,18 @@
-"""evaluation/{tables,figures,report}.py: tables, curves and the page."""
+"""evaluation/{tables,plots,report}.py: tables, curves and the page."""
 
 import io
 import re
-from pathlib import Path
+import warnings
 
 import cv2
 import numpy as np
+import pytest
+from matplotlib import font_manager
 from PIL import Image
+from test_compare import evaluation, scores_of
 
 from evaluation import metrics, plots, report, tables
-from evaluation.results import Evaluation, ImageScores
 
-RESULTS = {
-    "CAMO": {"images": 250, "Smeasure": 0.9104, "MAE": 0.03449},
-    "a_b & c": {"images": 4121, "Smeasure": 1, "MAE": 0},
-}
 PUBLISHED = {
     "CAMO": {
         "weak": {"Smeasure": 0.7, "MAE": 0.01},
@@ -24,50 +22,60 @@ PUBLISHED = {
     },
     "a_b & c": {},
 }
-COLUMNS = ("Smeasure", "MAE")
+
+
+def single_run(smeasure=0.9104, mae=0.03449):
+    """An Evaluation of two data sets."""
+    curve = np.zeros(256)
+    scores = {"CAMO": [scores_of(smeasure, curve, mae)] * 2, "a_b & c": [scores_of(1, curve, 0)] * 1024}
+    return evaluation({"this run": scores}, ("Smeasure", "MAE"))
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.setattr(tables, "published", lambda benchmark, row: PUBLISHED[row])
+    return tables.table(single_run())
 
 
 def test_plain_results_are_one_aligned_line_per_data_set():
-    lines = tables.text(tables.rows(RESULTS, dict.fromkeys(RESULTS, {})), COLUMNS).splitlines()
-    assert lines[0].split() == ["dataset", "images", "Smeasure", "MAE"]
-    assert lines[2].split() == ["CAMO", "250", "0.910", "0.034"]
-    assert lines[3].split() == ["a_b", "&", "c", "4,121", "1.000", "0.000"]
+    lines = tables.text(tables.table(single_run())).splitlines()
+    assert [line.split() for line in lines] == [
+        ["dataset", "images", "Smeasure", "MAE"], ["-" * len(lines[0])], ["CAMO", "2", "0.910", "0.034"],
+        ["a_b", "&", "c", "1,024", "1.000", "0.000"],
+    ]  # fmt: skip
     assert len({len(line) for line in lines}) == 1
 
 
-def test_published_figures_difference_and_strongest_peer_follow_each_row():
-    rows = tables.rows(RESULTS, PUBLISHED)
-    assert [(row.dataset, row.method) for row in rows] == [
-        ("CAMO", "this run"),
-        ("CAMO", "SAM2-UNeXT, paper"),
-        ("CAMO", "difference"),
-        ("CAMO", "stronger, paper"),
-        ("a_b & c", "this run"),
+def test_published_figures_difference_and_strongest_peer_follow_each_row(table):
+    lines = tables.text(table).splitlines()
+    assert [line[: line.rindex("  ")].split("  ")[0] for line in lines[2:]] == ["CAMO", "", "", "", "a_b & c"]
+    assert [row.method for row in table.rows()[:4]] == [
+        "this run",
+        "SAM2-UNeXT, paper",
+        "difference",
+        "stronger, paper",
     ]
-    assert [rows[2].cell(column) for column in COLUMNS] == ["+0.007", "-0.002"]
-    lines = tables.text(rows, COLUMNS).splitlines()
     assert lines[4].split() == ["difference", "+0.007", "-0.002"] and len({len(line) for line in lines}) == 1
 
 
-def test_markdown_has_a_cell_for_every_column():
-    lines = tables.to_markdown(tables.rows(RESULTS, PUBLISHED), COLUMNS, ["3 left out"]).splitlines()
-    assert {line.count("|") for line in lines[:7]} == {6}
-    assert lines[-1] == "3 left out"
-
-
-def test_latex_escapes_names_and_has_the_columns_it_declares():
-    tex = tables.to_latex(tables.rows(RESULTS, PUBLISHED), COLUMNS)
-    assert "\\begin{tabular}{llrrr}" in tex and "a\\_b \\& c" in tex and "$+0.007$" in tex
-    rows = [line for line in tex.splitlines() if line.endswith(" \\\\")]
-    assert {line.replace("\\&", "").count("&") for line in rows} == {4}
-    assert tex.count("\\midrule") == 2 and tex.count("rule") == 4
+def test_markdown_and_latex_have_methods_down_and_data_sets_across(table):
+    lines = tables.markdown(table, ["3 left out"]).splitlines()
+    assert lines[0].startswith(
+        "| method | CAMO (2)<br>Smeasure ↑ | CAMO (2)<br>MAE ↓ | a_b & c (1,024)<br>Smeasure ↑ |"
+    )
+    assert lines[2:4] == ["| this run | 0.910 | 0.034 | 1.000 | 0.000 |", "| SAM2-UNeXT, paper | 0.903 | 0.036 |  |  |"]
+    assert {line.count("|") for line in lines[:6]} == {6} and lines[-1] == "3 left out"
+    tex = tables.latex(table)
+    assert "\\begin{tabular}{lcccc}" in tex and "{a\\_b \\& c (1,024)}" in tex
+    assert "difference & +0.007 & $-$0.002 &  &  \\\\" in tex
+    rows = [line for line in tex.splitlines()[3:] if line.endswith(" \\\\")][1:]
+    assert {line.count("&") for line in rows} == {4} and tex.count("\\midrule") == 2
 
 
 def test_the_error_image_is_red_for_false_positives_and_blue_for_misses():
-    ground_truth = Image.fromarray(np.array([[255, 255, 0, 0]], np.uint8))
-    prediction = Image.fromarray(np.array([[255, 0, 255, 0]], np.uint8))
-    found, missed, too_much, ground = np.array(plots.error_image(prediction, ground_truth))[0].tolist()
-    assert found == [205, 205, 205] and ground == [255, 255, 255]
+    mask, prediction = (Image.fromarray(np.array([row], np.uint8)) for row in ([255, 255, 0, 0], [255, 0, 255, 0]))
+    hit, missed, too_much, background = np.array(plots.error_image(prediction, mask))[0].tolist()
+    assert hit == [205, 205, 205] and background == [255, 255, 255]
     assert missed[2] > 200 > missed[0] and too_much[0] > 200 > too_much[2]
 
 
@@ -82,43 +90,45 @@ def test_a_large_map_in_the_alpha_channel_is_shown_as_it_is_scored(tmp_path):
     assert first.size == (plots.THUMBNAIL, 240) and first.tobytes() == second.tobytes()
 
 
-def scored(count=0, results=None, published=None):
-    """An Evaluation of one method: `count` images of rising S-measure, and the results of data sets."""
-    images = []
-    for i in range(count):
-        figures = {"this run": dict.fromkeys(metrics.METRICS, 0.5) | {"Smeasure": i / count}}
-        path = Path(f"{i:02}.png")
-        images.append(ImageScores("set", path.stem, None, path, 0.5, {"this run": path}, figures, {}))
-    rows = {name: (name,) for name in results or {}}
-    return Evaluation(("this run",), COLUMNS, rows, {}, images, COLUMNS, published or {}, {})
-
-
-def page_of(results=None, count=0):
-    lines = tables.rows(results or {}, PUBLISHED)
-    return report.page("title", scored(count, results), lines, [], [], [], []).decode()
+def page(scored):
+    return report.page(scored, tables.table(scored), [], [], []).decode()
 
 
 def test_the_twelve_worst_and_six_best_images_are_shown(monkeypatch):
-    monkeypatch.setattr(report, "card", lambda one: {"name": one.name, "dataset": "", "methods": [], "panels": []})
+    monkeypatch.setattr(report, "card", lambda image: {"name": image.name, "dataset": "", "methods": [], "panels": []})
     for count, worst, best in ((40, 12, 6), (20, 7, 3), (12, 4, 2), (5, 4, 1), (1, 1, 0)):
-        shown = re.findall(r'<div class="name">(\d+)</div>', page_of(count=count))
+        scored = evaluation({"this run": [scores_of(i / count, np.zeros(256), 0.5) for i in range(count)]})
+        shown = re.findall(r'<div class="name">(\d+)</div>', page(scored))
         assert shown == [f"{i:02}" for i in (*range(worst), *range(count - 1, count - 1 - best, -1))]
 
 
-def test_arrows_and_colours_show_what_is_better():
-    page = page_of(RESULTS)
-    assert re.search(r"Smeasure\s*↑", page) and re.search(r"MAE\s*↓", page)
-    assert '<td class="good">+0.007</td>' in page and '<td class="good">-0.002</td>' in page
-    page = page_of({"CAMO": RESULTS["CAMO"] | {"Smeasure": 0.8, "MAE": 0.1}})
-    assert '<td class="bad">-0.103</td>' in page and '<td class="bad">+0.064</td>' in page
+def test_arrows_and_colours_show_what_is_better(monkeypatch):
+    monkeypatch.setattr(report, "sections", lambda evaluation: [])
+    monkeypatch.setattr(tables, "published", lambda benchmark, row: PUBLISHED[row])
+    better, worse = page(single_run()), page(single_run(smeasure=0.8, mae=0.1))
+    assert "Smeasure ↑" in better and "MAE ↓" in better
+    assert '<span class="better">+0.007</span>' in better and '<span class="better">-0.002</span>' in better
+    assert '<span class="worse">-0.103</span>' in worse and '<span class="worse">+0.064</span>' in worse
 
 
 def test_the_curves_plot_precision_over_recall():
     """A map of high precision and low recall draws its line at the upper left."""
     falling = np.linspace(0.3, 0, 256)
-    scores = metrics.PairScores(0, 0, 0, 0, 0, np.full(256, 0.9), falling, falling, falling, falling, falling)
-    pixels = np.array(Image.open(io.BytesIO(plots.curves({"set": scores}))).convert("RGB")).astype(int)
-    pixels = pixels[:, : pixels.shape[1] // 2]  # the left panel
-    y, x = np.nonzero((pixels[..., 2] > 150) & (pixels[..., 0] < 60))  # the first colour of matplotlib's cycle, blue
-    long = y[np.argmax(np.bincount(y)[y])]
-    assert long < 0.3 * len(pixels) and x[y == long].max() < 0.45 * pixels.shape[1]
+    scores = metrics.PairScores(0, 0, 0, 0, 0, np.linspace(0.9, 1, 256), *[falling] * 5)
+    other = metrics.PairScores(0, 0, 0, 0, 0, np.linspace(0, 0.1, 256), *[np.linspace(1, 0.3, 256)] * 5)
+    png = plots.curves(evaluation({"this run": [scores], "other": [other]}), "precision_recall")["precision_recall.png"]
+    pixels = np.array(Image.open(io.BytesIO(png)).convert("RGB"))[:380]  # without the legend
+    y, x = np.nonzero((pixels[..., 0] > 150) & (pixels[..., 1] < 60))  # the first method's red
+    assert y.max() < 0.3 * len(pixels) and x.max() < 0.5 * pixels.shape[1]
+
+
+@pytest.mark.parametrize("fonts", [plots.FONTS, ("No Such Font", "STIXGeneral", "DejaVu Sans")])
+def test_names_in_any_script_are_drawn_without_warnings(fonts, monkeypatch, caplog):
+    monkeypatch.setattr(plots, "FONTS", fonts)
+    scored = evaluation({"我们的方法 $": [scores_of(0.5, np.linspace(1, 0, 256), 0.1)]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plots.curves(scored, "f_measure")["f_measure.pdf"].startswith(b"%PDF")
+    with plots.drawing():
+        font = font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))
+    assert not caplog.records and (font.endswith("STIXGeneral.ttf") or fonts == plots.FONTS)
