@@ -145,7 +145,7 @@ def test_under_torchrun_each_process_has_the_gpu_of_its_rank(rank, processes, mo
     """With its index, which torch.cuda.set_device wants."""
     pretend_torchrun(monkeypatch, rank, processes)
     monkeypatch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
-    assert device.find("cuda") == f"cuda:{rank}"
+    assert device.resolve("cuda") == f"cuda:{rank}"
 
 
 def test_ranks_come_from_torchrun(monkeypatch):
@@ -155,4 +155,4 @@ def test_ranks_come_from_torchrun(monkeypatch):
     pretend_torchrun(monkeypatch, 5, 8)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert device.ranks() == (5, 1, 8)
-    assert device.find("cpu") == "cpu"
+    assert device.resolve("cpu") == "cpu"

@@ -227,7 +227,7 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
-        args.device = device.find(args.device)
+        args.device = device.resolve(args.device)
         files.check_output_file("--json", args.json)
         results = benchmark_predict(args) if args.command == "predict" else benchmark_network(args)
         for name, figures in results.items():

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
         results = card(args.results)
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
-        files.require_apart(args.output, checkpoint.sources(args.input, model))
+        files.require_not_input(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)

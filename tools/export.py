@@ -110,7 +110,7 @@ def write_synthetic(folder: Path) -> list[Task]:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i, size in enumerate(SYNTHETIC):
-        files.save_image(Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(size), folder / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(size).save(folder / f"{i}.png")
     return test.find_own_tasks([str(folder)], None, folder)
 
 
@@ -178,7 +178,7 @@ def check_output(path: Path, used: Sequence[Path]) -> None:
     for output in (path, data_file(path)):
         if output.exists() and not output.is_file():
             raise InputError(f"{output}: is not a file; name one to write")
-        files.require_apart(output, used)
+        files.require_not_input(output, used)
 
 
 def replace(path: Path, target: Path) -> None:

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
                 for name, array in pixels.items():
                     path = args.folder / split / name.format(f"{i:04}")
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    files.save_image(Image.fromarray(array), path, quality=92)
+                    Image.fromarray(array).save(path, quality=92)
 
 
 def get_args_parser() -> argparse.ArgumentParser:

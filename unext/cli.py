@@ -1,16 +1,16 @@
-"""What the commands share: errors as one line, exit statuses, signals, argument types. Free of torch."""
+"""Errors as one line, exit statuses, signals, and options, for all commands. Free of torch."""
 
 import argparse
-import errno
 import importlib.util
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from unext.errors import InputError, diagnosis, message
 from unext.files import printable
@@ -19,12 +19,12 @@ NOTHING_STARTED = 2  # exit status: the user's input is invalid
 NOT_COMPLETED = 1  # started and not completed
 INTERRUPTED = 130  # 128 + SIGINT
 MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
-ANY = 2**32  # the largest number if no other bound is given
+LARGEST = 2**32  # unless another bound is given
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 class Command:
-    """A running command, which is told when its work begins: this decides the exit status of an error."""
+    """Records whether work has started; decides the exit status of an error."""
 
     status = NOTHING_STARTED
     after_interrupt = ""  # what to add to the line about Ctrl-C
@@ -37,64 +37,50 @@ class Command:
 def one_line_errors(less_memory: str = "") -> Iterator[Command]:
     """Turns what the user can mend (InputError, OSError) and Ctrl-C into one line on stderr and SystemExit.
 
-    Workers that died are treated likewise, and so is running out of memory, where `less_memory` says what helps. In the
-    block, standard output and error escape what they cannot encode and ignore that their reader has ended.
+    So are dead workers, and running out of memory with `less_memory`, the remedy. Nothing is printed if the reader of
+    the output has ended, as head does. From here on, the output escapes characters that its encoding lacks.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's have no encoding
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     command = Command()
-    with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr)):
-        try:
-            yield command
-        except (InputError, OSError) as error:
-            fail(message(error), command.status)
-        except (RuntimeError, MemoryError) as error:  # torch's and Python's
-            if line := diagnosis(error, less_memory):
-                fail(line, NOT_COMPLETED)
-            raise
-        except KeyboardInterrupt:
-            print(file=sys.stderr)  # behind the bar
-            fail(f"interrupted{command.after_interrupt}", INTERRUPTED)
-
-
-class Output:
-    """A standard stream that escapes what its encoding lacks and is silent once its reader, such as head, has ended."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+    try:
+        yield command
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # or Python tries again to write what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(command.status) from None
+    except (InputError, OSError) as error:
+        fail(message(error), command.status)
+    except (RuntimeError, MemoryError) as error:  # torch's and Python's
+        if line := diagnosis(error, less_memory):
+            fail(line, NOT_COMPLETED)
+        raise
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # ends the bar's line
+        fail(f"interrupted{command.after_interrupt}", INTERRUPTED)
 
 
 def fail(line: str, status: int) -> NoReturn:
+    """Prints the line, after the command's name, and exits."""
     print(f"{Path(sys.argv[0]).name}: {printable(line)}", file=sys.stderr)
     raise SystemExit(status)
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Adds SIGTERM and Ctrl-C to the list, so that the current step can be finished; a second one acts as usual."""
-    noted: list[int] = []
+    """Collects SIGTERM and Ctrl-C in the list, so that the current step can be finished; a second one acts as usual."""
+    numbers: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        signal.signal(number, before[number])
+        numbers.append(number)
+        signal.signal(number, handlers[number])
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield noted
+        yield numbers
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -133,22 +119,16 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def add_encoders(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where the encoders of a small checkpoint are."""
-    parser.add_argument("--hiera_path", help="SAM 2's weights, if a small checkpoint's are not found")
+    parser.add_argument("--hiera_path", help="SAM 2's weights, if those of a small checkpoint are not found")
     parser.add_argument("--dinov2_path", help="the auxiliary encoder's weights, likewise")
     parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
 
 
 def add_reading(group: argparse._ActionsContainer) -> None:
-    """Adds the options that say how masks are called, how large images may be, and what is white in them."""
+    """Adds the options that say how masks are named, how large images may be, and what is white in them."""
     group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
     group.add_argument("--mask_prefix", default="", help="of masks called gt_NAME.png: gt_")
-    group.add_argument(
-        "--max_pixels",
-        type=number(),
-        default=MAX_PIXELS,
-        metavar="N",
-        help="of the largest image, for which memory must do",
-    )
+    group.add_argument("--max_pixels", type=number(), default=MAX_PIXELS, help="largest image to read, in pixels")
     add_white(group)
 
 
@@ -163,8 +143,13 @@ def add_device(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... or auto: a GPU if there is one")
 
 
+def options_of(function: Callable, args: argparse.Namespace) -> dict[str, Any]:
+    """The options that are arguments of a function too, by name."""
+    return {name: getattr(args, name) for name in inspect.signature(function).parameters if name in args}
+
+
 def path(text: str) -> Path:
-    """An argument type: a path to write to. An empty one, such as an unset shell variable, is not this folder."""
+    """An argument type: a path to write to. An empty one, of an unset shell variable, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     try:
@@ -174,8 +159,8 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def number(kind: type = int, minimum: float = 1, maximum: float = ANY, multiple: int = 1) -> Callable[[str], float]:
-    """An argument type: an int or float from `minimum` to `maximum` and, for sizes, a multiple of `multiple`."""
+def number(kind: type = int, minimum: float = 1, maximum: float = LARGEST, multiple: int = 1) -> Callable[[str], float]:
+    """An argument type: an int or float from `minimum` to `maximum`, and a multiple of `multiple`."""
 
     def check(text: str) -> float:
         try:
@@ -184,7 +169,7 @@ def number(kind: type = int, minimum: float = 1, maximum: float = ANY, multiple:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not minimum <= value <= maximum or (multiple > 1 and value % multiple):
             of = f", a multiple of {multiple}" if multiple > 1 else ""
-            bounds = f"of at least {minimum:g}" if maximum == ANY else f"from {minimum:g} to {maximum:g}"
+            bounds = f"of at least {minimum:g}" if maximum == LARGEST else f"from {minimum:g} to {maximum:g}"
             raise argparse.ArgumentTypeError(f"{text} must be a number {bounds}{of}")
         return value
 

@@ -14,22 +14,27 @@ from torch import Tensor, nn
 
 from unext.errors import InputError, reason
 
-RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # torchrun's variables, and what holds without them
+RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # torchrun's variables, with their defaults
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def start(args: argparse.Namespace) -> torch.dtype:
-    """Sets up the process: `args.device`, allocator, one standard output. Returns the precision; raises as `find`."""
-    if ranks()[0]:  # standard output is that of the first process
+    """Sets up the process: `args.device`, allocator, kernels, one standard output. Returns the precision.
+
+    Raises InputError for a device that torch lacks.
+    """
+    if ranks()[0]:  # only the first process prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    args.device = find(args.device)
+    args.device = resolve(args.device)
     keep_freed_memory(args.device)
+    if getattr(args, "deterministic", False):  # an option of train.py
+        make_deterministic(args.device)
     return precision(args.precision, args.device)
 
 
-def find(name: str) -> str:
-    """`name`, or for "auto" an accelerator that is available (CUDA, MPS, ...), else the CPU.
+def resolve(name: str) -> str:
+    """The device's name; for "auto" an accelerator that is available (CUDA, MPS, ...), else the CPU.
 
     Under torchrun it is the GPU of this process. Raises InputError if torch cannot compute there.
     """
@@ -41,7 +46,7 @@ def find(name: str) -> str:
         name = f"cuda:{local_rank}"
     try:
         torch.ones(1, device=name).item()
-    except Exception as error:  # a kind for each device that torch knows
+    except Exception as error:  # of another class for each kind of device
         problem = f"torch cannot compute there ({reason(error)})"
         raise InputError(f"--device {name}: {problem}; give cpu, cuda or auto") from error
     return name
@@ -59,9 +64,9 @@ def precision(name: str, device: str) -> torch.dtype:
 
 
 def cpu_flags() -> set[str]:
-    """The features of the CPU in Linux's words; empty on other systems."""
-    information = Path("/proc/cpuinfo")
-    return set(information.read_text().split()) if information.exists() else set()
+    """The features of the CPU by Linux's names; empty on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
 
 
 def keep_freed_memory(device: str) -> None:
@@ -110,7 +115,7 @@ def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
     gpu = device.startswith("cuda")
     if gpu:
         torch.cuda.set_device(device)  # where NCCL gathers objects
-    # The others wait here for the first process, which opens all files.
+    # The other processes wait here for the first, which opens all files.
     dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
     if sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
@@ -118,7 +123,7 @@ def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
 
 
 def wait_for_all() -> None:
-    """Waits until all processes that torchrun started have come here."""
+    """Waits until all processes that torchrun started call this."""
     if ranks()[2] > 1:
         dist.init_process_group("gloo")
         dist.barrier()
@@ -139,7 +144,7 @@ def reduce_all(figures: Tensor, operation: str = "SUM") -> Tensor:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives all processes the first one's buffers: each has updated BatchNorm's statistics with its own images."""
+    """Copies the first process's buffers to all: each has updated BatchNorm's statistics with other images."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -151,4 +156,4 @@ def gather_all(items: list) -> list:
         return items
     gathered: list[list] = [[]] * dist.get_world_size()
     dist.all_gather_object(gathered, items)
-    return [item for one in gathered for item in one]
+    return [item for items in gathered for item in items]

@@ -1,16 +1,16 @@
-"""InputError, and what the libraries' errors mean to a user. Free of torch, and of everything else here."""
+"""InputError, and what errors of the libraries mean to a user. Free of torch, and of the rest of this program."""
 
 import re
 
 WORKER_LOST = "a worker process died, perhaps for lack of memory; try fewer --workers"
-# The libraries have no error classes for these: what their messages contain -> what the user is told instead.
+# Errors of the libraries that have no class: a part of the message -> what the user is told instead.
 DIAGNOSES = {
     ("Bus error", "out of shared memory", "No space left on device (28)"): (
-        "/dev/shm is too small for the workers: --workers 0 does without; docker run --shm-size 8g enlarges it"
+        "/dev/shm is too small for the workers: give --workers 0, or enlarge it with docker run --shm-size 8g"
     ),
     ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
     ("invalid configuration argument",): "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
-    ("not implemented for '",): "torch cannot do this here in this precision: give --precision fp32",
+    ("not implemented for '",): "torch cannot compute this in this precision here: give --precision fp32",
     ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
         "another process of the run is gone; the same command with --resume continues"
     ),
@@ -23,20 +23,20 @@ OUT_OF_MEMORY = (
 
 
 class InputError(ValueError):
-    """Something that the user can mend: the message names the file or option, what is wrong with it, and the remedy.
+    """An error that the user can mend: the message names the file or option, what is wrong with it, and the remedy.
 
-    The commands print it, like an OSError, as one line; every other exception is a bug and shows its traceback.
+    The commands print it, like an OSError, as one line. Any other exception is a bug and shows its traceback.
     """
 
 
 def message(error: Exception) -> str:
-    """What an error says, without the traceback that torch's data loader puts before a worker's message."""
+    """The message of an error, without the traceback that torch's data loader puts before that of a worker."""
     name = type(error).__name__
     return re.split(rf"\n(?:[\w.]+\.)?{name}: ", str(error).strip())[-1] or name
 
 
 def diagnosis(error: Exception, less_memory: str) -> str:
-    """What to tell the user about an error of a library; empty for a bug, whose traceback should be seen."""
+    """What to tell the user about an error of a library; empty for a bug, which should show its traceback."""
     text = f"{type(error).__name__}: {error}"
     for signs, line in DIAGNOSES.items():
         if any(sign in text for sign in signs):
@@ -50,5 +50,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of an error's message, or its type; torch goes on to advise loading without protection."""
+    """The first sentence of an error's message, or its type; torch's next one advises loading without protection."""
     return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__

@@ -1,7 +1,6 @@
 """Folders, names in messages, and files that are written whole or not at all. Free of torch."""
 
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,17 +9,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from unext.errors import InputError
 
 LISTED = 10  # names that a message lists before it only counts
 LOCK = ".lock"  # the file in a folder that is locked
-PATIENCE = 6.0  # seconds to wait for it; the data loader's workers, which may hold it, outlive a killed process by five
+PATIENCE = 6.0  # seconds to wait for it: the data loader's workers inherit it and outlive a killed process by five
 
 
 def require_folder(path: str | Path) -> Path:
-    """The path. Raises OSError if it is not a folder."""
+    """Returns the path. Raises OSError if it is not a folder."""
     path = Path(path)
     if not path.is_dir():
         reason = "is not a folder" if path.exists() else "there is no such folder"
@@ -34,27 +32,27 @@ def count(number: int, noun: str) -> str:
 
 
 def printable(text: object) -> str:
-    """A name or message as text on one line: what cannot be printed is escaped."""
+    """A name or message as text on one line; characters that cannot be printed are escaped."""
     text = str(text)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def listing(names: Iterable[object]) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names, and the number of the others: "a.png, b.png and 3 more"."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + more
 
 
-def require_apart(path: str | Path, inputs: Iterable[str | Path]) -> None:
+def require_not_input(path: str | Path, inputs: Iterable[str | Path]) -> None:
     """Raises InputError if writing to `path` would replace one of the inputs."""
-    if Path(path).resolve() in {Path(used).resolve() for used in inputs}:
+    if Path(path).resolve() in {Path(source).resolve() for source in inputs}:
         raise InputError(f"{path}: is one of the inputs and would be replaced; name another file")
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Names the file in the message of an OSError that writing to it raises."""
+    """Adds the file's name to the message of an OSError raised in the block."""
     try:
         yield
     except OSError as error:
@@ -63,12 +61,12 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` once it is safely on the disk, or disappears if the block fails.
+    """A temporary file to write to, renamed to `path` once it is on the disk, or removed if the block fails.
 
     So a file under its final name is always complete. Raises OSError that names the file.
     """
     path = Path(path)
-    # Not derived by a suffix: the name of `path` may be as long as names can be.
+    # Not the name with a suffix: it may be as long as names can be.
     temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
     try:
         with writing(path):
@@ -82,16 +80,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def save_image(image: Image.Image, path: Path, **options: int) -> None:
-    """Writes an image in the format of the extension, completely or not at all. Raises OSError that names the file."""
-    buffer = io.BytesIO()  # Pillow does not notice a file that takes only part of what it writes
-    image.save(buffer, Image.registered_extensions()[path.suffix], **options)
-    with replacing(path) as file:
-        file.write(buffer.getbuffer())
-
-
 def output_folder(path: str | Path) -> Path:
-    """Makes the folder if it is missing. Raises OSError if files cannot be written there."""
+    """Makes the folder if it is missing; returns its path. Raises OSError if files cannot be written there."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -111,7 +101,10 @@ def check_output_file(option: str, path: Path | None) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Locks a folder, made if missing, and removed if it stays empty. Raises InputError if another process has it."""
+    """Locks a folder, which is made if missing and removed again if it stays empty: a failed start changes nothing.
+
+    Raises InputError if another process has locked it.
+    """
     path = Path(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     lock = FileLock(output_folder(path) / LOCK)
@@ -125,8 +118,8 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with suppress(OSError):  # of a folder that holds something, or that is gone
-            if made and not {file.name for file in path.iterdir()} - {LOCK}:
+        with suppress(OSError):  # somebody has removed the folder
+            if made and {*os.listdir(path)} <= {LOCK}:
                 (path / LOCK).unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()

@@ -1,4 +1,4 @@
-"""Results in order from threads and processes, the cores there are, progress bars. Free of torch."""
+"""Results in order from threads and processes, the number of cores, progress bars. Free of torch."""
 
 import multiprocessing
 import os
@@ -17,33 +17,33 @@ R = TypeVar("R")
 
 
 def cores() -> int:
-    """The number of cores that this process may use: a job's share of the machine, where the system says it."""
+    """The number of cores that this process may use, or of all where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def progress_bar(*args: Any, **options: Any) -> tqdm:
     """A tqdm bar. Where standard error is no terminal it writes once a minute, at the start, and at the end."""
-    seldom = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
-    return tqdm(*args, **seldom, **options)
+    interval = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+    return tqdm(*args, **interval, **options)
 
 
 def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     """function(item) for each item, in order, computed by `pool` at most `ahead` items in advance."""
-    waiting: deque[Future[R]] = deque()
+    futures: deque[Future[R]] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        futures.append(pool.submit(function, item))
+        if len(futures) > ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
 
 
 def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """function(item) for each item, in order, from worker processes; a single worker is this process itself.
+    """function(item) for each item, in order, from worker processes; with one worker in this process.
 
-    Raises BrokenProcessPool if one died, OSError if there can be none.
+    Raises BrokenProcessPool if a worker died, OSError if none can start.
     """
-    workers = min(workers, len(items), 61)  # more are not possible on Windows
+    workers = min(workers, len(items), 61)  # the most on Windows
     if workers <= 1:
         yield from map(function, items)
         return
@@ -56,16 +56,16 @@ def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -
         yield from in_order(pool, function, items, ahead=4 * workers)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():  # they may be in the middle of an item
+        for process in multiprocessing.active_children():  # perhaps in the middle of an item
             process.terminate()
 
 
 def _start_worker() -> None:
     """In each worker process: leaves Ctrl-C to the parent, and ends with it."""
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
