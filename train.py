@@ -12,18 +12,18 @@ No GPU, to try it: a small network with random encoders and few pixels:
         --size 128 --aux_size 112 --batch_size 8 --lr 1e-3 \\
         --train_image_path data/images --train_mask_path data/masks --save_path runs/small
 
-If it was stopped or killed, the same command with --resume continues where last.pth was written. Without --resume, a
-folder that holds a run is refused. On GPUs, convolutions in fp32 use TF32, as torch has it by default.
+If it was stopped or killed, the same command with --resume continues from last.pth. Without --resume, a folder that
+holds a run is refused. On GPUs, convolutions in fp32 use TF32, torch's default.
 """
 
 import argparse
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,33 +36,32 @@ from dataset import SegmentationDataset, check_files, epoch_batches, image_tenso
 from evaluation import benchmarks, metrics
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
-from unext import checkpoint, cli, device, files, pairing
+from unext import cli, device, files, pairing
 from unext.download import fetch_published
 from unext.errors import InputError
 from unext.images import allow_pixels, read_image, set_white
-from unext.log import Log, Step, panels, record
+from unext.log import Log
 from unext.masks import read_mask
 from unext.pairing import Pair
-from unext.run import Run, check_folder
+from unext.run import Run, Step, check_folder
 from unext.workers import cores, in_order, progress_bar
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
-KEPT_EVERY = 5  # epochs
+Terms = dict[str, Tensor]  # of the loss, by name
 LESS_MEMORY = (
     "--precision bf16, --grad_checkpointing, or a smaller --batch_size with --accumulate need less; how much: "
     "docs/training.md, Memory"
 )
-# What a resumed run must have begun with; other options do not change the weights.
-RECIPE = ("sam2", "aux", "size", "aux_size", "epoch", "lr", "batch_size", "accumulate", "weight_decay",
-          "edge_weighted_bce", "clip_grad", "sync_bn", "seed")  # fmt: skip
+# Options that must not change on --resume, as those of network and loss: they decide the weights.
+RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed")
 
 
-def loss_terms(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False) -> dict[str, Tensor]:
-    """The terms of the loss by name, each a scalar, a mean over the batch; their sum is minimised.
+def loss_terms(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False) -> Terms:
+    """The terms of the loss by name, each a scalar, a mean over the batch; training minimises their sum.
 
-    Binary cross entropy and weighted IoU loss (Wei et al., F3Net, arXiv:1911.11445) from logits and mask in [0, 1],
-    both (B, 1, H, W). Pixels near the mask's edges weigh up to six times as much. The cross entropy is the plain mean
-    over the batch, as in the published program; `edge_weighted_bce` weights it too, as in the paper.
+    Binary cross entropy and weighted IoU loss (Wei et al., F3Net, arXiv:1911.11445) of logits and mask in [0, 1], both
+    (B, 1, H, W). Pixels near the mask's edges weigh up to six times as much. The cross entropy is a plain mean over the
+    batch, as in the published program; `edge_weighted_bce` weights it too, as in the paper.
     """
     weight = 1 + 5 * (F.avg_pool2d(mask, kernel_size=31, stride=1, padding=15) - mask).abs()
     if edge_weighted_bce:
@@ -84,32 +83,33 @@ def structure_loss(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False
 
 def train_one_epoch(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Sequence[str]]], optimizer: torch.optim.Optimizer,
-    scaler: GradScaler, accumulate: int = 1, clip_grad: float = math.inf, edge_weighted_bce: bool = False,
+    scaler: GradScaler, accumulate: int = 1, clip_grad: float = 0, loss: Callable[[Tensor, Tensor], Terms] = loss_terms,
 ) -> Iterator[Step]:  # fmt: skip
-    """One pass over `batches` of (images, masks, names); yields what each optimiser step saw, over all processes.
+    """One pass over `batches` of (images, masks, names); yields each optimiser step's figures, over all processes.
 
-    A step follows the mean gradient over the images of `accumulate` batches; the last one takes what is left. Raises
-    InputError that names the images if the loss or the gradient is not finite; that step is not taken.
+    A step follows the mean gradient over the images of `accumulate` batches, or of those that are left at the end, with
+    a norm of at most `clip_grad` (0: any). `loss` makes the terms of the loss from logits and masks. Raises InputError
+    that names the images if the loss or the gradient is not finite; that step is not taken.
     """
     model.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device_of_model = trained[0].device
     batches = iter(batches)
     while group := list(islice(batches, accumulate)):
-        own_images = sum(len(images) for images, _, _ in group)
-        sums = []  # of each batch: its terms times its images, and its images
+        group_images = sum(len(images) for images, _, _ in group)
+        sums = []  # of each batch, over its images: its terms, and 1
         optimizer.zero_grad(set_to_none=True)
         for i, (images, masks, _) in enumerate(group, 1):
             images = images.to(device_of_model, non_blocking=True)  # (B, 3, S, S)
             masks = masks.to(device_of_model, non_blocking=True)  # (B, 1, S, S) in [0, 1]
             wait = isinstance(model, DistributedDataParallel) and i < len(group)  # exchange gradients once per step
             with model.no_sync() if wait else nullcontext():
-                terms = loss_terms(model(images), masks, edge_weighted_bce)
-                loss = sum(terms.values())
-                scaler.scale(loss * (len(images) / own_images)).backward()
-            sums.append(torch.stack([*terms.values(), torch.ones_like(loss)]).detach() * len(images))
+                terms = loss(model(images), masks)
+                total = sum(terms.values())
+                scaler.scale(total * (len(images) / group_images)).backward()
+            sums.append(torch.stack([*terms.values(), torch.ones_like(total)]).detach() * len(images))
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trained, clip_grad)
+        norm = nn.utils.clip_grad_norm_(trained, clip_grad or math.inf)
         figures = device.reduce_all(torch.stack(sums).sum(0))
         *totals, count, norm = torch.hstack([figures, norm]).tolist()  # the only time that a step waits for the GPU
         # fp16 gradients overflow now and then; the scaler skips such a step and lowers the scale, down to 1.
@@ -117,13 +117,13 @@ def train_one_epoch(
             stop_on_non_finite(sums, [names for _, _, names in group], norm)
         scaler.step(optimizer)
         scaler.update()
-        means = {name: total / count for name, total in zip(terms, totals, strict=True)}
+        means = {name: value / count for name, value in zip(terms, totals, strict=True)}
         yield Step(round(count), means, norm, optimizer.param_groups[0]["lr"])
 
 
 def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: float) -> None:
-    """Raises InputError with the images whose loss is not finite or, if only the gradient is not, with all of them."""
-    culprits = [name for one, batch in zip(sums, names, strict=True) if not one.isfinite().all() for name in batch]
+    """Raises InputError that names the images of the batches whose loss is not finite or, without such, all images."""
+    culprits = [name for total, batch in zip(sums, names, strict=True) if not total.isfinite().all() for name in batch]
     culprits = device.gather_all(culprits) or device.gather_all([name for batch in names for name in batch])
     raise InputError(
         f"the loss or the gradient (norm {norm:.3g}) is not finite for {files.listing(culprits)}; the step was not "
@@ -135,11 +135,12 @@ def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: flo
 def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequence[int] = ()) -> dict[str, float]:
     """S-measure, weighted F-measure and MAE of the maps that test.py would write, over the pairs of all processes.
 
-    It stops early when `stop` gets a signal's number. Empty if there was no pair.
+    Stops early when `stop` gets a signal's number. Empty if there are no pairs.
     """
     rank, _, processes = device.ranks()
-    device.share_buffers(model)  # all score the network that is saved
+    device.share_buffers(model)  # all processes score the network that is saved
     model.eval()
+    device_of_model = next(model.parameters()).device
     scores = []
 
     def read(pair: Pair) -> tuple[Tensor, np.ndarray]:
@@ -149,10 +150,9 @@ def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequen
         for image, mask in in_order(pool, read, pairs[rank::processes], ahead=2 * workers):
             if stop:
                 break
-            logits = model(image[None].to(model.head.weight.device))  # (1, 1, S, S)
-            scores.append(
-                pool.submit(metrics.score, stretch(probability_map(logits[0], mask.shape)).cpu().numpy(), mask)
-            )
+            logits = model(image[None].to(device_of_model))  # (1, 1, S, S)
+            prediction = stretch(probability_map(logits[0], mask.shape)).cpu().numpy()
+            scores.append(pool.submit(metrics.score, prediction, mask))
         scores = device.gather_all([score.result() for score in scores])
     figures = metrics.mean(scores).figures() if scores else {}
     return {name: figures[name] for name in ("Smeasure", "wFmeasure", "MAE") if scores}
@@ -161,13 +161,13 @@ def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequen
 def make_optimizer(
     model: nn.Module, lr: float, weight_decay: float, epochs: int, steps_per_epoch: int = 1
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW over what is trained, and its schedule, advanced at each step: a cosine that changes with the epoch."""
+    """AdamW over the trained parameters, and its schedule, stepped with it: a cosine that changes with the epoch."""
 
     def factor(step: int) -> float:
         cosine = (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs)) / 2
         return cosine + (1 - cosine) * MIN_LEARNING_RATE / (lr or 1)
 
-    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 left out
+    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # after a step that fp16 skips
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = trained[0].is_cuda or None  # None: torch's choice
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=fused)
@@ -187,7 +187,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
-    """The (image, mask) files to train on and to validate on. Raises InputError or OSError that names the remedy."""
+    """The pairs to train on and to validate on. Raises InputError or OSError that names the remedy."""
     allow_pixels(args.max_pixels)
     set_white(args.white)
     names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
@@ -206,49 +206,14 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
 def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
     """The network that the arguments describe, on its device. Raises InputError or OSError that names the remedy."""
     paths = (args.hiera_path, args.dinov2_path)
-    paths = (fetch_published(path) if path and path != "random" else None for path in paths)
-    config = {"sam2": args.sam2, "aux": args.aux, "aux_size": args.aux_size, "size": args.size}
-    model = SAM2UNeXT(*paths, **config, precision=precision, allow_sam2_1=args.allow_sam2_1)
+    trunk, aux = (fetch_published(path) if path and path != "random" else None for path in paths)
+    options = cli.options_of(SAM2UNeXT, args) | {"dinov2_path": aux, "precision": precision}
+    model = SAM2UNeXT(trunk, **options)
     model.sam.grad_checkpointing = args.grad_checkpointing
     model.to(args.device)
     if args.compile:
         model.compile()
     return model
-
-
-def make_recipe(args: argparse.Namespace, precision: torch.dtype) -> dict[str, Any]:
-    """Settings that must not change when a run is resumed, by their names in a message."""
-    recipe = {f"--{name}": getattr(args, name) for name in RECIPE}
-    return recipe | {"the precision": str(precision), "the number of processes": device.ranks()[2]}
-
-
-def start_log(args: argparse.Namespace, run: Run, pairs: int, steps: int) -> Log:
-    """Prints what is trained; the log of a run with so many steps an epoch."""
-    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
-    precision, processes = run.model.precision, device.ranks()[2]
-    effective = processes * args.batch_size * args.accumulate
-    print(f"{files.count(pairs, 'pair')}; {trained:,} trainable parameters; training on {args.device} in {precision}")
-    factors = f"{processes} (processes) x {args.batch_size} (--batch_size) x {args.accumulate} (--accumulate)"
-    print(f"{files.count(effective, 'image')} per step: {factors}")
-    content = record(args, {"precision": precision, "processes": processes, "effective_batch": effective})
-    return Log(args.save_path, run.progress, content, args.log_every, steps, args.epoch)
-
-
-def end_epoch(run: Run, log: Log, scores: dict[str, float], shown: Sequence[Pair]) -> None:
-    """Logs an epoch with its scores and panels of the pairs `shown`; writes best.pth and the checkpoints to keep."""
-    progress = run.progress
-    log.epoch(progress, progress.losses() | scores, panels(run.model, shown))
-    if scores:
-        outcome = f"best.pth is kept (Smeasure {progress.best:.4f})"
-        if scores["Smeasure"] > progress.best:
-            progress.best, outcome = scores["Smeasure"], "saved as best.pth"
-            checkpoint.save_network(run.folder / "best.pth", run.model, progress.epoch)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        print(f"epoch {progress.epoch}: {figures}; {outcome}")
-    if progress.epoch % KEPT_EVERY == 0 or progress.epoch == log.epochs:
-        path = run.folder / f"SAM2-UNeXT-{progress.epoch}.pth"
-        checkpoint.save_network(path, run.model, progress.epoch)
-        print(f"saved {path}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -257,15 +222,14 @@ def main(args: argparse.Namespace) -> None:
         rank, _, processes = device.ranks()
         check_options(args)
         pairs, val_pairs = find_pairs(args)
-        recipe = make_recipe(args, dtype)
-        if rank == 0:  # the others rely on it
+        loss = partial(loss_terms, **cli.options_of(loss_terms, args))
+        recipe = {f"--{name}": getattr(args, name) for name in (*RECIPE, *loss.keywords)}
+        if rank == 0:  # for all processes
             stack.enter_context(files.locked(args.save_path))
             check_folder(args.save_path, args.resume)
             recipe["the data"] = check_files(pairs, args.workers)
             check_files(val_pairs, args.workers)
 
-        if args.deterministic:
-            device.make_deterministic(args.device)
         torch.manual_seed(args.seed)
         model = build_model(args, dtype)
         per_epoch = math.ceil(len(pairs) / processes / args.batch_size)  # batches of each process
@@ -273,41 +237,37 @@ def main(args: argparse.Namespace) -> None:
         optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
         run = Run(args.save_path, model, optimizer, scheduler, scaler, recipe)
-        run.begin(args.resume, args.init)
-        progress = run.progress
+        progress = run.begin(args.resume, args.init)
         epochs = range(progress.epoch, args.epoch + 1)
         if not epochs:
             return
 
-        done = progress.step * args.accumulate
+        done = progress.step * args.accumulate  # batches of the first epoch
         keys = epoch_batches(len(pairs), args.batch_size, args.seed, epochs, done, rank, processes)
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         wrapped = device.distribute(model, args.device, args.sync_bn)
         command.started()
-        if rank == 0:
-            log = stack.enter_context(start_log(args, run, len(pairs), steps))
-        options = args.accumulate, args.clip_grad or math.inf, args.edge_weighted_bce
+        log = stack.enter_context(Log(args, run, len(pairs), steps))
         stop = stack.enter_context(cli.noted_signals())
         for epoch in epochs:
             rest = islice(batches, max(0, per_epoch - progress.step * args.accumulate))
             label = f"epoch {epoch}/{args.epoch}"
             with progress_bar(None, label, len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
-                for step in train_one_epoch(wrapped, rest, optimizer, scaler, *options):
+                for step in train_one_epoch(wrapped, rest, optimizer, scaler, args.accumulate, args.clip_grad, loss):
                     scheduler.step()
-                    progress.count(step.images, step.terms)
+                    progress.count(step)
                     bar.set_postfix(**progress.losses(), lr=step.lr, refresh=False)
                     bar.update(step.images)
-                    if rank == 0:
-                        log.step(progress, step, args.device)
+                    log.step(step)
                     if args.save_every and progress.step % args.save_every == 0:
                         run.save()
                     run.stop_if_asked(stop)
             run.save()  # whatever happens to the validation and to the checkpoints
             scores = validate(model, val_pairs, args.workers, stop)
             run.stop_if_asked(stop)
-            if rank == 0:
-                end_epoch(run, log, scores, val_pairs or pairs)
+            log.epoch(scores, val_pairs or pairs)
+            run.keep(scores)
             progress.next_epoch()
             run.save()
         device.end()
@@ -332,27 +292,27 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_reading(data)
     data.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="side of the input, px")
     data.add_argument("--aux_size", type=cli.number(), default=448, help="side of the auxiliary encoder's input, px")
-    positive, none, share = cli.number(), cli.number(minimum=0), cli.number(float, minimum=0)
+    positive, integer, rate = cli.number(), cli.number(minimum=0), cli.number(float, minimum=0)
     group = parser.add_argument_group("training")
     group.add_argument("--epoch", type=positive, default=20, help="passes over the data")
-    group.add_argument("--lr", type=share, default=2e-4, help="initial learning rate")
+    group.add_argument("--lr", type=rate, default=2e-4, help="initial learning rate")
     group.add_argument("--batch_size", type=positive, default=1, help="images per batch, of each process")
     group.add_argument("--accumulate", type=positive, default=1, metavar="K", help="batches per step")
-    group.add_argument("--weight_decay", type=share, default=5e-4, help="of AdamW")
+    group.add_argument("--weight_decay", type=rate, default=5e-4, help="of AdamW")
     group.add_argument("--edge_weighted_bce", action="store_true", help="weight the cross entropy as the paper does")
-    group.add_argument("--clip_grad", type=share, default=0, help="maximum gradient norm; 0: none")
+    group.add_argument("--clip_grad", type=rate, default=0, help="maximum gradient norm; 0: none")
     group.add_argument("--sync_bn", action="store_true", help="BatchNorm over the images of all GPUs")
-    group.add_argument("--seed", type=none, default=0, help="of new weights, order and augmentation")
+    group.add_argument("--seed", type=integer, default=0, help="of new weights, order and augmentation")
     group = parser.add_argument_group("run")
     group.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for checkpoints and logs")
     group.add_argument("--resume", action="store_true", help="continue from last.pth in save_path if there is one")
-    group.add_argument("--save_every", type=none, default=500, help="steps between last.pth; 0: each epoch")
+    group.add_argument("--save_every", type=integer, default=500, help="steps between last.pth; 0: each epoch")
     group.add_argument("--log_every", type=positive, default=50, help="steps between lines of log.jsonl")
     group.add_argument("--grad_checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
     group.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     cli.add_device(group)
-    group.add_argument("--workers", type=none, default=min(8, cores()), help="processes that read images")
+    group.add_argument("--workers", type=integer, default=min(8, cores()), help="processes that read images")
     return parser
 
 

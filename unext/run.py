@@ -1,4 +1,4 @@
-"""A training run: whether a folder holds one; its progress as last.pth holds it, saving it, resuming it."""
+"""A training run's folder: what it holds, the run's progress, its checkpoints, resuming from last.pth."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.amp import GradScaler
@@ -15,35 +15,44 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from unext import checkpoint, cli, device, files, weights
-from unext.errors import InputError, reason
+from unext.errors import InputError
 
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
-LAST = "last.pth"
-CHECKPOINTS = (LAST, "best.pth", "SAM2-UNeXT-*.pth")
+LAST, BEST = "last.pth", "best.pth"
+CHECKPOINTS = (LAST, BEST, "SAM2-UNeXT-*.pth")
 RECORDS = ("args.json", "log.jsonl", "tensorboard")
+KEPT_EVERY = 5  # epochs
+
+
+class Step(NamedTuple):
+    """The figures of an optimiser step, over all processes."""
+
+    images: int
+    terms: dict[str, float]  # of the loss, means over these images
+    grad_norm: float
+    lr: float
 
 
 @dataclass
 class Progress:
-    """The progress of a run: `step` optimiser steps into `epoch`, and what these steps saw."""
+    """The progress of a run: `step` optimiser steps into `epoch`."""
 
     epoch: int = 1
     step: int = 0
-    images: int = 0
+    images: int = 0  # in these steps
     terms: dict[str, float] = field(default_factory=dict)  # of the loss, summed over these images
     best: float = -math.inf  # S-measure of best.pth
 
-    def count(self, images: int, terms: dict[str, float]) -> None:
-        """Adds a step over so many images, with the means of the loss's terms over them."""
+    def count(self, step: Step) -> None:
         self.step += 1
-        self.images += images
-        self.terms = {name: self.terms.get(name, 0.0) + value * images for name, value in terms.items()}
+        self.images += step.images
+        self.terms = {name: self.terms.get(name, 0.0) + mean * step.images for name, mean in step.terms.items()}
 
     def losses(self) -> dict[str, float]:
         """The loss and its terms, means over the images of the epoch so far."""
-        terms = {name: value / self.images for name, value in self.terms.items()}
+        terms = {name: total / self.images for name, total in self.terms.items()}
         return {"loss": sum(terms.values()), **terms}
 
     def next_epoch(self) -> None:
@@ -58,9 +67,9 @@ def check_folder(folder: Path, resume: bool) -> None:
     if resume and (folder / LAST).exists():
         return
     names = CHECKPOINTS if resume else CHECKPOINTS + RECORDS
-    if there := [path.name for name in names for path in sorted(folder.glob(name))]:
+    if present := [path.name for name in names for path in sorted(folder.glob(name))]:
         remedy = f"without {LAST} it cannot be resumed;" if resume else "continue it with --resume, or"
-        raise InputError(f"{folder}: holds a run ({files.listing(there)}): {remedy} name another --save_path")
+        raise InputError(f"{folder}: holds a run ({files.listing(present)}): {remedy} name another --save_path")
     if resume:
         print(f"{folder}: nothing to resume, starting a new run")
 
@@ -70,26 +79,22 @@ class Run:
 
     def __init__(
         self, folder: Path, model: "SAM2UNeXT", optimizer: Optimizer, scheduler: LRScheduler, scaler: GradScaler,
-        recipe: dict[str, Any],  # options that must not change, among them --epoch
+        recipe: dict[str, Any],  # settings that must not change on --resume, keyed as shown in messages
     ):  # fmt: skip
-        self.folder, self.model, self.recipe = folder, model, recipe
+        self.folder, self.model = folder, model
         self.stateful = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        self.recipe = recipe | {f"--{name}": value for name, value in model.config.items()}
+        self.recipe |= {"the precision": str(model.precision), "the number of processes": device.ranks()[2]}
+        self.epochs = recipe["--epoch"]
         self.progress = Progress()
 
-    def save(self) -> None:
-        """Writes last.pth, a checkpoint too. Raises OSError."""
-        if device.ranks()[0] == 0:
-            content = checkpoint.network_content(self.model, whole=not checkpoint.is_small(self.model))
-            content |= {name: one.state_dict() for name, one in self.stateful.items()}
-            content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
-            checkpoint.save(self.folder / LAST, content)
-
-    def begin(self, resume: bool, init: str | None) -> None:
-        """Continues from last.pth if `resume` and there is one, or starts from `init`. Raises OSError, InputError."""
+    def begin(self, resume: bool, init: str | None) -> Progress:
+        """Continues from last.pth if `resume` and there is one, or starts from `init`; returns the progress."""
         if resume and (self.folder / LAST).exists():
             self.resume(self.folder / LAST)
         elif init:
             checkpoint.load_trained(self.model, init, checkpoint.load(init))
+        return self.progress
 
     def resume(self, path: Path) -> None:
         """Continues from a file. Raises InputError if it is damaged, of another program or of another recipe."""
@@ -97,33 +102,57 @@ class Run:
         recipe, progress = content.get("recipe"), content.get("progress")
         if not isinstance(recipe, dict) or not isinstance(progress, dict):
             raise InputError(f"{path}: damaged, or from another program; name another --save_path")
-        changed = [f"{name} was {recipe.get(name)}, now it is {value}"
+        changed = [f"{name} is {value} but the run started with {recipe.get(name)}"
                    for name, value in self.recipe.items() if recipe.get(name) != value]  # fmt: skip
         if changed:
             raise InputError(
-                f"{path}: a run must be resumed as it began, but {'; '.join(changed)}: give what it began with, or "
-                f"start another run from its weights with --init {path} and a new --save_path"
+                f"{path}: {'; '.join(changed)}; use the original settings, or start another run from its weights with "
+                f"--init {path} and a new --save_path"
             )
         checkpoint.load_trained(self.model, path, checkpoint.parse(content, path))
-        try:
-            for name, stateful in self.stateful.items():
-                stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows replaces no file that is still mapped
-            self.progress = Progress(**progress)
-            finished = self.progress.epoch > self.recipe["--epoch"]
-        except Exception as error:  # they hardly check what they are given
-            problem = f"its optimiser or scheduler does not fit ({reason(error)})"
-            raise InputError(f"{path}: {problem}; the file is damaged, or of another version") from error
+        for name, stateful in self.stateful.items():
+            stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows replaces no file that is still mapped
+        self.progress = Progress(**progress)
+        finished = self.progress.epoch > self.epochs
         print(f"{path}: {'the run is finished' if finished else f'continuing after {self.progress}'}")
 
+    def save(self) -> None:
+        """Writes last.pth, which is a checkpoint too; only the first process writes. Raises OSError."""
+        if device.ranks()[0] == 0:
+            content = checkpoint.network_content(self.model, whole=not checkpoint.is_small(self.model))
+            content |= {name: stateful.state_dict() for name, stateful in self.stateful.items()}
+            content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
+            checkpoint.save(self.folder / LAST, content)
+
+    def keep(self, scores: dict[str, float]) -> None:
+        """Saves an epoch's checkpoints: best.pth if it has the best scores so far, and each fifth and the last epoch.
+
+        Only the first process writes. Raises OSError.
+        """
+        progress = self.progress
+        if device.ranks()[0]:
+            return
+        if scores:
+            outcome = f"{BEST} is kept (Smeasure {progress.best:.4f})"
+            if scores["Smeasure"] > progress.best:
+                progress.best, outcome = scores["Smeasure"], f"saved as {BEST}"
+                checkpoint.save_network(self.folder / BEST, self.model, progress.epoch)
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+            print(f"epoch {progress.epoch}: {figures}; {outcome}")
+        if progress.epoch % KEPT_EVERY == 0 or progress.epoch == self.epochs:
+            path = self.folder / f"SAM2-UNeXT-{progress.epoch}.pth"
+            checkpoint.save_network(path, self.model, progress.epoch)
+            print(f"saved {path}")
+
     def stop_if_asked(self, stop: Sequence[int]) -> None:
-        """Saves and ends all processes if one of them got a signal, whose number is in `stop`."""
+        """Saves and ends all processes if any of them noted a signal, whose number is in `stop`."""
         number = max(stop, default=0)
         if device.ranks()[2] > 1:
-            number = int(device.reduce_all(torch.tensor(number, device=self.model.head.weight.device), "MAX"))
+            number = int(device.reduce_all(torch.tensor(number, device=next(self.model.parameters()).device), "MAX"))
         if number:
             self.save()
             if device.ranks()[0]:
                 raise SystemExit(128 + number)
-            print(file=sys.stderr)  # behind the bar
+            print(file=sys.stderr)  # ends the bar's line
             name = signal.Signals(number).name
             cli.fail(f"{name} after {self.progress}; --resume continues in {self.folder}", 128 + number)
