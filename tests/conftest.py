@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -223,22 +224,47 @@ def other_weights(encoders, path):
     return path
 
 
-def same_network(one: SAM2UNeXT, other: SAM2UNeXT) -> bool:
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def same_network(ours: SAM2UNeXT, theirs: SAM2UNeXT) -> bool:
+    return same_tensors(ours.state_dict(), theirs.state_dict())
+
+
+def same_checkpoint(ours: Path, theirs: Path) -> bool:
+    """Whether two files of train.py hold the same tensors."""
+    return same_tensors(torch.load(ours)["state_dict"], torch.load(theirs)["state_dict"])
+
+
+def train_options(text: str, toy: Path, save_path: Path, network: str = NETWORK) -> list[str]:
+    """Options of train.py: `text`, and those that it needs; in fp32."""
+    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
+    return [*network.split(), *folders, *f"--save_path {save_path} --workers 0 --precision fp32 {text}".split()]
 
 
 def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
-    """Arguments of train.py: `text` and what it cannot do without; in fp32."""
-    folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
-    words = [*network.split(), *folders, "--save_path", str(save_path), "--workers", "0", "--precision", "fp32"]
-    return train.get_args_parser().parse_args(words + text.split())
+    """The arguments that train.py parses from `train_options`."""
+    return train.get_args_parser().parse_args(train_options(text, toy, save_path, network))
+
+
+def validation(toy: Path) -> str:
+    """Options of train.py to validate on the toy data's test images."""
+    return f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask"
+
+
+def run_processes(*runs: dict) -> tuple[list[list[int]], str, str]:
+    """Runs of processes.py: the exit statuses of the processes of each, standard output, standard error."""
+    command = [sys.executable, str(ROOT / "tests/processes.py"), *map(json.dumps, runs)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
 def predict_arguments(checkpoint, images, save_path, *more):
     """Arguments of test.py; in fp32."""
-    words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path]
-    return test.get_args_parser().parse_args([str(word) for word in (*words, "--precision", "fp32", *more)])
+    options = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path, "--precision", "fp32"]
+    return test.get_args_parser().parse_args([*map(str, options), *map(str, more)])
 
 
 @pytest.fixture
@@ -254,7 +280,7 @@ def eval_arguments(*words):
 
 
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
-    """The environment of one of several processes, which have no place to meet."""
+    """Sets the environment of a process among several, which cannot meet."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
     for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}).items():
         monkeypatch.setenv(name, str(value))
@@ -265,9 +291,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def program(script: str, *words: object) -> list[str]:
+def program(script: str, *options: object) -> list[str]:
     """The command that runs a script of this project, see program.py."""
-    return [sys.executable, str(ROOT / "tests/program.py"), str(ROOT / script), *map(str, words)]
+    return [sys.executable, str(ROOT / "tests/program.py"), str(ROOT / script), *map(str, options)]
 
 
 def read_maps(folder: Path) -> dict[str, np.ndarray]:

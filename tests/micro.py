@@ -1,7 +1,7 @@
 """A trunk far smaller than SAM 2's smallest, for tests of everything around the network.
 
-Importing this module makes it a size of its own: `--sam2 micro`. Built, trained and saved, it takes a tenth of the time
-of the tiny one. Golden figures and published key lists are tested on the real sizes.
+Importing this module adds it as a size: `--sam2 micro`. To build, train and save it takes a tenth of the time of the
+tiny trunk. Golden figures and published key lists are tested on the real sizes.
 """
 
 from hydra.core.config_store import ConfigStore

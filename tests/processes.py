@@ -1,15 +1,18 @@
-"""Runs train.py's main in several processes, as torchrun starts them, in float64 with plain gradient descent.
+"""Runs train.py's main, each time in one or several processes, which can be sent a signal at a given moment.
 
     python processes.py RUN...
 
-A RUN is a JSON object: "processes", how many; "words", the arguments of train.py; perhaps "signal", a list of the rank
-of the process that gets it, the step in which, and its number; and perhaps "statistics", whether BatchNorm gathers them
-(else it stays in eval mode, since they differ by design). Prints the exit status of each process, a line for each run.
-All are forks of one process that has loaded the libraries, to save time.
+A RUN is a JSON object: "arguments", those of train.py, and perhaps
+    "processes": how many torchrun would start (default: none, a single process without torchrun)
+    "moment": where and the how-manieth time, such as "optimizer 3", the process of "rank" (0) gets "signal" (SIGKILL)
+    "exact": float64 and plain gradient descent; BatchNorm in eval mode, which differs by design, unless "statistics"
+Prints the exit status of each process, a line for each run. All are forks of one process that has loaded the libraries,
+to save time.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -23,21 +26,52 @@ from torch import nn, optim
 import train
 from SAM2UNeXT import SAM2UNeXT
 
+PLACES = {
+    "optimizer": (optim.AdamW, "step"),
+    "backward": (torch.Tensor, "backward"),
+    "write": (torch, "save"),
+    "fsync": (os, "fsync"),
+    "rename": (os, "replace"),
+}
+
 
 class Descent(optim.SGD):
     """Its step is proportional to the gradient: equal gradients, equal weights. Adam's is not, near 0."""
 
-    signal_at: list[int] = [-1, 0, 0]  # rank, step, number
-
     def __init__(self, parameters, lr, weight_decay, fused):
         super().__init__(parameters, lr, weight_decay=weight_decay)
-        self.steps = 0
 
-    def step(self):
-        self.steps += 1
-        if self.signal_at[:2] == [int(os.environ["RANK"]), self.steps]:
-            os.kill(os.getpid(), self.signal_at[2])
-        super().step()
+
+def signal_at(moment: str, number: int) -> None:
+    place, count = moment.split()
+    owner, name = PLACES[place]
+    original, calls = getattr(owner, name), []
+
+    def counted(*args, **options):
+        calls.append(1)
+        if len(calls) == int(count):
+            if place == "write":  # half of the file
+                original(*args)
+                args[1].truncate(args[1].tell() // 2)
+                args[1].flush()
+            os.kill(os.getpid(), number)
+        return original(*args, **options)
+
+    setattr(owner, name, counted)
+
+
+def prepare(run: dict, rank: int) -> None:
+    """Changes what the run asks for, in its process."""
+    os.fsync = lambda descriptor: None  # no test has to outlast a power cut
+    if run.get("exact"):
+        PLACES["optimizer"] = Descent, "step"
+        optim.AdamW = Descent
+        torch.set_default_dtype(torch.float64)  # so that the order of sums does not show
+        SAM2UNeXT.set_precision = lambda self, dtype: setattr(self, "precision", dtype)
+        if not run.get("statistics"):
+            SAM2UNeXT.train = lambda self, mode=True: nn.Module.train(self, False)
+    if "moment" in run and rank == run.get("rank", 0):
+        signal_at(run["moment"], run.get("signal", signal.SIGKILL))
 
 
 def free_port() -> int:
@@ -46,15 +80,15 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def start(rank: int, processes: int, port: int, words: list[str]) -> int:
+def start(run: dict, rank: int, environment: dict[str, str]) -> int:
     """The id of a forked process."""
     if pid := os.fork():
         return pid
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= environment
     status = 99
     try:
-        train.main(train.get_args_parser().parse_args(words))
+        prepare(run, rank)
+        train.main(train.get_args_parser().parse_args(run["arguments"]))
         status = 0
     except SystemExit as stop:
         status = stop.code
@@ -67,14 +101,10 @@ def start(rank: int, processes: int, port: int, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    optim.AdamW = Descent
-    torch.set_default_dtype(torch.float64)  # so that the order of sums does not show
-    SAM2UNeXT.set_precision = lambda self, dtype: setattr(self, "precision", dtype)
-    gathering = SAM2UNeXT.train
     for run in map(json.loads, sys.argv[1:]):
-        Descent.signal_at = run.get("signal", Descent.signal_at)
-        still = lambda self, mode=True: nn.Module.train(self, False)  # noqa: E731
-        SAM2UNeXT.train = gathering if run.get("statistics") else still
-        port = free_port()
-        pids = [start(rank, run["processes"], port, run["words"]) for rank in range(run["processes"])]
+        environments = [{}]
+        if processes := run.get("processes"):
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+            environments = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        pids = [start(run, rank, environment) for rank, environment in enumerate(environments)]
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)

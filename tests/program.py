@@ -3,7 +3,7 @@
     python tests/program.py train.py ARGUMENTS
 
 In the environment, PRETENDED_CPU_FLAGS replaces what the CPU can do, for example avx512_bf16 or nothing, and
-KILLED_IN_STEP has the second process of a training run kill itself there, unless torchrun restarted it.
+KILLED_IN_STEP makes the second process of a training run kill itself in that step, unless torchrun restarted it.
 """
 
 import os

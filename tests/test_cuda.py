@@ -12,9 +12,10 @@ import recipe
 import torch
 import torch.distributed as dist
 from conftest import NETWORK, SMALL, failure, golden, predict_arguments, program, read_log, read_maps, relative_error
+from conftest import same_checkpoint as equal
 from conftest import train_arguments as arguments
 from processes import free_port
-from test_run import equal, killed
+from test_run import killed
 from torch._dynamo.utils import counters
 from torch.amp import GradScaler
 
@@ -154,7 +155,7 @@ def test_half_precision_computes_about_the_same_float32_gradients(dtype, toleran
 
 
 def test_auto_chooses_the_gpu():
-    assert device.find("auto") == DEVICE
+    assert device.resolve("auto") == DEVICE
 
 
 @pytest.mark.parametrize("more", [(), ("--batch_size", 4, "--flip")])

@@ -3,12 +3,12 @@
 import json
 import math
 import signal
-from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import MICRO, NETWORK, failure, read_log
+from conftest import MICRO, NETWORK, failure, read_log, same_checkpoint, same_tensors, validation
 from conftest import train_arguments as arguments
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,19 +22,19 @@ from unext.images import read_image
 from unext.masks import read_mask
 
 FIGURES = ("loss", "bce", "wiou", "lr", "grad_norm", "images_per_second", "seconds_left")
+RECIPE = "--epoch 3 --batch_size 2 --log_every 2 --lr 1e-3"
 
 
 @pytest.fixture(scope="module")
-def told(toy, from_files, tmp_path_factory):
+def logged(toy, from_files, tmp_path_factory):
     """The folder of a run of 3 epochs with validation."""
-    folder = tmp_path_factory.mktemp("told")
-    validation = f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask"
-    train.main(arguments(f"--epoch 3 --batch_size 2 --log_every 2 --lr 1e-3 {validation}", toy, folder, from_files))
+    folder = tmp_path_factory.mktemp("logged") / "new" / "folder"
+    train.main(arguments(f"{RECIPE} {validation(toy)}", toy, folder, from_files))
     return folder
 
 
-def test_the_log_has_a_line_every_few_steps_of_the_run_and_at_the_end_of_each_epoch(told):
-    lines = read_log(told)
+def test_the_log_has_a_line_every_few_steps_of_the_run_and_at_the_end_of_each_epoch(logged):
+    lines = read_log(logged)
     places = [(1, 2), (1, 3), (1, None), (2, 1), (2, 3), (2, None), (3, 2), (3, 3), (3, None)]
     assert [(line["epoch"], line.get("step")) for line in lines] == places
     steps = [line for line in lines if "step" in line]
@@ -47,10 +47,10 @@ def test_the_log_has_a_line_every_few_steps_of_the_run_and_at_the_end_of_each_ep
         assert line.keys() == {"epoch", "loss", "bce", "wiou", "Smeasure", "wFmeasure", "MAE"}
 
 
-def test_tensorboard_shows_the_same_with_panels_of_the_images_shape(told, toy):
-    board = EventAccumulator(str(told / "tensorboard"), size_guidance={"images": 0})
+def test_tensorboard_shows_the_same_with_panels_of_the_images_shape(logged, toy):
+    board = EventAccumulator(str(logged / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
-    steps = [line for line in read_log(told) if "step" in line]
+    steps = [line for line in read_log(logged) if "step" in line]
     for name in FIGURES:
         shown = [event.value for event in board.Scalars(f"step/{name}")]
         assert shown == pytest.approx([line[name] for line in steps])
@@ -81,122 +81,102 @@ def test_a_resumed_log_has_no_duplicate_step_and_no_truncated_line(tmp_path):
     places = [(1, 1), (1, 2), (1, None), (2, 1), (2, 2), (2, None)]
     lines = [json.dumps({"epoch": epoch} | ({"step": step} if step else {})) for epoch, step in places]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"epoch": 3, "st')
+    args = SimpleNamespace(batch_size=1, accumulate=1)
+    model = SimpleNamespace(precision=torch.float32)
     for place, kept in (((3, 0), 6), ((2, 1), 4), ((2, 0), 3), ((1, 0), 0)):
-        with log.Log(tmp_path, run.Progress(*place), {}, 1, 2, 3) as resumed:
-            resumed.open()
-            assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
+        resumed = log.Log(args, SimpleNamespace(folder=tmp_path, model=model, progress=run.Progress(*place)), 2, 2)
+        resumed.open()
+        resumed.__exit__(None)
+        assert (tmp_path / "log.jsonl").read_text().splitlines() == lines[:kept]
 
 
-def test_args_json_records_arguments_versions_and_revision(told, toy):
-    content = json.loads((told / "args.json").read_text())
+def test_args_json_records_arguments_versions_and_revision(logged, toy):
+    content = json.loads((logged / "args.json").read_text())
     assert content["arguments"]["lr"] == 1e-3 and content["arguments"]["train_image_path"] == [f"{toy}/train/Image"]
     assert content["versions"]["torch"] == torch.__version__ and "python" in content["versions"]
     assert content["effective_batch"] == 2 and content["git"] == log.git_revision()
 
 
-def test_scores_are_those_of_the_maps_that_the_commands_write(told, toy):
-    model = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
+def test_scores_are_those_of_the_maps_that_the_commands_write(logged, toy):
+    model = SAM2UNeXT.from_checkpoint(logged / "SAM2-UNeXT-3.pth")
     scores = []
-    for image, mask in pairing.pair([toy / "test/Image"], [toy / "test/Mask"]):
-        truth = np.array(read_mask(mask))
+    for image, path in pairing.pair([toy / "test/Image"], [toy / "test/Mask"]):
+        mask = np.array(read_mask(path))
         with torch.no_grad():
             logits = model(image_tensor(read_image(image), 64)[None])[0]
-        scores.append(metrics.score(stretch(probability_map(logits, truth.shape)).numpy(), truth))
+        scores.append(metrics.score(stretch(probability_map(logits, mask.shape)).numpy(), mask))
     expected = metrics.mean(scores).figures()
     for name in ("Smeasure", "wFmeasure", "MAE"):
-        assert read_log(told)[-1][name] == pytest.approx(expected[name], abs=1e-6)
+        assert read_log(logged)[-1][name] == pytest.approx(expected[name], abs=1e-6)
 
 
-def test_best_pth_is_the_epoch_of_the_best_s_measure_and_each_epoch_says_so(
-    toy, from_files, tmp_path, monkeypatch, capsys
-):
-    scores = iter([0.5, 0.7, 0.6, 0.65])
-    monkeypatch.setattr(train, "validate", lambda *args: {"Smeasure": next(scores)})
-    options = f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask --epoch 4 --batch_size 6 --resume"
-    args = arguments(options, toy, tmp_path, from_files)
-    save = run.Run.save
-
-    def stop_after_epoch_2(self):
-        save(self)
-        if self.progress.epoch == 3:
-            raise SystemExit(9)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(run.Run, "save", stop_after_epoch_2)
-        train.main(args)
-    train.main(args)  # 0.6 is better than nothing, and not than what there was
-    assert torch.load(tmp_path / "best.pth")["epoch"] == 2
-    assert [line["Smeasure"] for line in read_log(tmp_path) if "Smeasure" in line] == [0.5, 0.7, 0.6, 0.65]
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    kept = "best.pth is kept (Smeasure 0.7000)"
-    assert said == [
-        "epoch 1: Smeasure 0.5000; saved as best.pth", "epoch 2: Smeasure 0.7000; saved as best.pth",
-        f"epoch 3: Smeasure 0.6000; {kept}", f"epoch 4: Smeasure 0.6500; {kept}",
-    ]  # fmt: skip
+def test_a_run_writes_its_files_alone(logged):
+    names = {path.name for path in logged.iterdir()} - {".lock"}
+    assert names == {"SAM2-UNeXT-3.pth", "best.pth", "last.pth", "args.json", "log.jsonl", "tensorboard"}
 
 
-def test_a_run_stopped_in_its_validation_repeats_only_that(told, toy, from_files, tmp_path, monkeypatch, capsys):
-    validation = f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask"
-    args = arguments(f"--epoch 3 --batch_size 2 --log_every 2 --lr 1e-3 {validation}", toy, tmp_path, from_files)
-    score = metrics.score
+def test_checkpoints_are_the_best_each_fifth_and_the_last_epoch(tmp_path, monkeypatch, capsys):
+    saved, model = [], SimpleNamespace(config={}, precision=torch.float32)
+    monkeypatch.setattr(checkpoint, "save_network", lambda path, model, epoch: saved.append((path.name, epoch)))
+    training = run.Run(tmp_path, model, None, None, None, {"--epoch": 6})
+    for score in (0.5, 0.7, 0.6, 0.65, 0.8, 0.1):
+        training.keep({"Smeasure": score})
+        training.progress.next_epoch()
+    kept = [("SAM2-UNeXT-5.pth", 5), ("SAM2-UNeXT-6.pth", 6)]
+    assert saved == [("best.pth", 1), ("best.pth", 2), ("best.pth", 5), *kept]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == [
+        "epoch 2: Smeasure 0.7000; saved as best.pth",
+        "epoch 3: Smeasure 0.6000; best.pth is kept (Smeasure 0.7000)",
+    ]
+    assert [line for line in lines if line.startswith("saved")] == [f"saved {tmp_path}/{name}" for name, _ in kept]
 
-    def score_and_signal(*words):
+
+def test_a_run_stopped_in_its_validation_repeats_only_that(logged, toy, from_files, tmp_path, monkeypatch, capsys):
+    args = arguments(f"{RECIPE} {validation(toy)}", toy, tmp_path, from_files)
+    in_order = train.in_order
+
+    def signal_and_read(*options, **more):
         signal.raise_signal(signal.SIGTERM)
-        return score(*words)
+        return in_order(*options, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("concurrent.futures.ThreadPoolExecutor.submit", submit_here)
-        patch.setattr(metrics, "score", score_and_signal)
+        patch.setattr(train, "in_order", signal_and_read)
         status, line = failure(train.main, args, capsys)
     assert status == 143 and "SIGTERM after epoch 1, step 3" in line and not (tmp_path / "best.pth").exists()
     args.resume = True
     train.main(args)
-    ours, theirs = (torch.load(folder / "SAM2-UNeXT-3.pth")["state_dict"] for folder in (tmp_path, told))
-    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
-    assert [line.get("Smeasure") for line in read_log(tmp_path)] == [line.get("Smeasure") for line in read_log(told)]
+    assert same_checkpoint(tmp_path / "SAM2-UNeXT-3.pth", logged / "SAM2-UNeXT-3.pth")
+    assert [line.get("Smeasure") for line in read_log(tmp_path)] == [line.get("Smeasure") for line in read_log(logged)]
 
 
-def submit_here(pool, function, *words):
-    """In place of a thread, so that a signal comes in between."""
-    future = Future()
-    future.set_result(function(*words))
-    return future
+@pytest.fixture(scope="module")
+def whole(logged, tmp_path_factory):
+    """The trained network of that run, with its encoders in the file."""
+    path = tmp_path_factory.mktemp("whole") / "whole.pth"
+    model = SAM2UNeXT.from_checkpoint(logged / "SAM2-UNeXT-3.pth")
+    checkpoint.save(path, checkpoint.network_content(model, whole=True))
+    return path
 
 
-@pytest.mark.parametrize("kind", ["small", "whole"])
-def test_init_starts_from_trained_weights(kind, told, toy, from_files, tmp_path):
-    source = told / "SAM2-UNeXT-3.pth"
-    trained = SAM2UNeXT.from_checkpoint(source)
-    if kind == "whole":
-        source = tmp_path / "whole.pth"
-        checkpoint.save(source, checkpoint.network_content(trained, whole=True))
-    args = arguments(f"--epoch 1 --lr 0 --batch_size 6 --resume --init {source}", toy, tmp_path / "run", from_files)
+@pytest.mark.parametrize("kind", ["small", "whole", "whole with random encoders"])
+def test_init_starts_from_trained_weights(kind, logged, whole, toy, from_files, tmp_path):
+    source = logged / "SAM2-UNeXT-3.pth" if kind == "small" else whole
+    network = NETWORK if "random" in kind else from_files
+    args = arguments(f"--epoch 1 --lr 0 --batch_size 6 --resume --init {source}", toy, tmp_path, network)
     train.main(args)
     args.init = tmp_path / "moved.pth"
     train.main(args)  # what is resumed needs it no more
-    state = SAM2UNeXT.from_checkpoint(tmp_path / "run/SAM2-UNeXT-1.pth").state_dict()
-    same = {key for key, value in trained.state_dict().items() if torch.equal(value, state[key])}
-    assert all("running_" in key or "tracked" in key for key in state.keys() - same)
+    models = [SAM2UNeXT.from_checkpoint(path) for path in (whole, tmp_path / "SAM2-UNeXT-1.pth")]
+    assert same_tensors(*(dict(model.named_parameters()) for model in models))  # BatchNorm's statistics have moved
 
 
-def test_init_from_a_whole_file_restores_its_random_encoders(told, toy, tmp_path):
-    trained = SAM2UNeXT.from_checkpoint(told / "SAM2-UNeXT-3.pth")
-    checkpoint.save(tmp_path / "whole.pth", checkpoint.network_content(trained, whole=True))
-    train.main(
-        arguments(f"--epoch 1 --lr 0 --batch_size 6 --init {tmp_path}/whole.pth", toy, tmp_path / "run", NETWORK)
-    )
-    again = SAM2UNeXT.from_checkpoint(tmp_path / "run/SAM2-UNeXT-1.pth")
-    for option in ("hiera_path", "dinov2_path"):
-        ours, theirs = (checkpoint.encoder_state(one, one.state_dict(), option) for one in (again, trained))
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-
-
-def test_init_with_other_encoders_is_refused(told, toy, tmp_path, capsys):
-    args = arguments(f"--init {told}/SAM2-UNeXT-3.pth", toy, tmp_path, NETWORK)
+def test_init_with_other_encoders_is_refused(logged, toy, tmp_path, capsys):
+    args = arguments(f"--init {logged}/SAM2-UNeXT-3.pth", toy, tmp_path, NETWORK)
     status, line = failure(train.main, args, capsys)
     assert status == 2 and "was not trained with a random encoder; give sam2_hiera_micro.pt" in line
 
 
-def test_last_pth_can_be_used_to_predict(told):
-    assert SAM2UNeXT.from_checkpoint(told / "last.pth").config == MICRO
-    assert math.isfinite(torch.load(told / "last.pth")["progress"]["best"])
+def test_last_pth_can_be_used_to_predict(logged):
+    assert SAM2UNeXT.from_checkpoint(logged / "last.pth").config == MICRO
+    assert math.isfinite(torch.load(logged / "last.pth")["progress"]["best"])

@@ -1,19 +1,20 @@
 """train.py: loss, steps and checkpoints are those of the original, and bad input is refused at the start."""
 
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, NETWORK, contents, failure, golden
+from conftest import MICRO, NETWORK, contents, failure, golden, same_tensors
 from conftest import train_arguments as arguments
 
 import dataset
 import train
 from SAM2UNeXT import SAM2UNeXT
 from unext import pairing, weights
-from unext.log import Step
+from unext.run import Step
 
 PLAIN = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -97,27 +98,13 @@ def test_defaults_are_those_of_the_original():
     assert (args.size, args.aux_size, args.sam2, args.aux) == (1024, 448, "large", "vit_large_patch14_dinov2")
 
 
-@pytest.fixture(scope="module")
-def run(toy, tmp_path_factory):
-    """A run of 6 epochs: its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("run") / "new" / "folder"
-    train.main(arguments("--epoch 6 --batch_size 3 --lr 1e-3", toy, folder))
-    return folder
-
-
-def test_checkpoints_every_five_epochs_and_at_the_end(run):
-    assert sorted(path.name for path in run.glob("SAM2*")) == ["SAM2-UNeXT-5.pth", "SAM2-UNeXT-6.pth"]
-    others = {path.name for path in run.iterdir() if not path.name.startswith(("SAM2", "."))}
-    assert others == {"args.json", "last.pth", "log.jsonl", "tensorboard"}
-
-
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy, tmp_path):
     states = []
     for folder, seed in (("first", 0), ("again", 0), ("other", 1)):
         train.main(arguments(f"--epoch 1 --batch_size 6 --seed {seed}", toy, tmp_path / folder))
         states.append(torch.load(tmp_path / folder / "SAM2-UNeXT-1.pth")["state_dict"])
     first, again, other = states
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert same_tensors(first, again)
     assert not torch.equal(first["reduce1.weight"], other["reduce1.weight"])
 
 
@@ -153,38 +140,28 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
         yield from [Step(3, {"bce": 0}, 0, group["lr"])] * 2
 
     monkeypatch.setattr(train, "train_one_epoch", record)
-    for folder, seed in (("first", 0), ("again", 0), ("other", 1)):
-        text = f"--epoch 2 --batch_size 4 --lr 3e-3 --weight_decay 0.25 --seed {seed}"
-        train.main(arguments(text, toy, tmp_path / folder))
-    assert [rate for rate, _, _ in epochs] == pytest.approx([3e-3, (3e-3 + 1e-7) / 2] * 3)
-    assert {decay for _, decay, _ in epochs} == {0.25}
-    first, second, again, _, other, _ = (images for _, _, images in epochs)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second) and not torch.equal(first, other)
-
-    dataset = train.SegmentationDataset(pairing.pair([toy / "train/Image"], [toy / "train/Mask"]), 64, seed=0)
-    shown = []
-    for epoch, images in ((1, first), (2, second)):
+    train.main(arguments("--epoch 2 --batch_size 4 --lr 3e-3 --weight_decay 0.25 --seed 5", toy, tmp_path))
+    assert [(rate, decay) for rate, decay, _ in epochs] == [(3e-3, 0.25), (pytest.approx((3e-3 + 1e-7) / 2), 0.25)]
+    dataset = train.SegmentationDataset(pairing.pair([toy / "train/Image"], [toy / "train/Mask"]), 64, seed=5)
+    orders = []
+    for epoch, (_, _, images) in enumerate(epochs, 1):
         as_drawn = [dataset[epoch, i][0] for i in range(6)]
-        shown.append([i for image in images for i in range(6) if torch.equal(image, as_drawn[i])])
-        assert sorted(shown[-1]) == list(range(6))  # each image once, flipped as drawn for this epoch
-    assert shown[0] != shown[1] and shown[0] != list(range(6))
+        orders.append([i for image in images for i in range(6) if torch.equal(image, as_drawn[i])])
+        assert sorted(orders[-1]) == list(range(6))  # each image once, flipped as drawn for this epoch
+    assert orders[0] != orders[1] and orders[0] != list(range(6))
 
 
-def test_sam2_1_needs_the_option(toy, tmp_path, monkeypatch):
-    def refuse(trunk, path, allow_sam2_1):
-        raise ValueError(f"{path}, {allow_sam2_1}")
-
-    monkeypatch.setattr(weights, "load_sam2", refuse)
-    for option, allowed in (("", False), ("--allow_sam2_1", True)):
-        args = arguments(option, toy, tmp_path, NETWORK.replace("hiera_path random", "hiera_path x.pt"))
-        with pytest.raises(ValueError, match=f"x.pt, {allowed}"):
-            train.build_model(args)
+@pytest.mark.parametrize("option, allowed", [("", False), ("--allow_sam2_1", True)])
+def test_sam2_1_needs_the_option(option, allowed, toy, encoders, from_files, tmp_path, monkeypatch):
+    load_sam2 = mock.Mock(side_effect=ZeroDivisionError)
+    monkeypatch.setattr(weights, "load_sam2", load_sam2)
+    with pytest.raises(ZeroDivisionError):
+        train.build_model(arguments(option, toy, tmp_path, from_files))
+    assert load_sam2.call_args.args[1:] == (str(encoders["hiera_path"]), allowed)
 
 
 def test_an_unreadable_image_in_a_worker_process_is_one_line(toy, tmp_path, monkeypatch, capsys):
-    for part in ("Image", "Mask"):
-        shutil.copytree(toy / "train" / part, tmp_path / "train" / part)
+    shutil.copytree(toy / "train", tmp_path / "train")
     mask = tmp_path / "train/Mask/toy_0003.png"
     mask.write_bytes(mask.read_bytes()[:100])  # its header is whole
     monkeypatch.setattr(dataset, "MASKS_CHECKED", 1)
@@ -193,22 +170,17 @@ def test_an_unreadable_image_in_a_worker_process_is_one_line(toy, tmp_path, monk
     assert line.split(": ", 1)[1].startswith(f"{tmp_path}/train/Mask/toy_0003.png: cannot be read as an image")
 
 
-def test_the_papers_loss_is_an_option(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize("option", ["", "--edge_weighted_bce"])
+def test_the_papers_loss_is_an_option(option, toy, tmp_path, monkeypatch):
     seen = []
-    loss_terms = train.loss_terms
-    monkeypatch.setattr(train, "loss_terms", lambda *args: seen.append(args[2]) or loss_terms(*args))
-    for option in ("", "--edge_weighted_bce"):
-        train.main(arguments(f"--epoch 1 --batch_size 6 {option}", toy, tmp_path / f"run{option}"))
-    assert seen == [False, True]
 
+    def loss_terms(logits, mask, edge_weighted_bce=False):
+        seen.append(edge_weighted_bce)
+        return {"bce": logits.mean()}
 
-def test_unpaired_images_are_refused_at_the_start(toy, tmp_path, capsys):
-    args = arguments("", toy, tmp_path / "run")
-    args.train_mask_path = [f"{toy}/test/Mask"]
-    status, line = failure(train.main, args, capsys)
-    assert status == 2 and "toy_0004.jpg" in line and "without their mask" in line and "--skip_unpaired" in line
-    args.skip_unpaired, args.epoch = True, 1
-    train.main(args)
+    monkeypatch.setattr(train, "loss_terms", loss_terms)
+    train.main(arguments(f"--epoch 1 --batch_size 6 {option}", toy, tmp_path))
+    assert seen == [bool(option)]
 
 
 @pytest.mark.parametrize(
