@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything once, on a data set made on the spot: environment, training, prediction maps, scores.
+# Tries everything on a data set that it makes: environment, training, prediction maps, scores.
 #
 #     bash demo.sh
 #
-# A small network (Hiera-T, DINOv2-S, both with random weights, 128 px) learns to find camouflaged blobs, in some minutes
-# on two CPU cores; a GPU is used where there is one. SEED=1 makes other images and other random weights. All files go
-# to demo/; the run of an earlier demo, demo/run, is removed.
+# A small network (Hiera-T, DINOv2-S, random weights, 128 px) learns to find camouflaged blobs, in some minutes on two
+# CPU cores, or on a GPU if there is one. SEED=1 makes other images and other random weights. All files go to demo/; the
+# run of an earlier demo, demo/run, is removed.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")"
 source tools/setup.sh

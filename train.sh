@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains with the recipe of the paper; whatever follows the first two words goes to train.py.
+# Trains with the recipe of the paper; further arguments go to train.py.
 #
 #     bash train.sh NAME ROOT [options]       a benchmark of the paper, such as COD, or a YAML file
 #     bash train.sh IMAGES MASKS [options]    a folder of images and one of masks
 #
-# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). The encoders' weights are those in weights/, which are
+# Checkpoints go to $RUN (runs/NAME; runs/sam2unext for folders). The encoders' weights in weights/ are used, and
 # downloaded if they are missing. GPUS=4 uses four GPUs; $PYTHON names the interpreter (.venv/bin/python, else python3).
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")/tools/setup.sh"
@@ -26,7 +26,7 @@ for word in "$@"; do
     option=$word
 done
 
-# Processes that torchrun restarts must not read the addresses of those before:
+# Processes that torchrun restarts must not read the addresses of the former ones:
 # https://github.com/pytorch/pytorch/issues/135712
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "${launch[@]}" "$here/train.py" \
