@@ -204,16 +204,7 @@ def unfinished(toy, from_files, tmp_path_factory):
     return torch.load(folder / run.LAST, weights_only=True)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"progress": 3},
-        {"progress": {"epoch": "one"}},
-        {"recipe": []},
-        {"scheduler": None},
-        {"optimizer": 5},
-    ],
-)
+@pytest.mark.parametrize("change", [{"progress": 3}, {"recipe": []}])
 def test_an_unreadable_last_pth_says_how_to_continue(change, unfinished, toy, from_files, tmp_path, capsys):
     last = tmp_path / run.LAST
     torch.save(unfinished | change, last)
