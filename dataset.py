@@ -96,11 +96,9 @@ def load(
     dataset: SegmentationDataset, batches: Iterable[list[tuple[int, int]]], workers: int, per_step: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
     """The batches with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths. A step takes `per_step` batches."""
-    options = {}
-    if workers:
-        ahead = max(2, math.ceil(2 * per_step / workers))  # batches for the next step, read while one is computed
-        options = {"prefetch_factor": ahead, "worker_init_fn": leave_signals_to_parent}
-    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin, **options))
+    ahead = max(2, math.ceil(2 * per_step / workers)) if workers else None  # of each worker: reads for the next step
+    options = {"pin_memory": pin, "prefetch_factor": ahead, "worker_init_fn": leave_signals_to_parent}
+    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, **options))
 
 
 def leave_signals_to_parent(worker: int) -> None:

@@ -89,15 +89,15 @@ class Run:
         self.progress = Progress()
 
     def begin(self, resume: bool, init: str | None) -> Progress:
-        """Continues from last.pth if `resume` and there is one, or starts from `init`; returns the progress."""
-        if resume and (self.folder / LAST).exists():
-            self.resume(self.folder / LAST)
-        elif init:
-            checkpoint.load_trained(self.model, init, checkpoint.load(init))
-        return self.progress
+        """Continues from last.pth if `resume` and it exists, else starts from `init` if given; returns the progress.
 
-    def resume(self, path: Path) -> None:
-        """Continues from a file. Raises InputError if it is damaged, of another program or of another recipe."""
+        Raises OSError, or InputError if the file is damaged, of another program or of another recipe.
+        """
+        path = self.folder / LAST
+        if not resume or not path.exists():
+            if init:
+                checkpoint.load_trained(self.model, init, checkpoint.load(init))
+            return self.progress
         content = weights.read(path)
         recipe, progress = content.get("recipe"), content.get("progress")
         if not isinstance(recipe, dict) or not isinstance(progress, dict):
@@ -115,6 +115,7 @@ class Run:
         self.progress = Progress(**progress)
         finished = self.progress.epoch > self.epochs
         print(f"{path}: {'the run is finished' if finished else f'continuing after {self.progress}'}")
+        return self.progress
 
     def save(self) -> None:
         """Writes last.pth, which is a checkpoint too; only the first process writes. Raises OSError."""
@@ -133,12 +134,11 @@ class Run:
         if device.ranks()[0]:
             return
         if scores:
-            outcome = f"{BEST} is kept (Smeasure {progress.best:.4f})"
             if scores["Smeasure"] > progress.best:
-                progress.best, outcome = scores["Smeasure"], f"saved as {BEST}"
+                progress.best = scores["Smeasure"]
                 checkpoint.save_network(self.folder / BEST, self.model, progress.epoch)
             figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            print(f"epoch {progress.epoch}: {figures}; {outcome}")
+            print(f"epoch {progress.epoch}: {figures}; {BEST} has Smeasure {progress.best:.4f}")
         if progress.epoch % KEPT_EVERY == 0 or progress.epoch == self.epochs:
             path = self.folder / f"SAM2-UNeXT-{progress.epoch}.pth"
             checkpoint.save_network(path, self.model, progress.epoch)
