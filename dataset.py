@@ -25,9 +25,9 @@ from unext.workers import in_order, progress_bar
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
 MASKS_CHECKED = 64  # at the start of training, about
-# Applied before the resize. Add transforms of torchvision.transforms.v2, a line each: geometric ones, such as
-# v2.RandomResizedCrop(1024, scale=(0.5, 1)), change image and mask alike, colours, as by v2.ColorJitter(0.3, 0.3), the
-# image alone.
+# Applied before the resize. Add transforms of torchvision.transforms.v2, a line each. Geometric ones, such as
+# v2.RandomResizedCrop(1024, scale=(0.5, 1)), change image and mask alike; v2.ColorJitter(0.3, 0.3) and its like change
+# the image alone.
 AUGMENTATION = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
 
 
