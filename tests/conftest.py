@@ -240,7 +240,8 @@ def same_checkpoint(ours: Path, theirs: Path) -> bool:
 def train_options(text: str, toy: Path, save_path: Path, network: str = NETWORK) -> list[str]:
     """Options of train.py: `text`, and those that it needs; in fp32."""
     folders = ["--train_image_path", f"{toy}/train/Image", "--train_mask_path", f"{toy}/train/Mask"]
-    return [*network.split(), *folders, *f"--save_path {save_path} --workers 0 --precision fp32 {text}".split()]
+    more = f"--workers 0 --precision fp32 {text}"
+    return [*network.split(), *folders, "--save_path", str(save_path), *more.split()]
 
 
 def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
