@@ -1,8 +1,8 @@
-"""The paper's benchmarks: their splits, where the archives keep them, and the columns of the paper's tables.
+"""The paper's benchmarks: their splits, the folders of their archives, and the columns of the paper's tables.
 
-benchmarks.yaml describes them, like a user's own YAML file (docs/benchmarks.md). A split is a place, a list of places
-that are joined, or `either:` with a list of layouts of which one exists. Folders are patterns, matched regardless of
-case below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
+benchmarks.yaml describes them, like a user's YAML file (docs/benchmarks.md). A split is a place, a list of places that
+are joined, or `either:` with a list of layouts of which one exists. Folders are patterns, matched regardless of case
+below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
 work as in file names, `{images}` and `{masks}` stand for the usual names of such folders.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,28 +23,12 @@ from unext import files, pairing
 from unext.errors import InputError
 from unext.pairing import File, MaskNames, Pair
 
-ALIASES = {
-    "{images}": ("im", "ims", "img", "imgs", "image", "images"),
-    "{masks}": ("gt", "gts", "gt_object", "mask", "masks", "label", "labels"),
-}
+ALIASES = {"{images}": "im|ims|img|imgs|image|images", "{masks}": "gt|gts|gt_object|mask|masks|label|labels"}
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
-TYPES = {"columns": list, "train": dict | list, "test": dict, "together": dict, "groups": dict}  # of what a file has
-
-
-class TextLoader(yaml.BaseLoader):
-    """Reads every scalar as text, so that names such as no, 0012 and 1.10 stay what they are."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        """Raises YAMLError that names a repeated key."""
-        mapping = super().construct_mapping(node, deep)
-        keys = [key.value for key, _ in node.value]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.MarkedYAMLError(problem=f"{repeated[0]} occurs twice", problem_mark=node.start_mark)
-        return mapping
-
-
-PAPER = yaml.load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"), TextLoader)  # benchmarks by name
+TYPES = {"columns": list, "train": dict | list, "test": dict, "together": dict, "groups": dict}  # of a file's entries
+TEXT = yaml.BaseLoader  # reads every scalar as text, so that names such as no, 0012 and 1.10 stay as they are
+PAPER = yaml.load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"), TEXT)  # benchmarks by name
 NAMES = f"{', '.join(PAPER)} or a YAML file"
 HELP = f"{NAMES}, and the folder of its archive"  # of the option --benchmark
 OURS = "SAM2-UNeXT"  # this network's rows in published.json
@@ -52,14 +36,14 @@ OURS = "SAM2-UNeXT"  # this network's rows in published.json
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of images and one of masks, as patterns, and what is known about them."""
+    """A folder of images and one of masks, as patterns."""
 
-    folder: str = "."  # contains both
+    folder: str = "."  # of the two
     images: str = "{images}"
     masks: str = "{masks}"
     count: int | None = None  # of pairs in the published archive
-    leave_out: str | None = None  # pattern of the stems that do not count
-    surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
+    leave_out: str | None = None  # pattern of the names of images and masks to ignore
+    surplus_masks: bool = False  # masks without an image are in the archive and no error
     mask_prefix: str = ""  # of masks called gt_NAME.png: gt_
     mask_suffix: str = ""  # of masks called NAME_mask.png: _mask
 
@@ -75,33 +59,33 @@ Layout = tuple[Place, ...]  # places that are joined
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is trained on, what is tested on, and the columns of the table."""
+    """The data to train on and to test on, and the columns of the table."""
 
     name: str
     columns: tuple[str, ...]  # of metrics.METRICS
     train: tuple[Layout, ...]  # of which one exists
     test: dict[str, tuple[Layout, ...]]
     together: dict[str, tuple[str, ...]]  # rows over several test sets
-    groups: dict[str, str]  # regular expressions that find an image's group in its name, by what they find
+    groups: dict[str, str]  # kind of group -> regular expression that finds an image's group in its name
     from_paper: bool  # whether the paper has figures for it
 
 
 class SplitFolder(NamedTuple):
-    """One place of a split, on the disk."""
+    """A place of a split, on the disk."""
 
     split: str
     images: Path
     masks: Path
     pairs: list[Pair]  # (image, mask)
     count: int | None  # of pairs in the published archive
-    left_out: str  # in words
+    left_out: str  # the end of the line for the user
 
     def __str__(self) -> str:
-        """A line for the user: what was found, compared with the published archive."""
+        """A line for the user: the number of pairs, compared with the published archive."""
         expected = "" if self.count is None else f"{len(self.pairs):,} of "
+        number = expected + files.count(len(self.pairs) if self.count is None else self.count, "pair")
         warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
-        found = expected + files.count(len(self.pairs) if self.count is None else self.count, "pair")
-        return f"{self.split}: {found} in {self.images}{self.left_out}{warning}"
+        return f"{self.split}: {number} in {self.images}{self.left_out}{warning}"
 
     def is_incomplete(self) -> bool:
         return self.count not in (None, len(self.pairs))
@@ -114,23 +98,23 @@ def is_benchmark(text: str) -> bool:
 
 def built_in(name: str) -> str | None:
     """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
-    return next((own for own in PAPER if name.lower() in (own.lower(), own.lower().replace("-", ""))), None)
+    return next((known for known in PAPER if name.lower() in (known.lower(), known.lower().replace("-", ""))), None)
 
 
 def run_name(word: str) -> str:
-    """What the recipes call the run of a benchmark; empty if the word names none."""
+    """The name of a benchmark's run in the recipes; empty if the word names no benchmark."""
     return built_in(word) or (Path(word).stem if Path(word).suffix.lower() in SUFFIXES else "")
 
 
 def load(name: str) -> Benchmark:
     """The benchmark called `name` or described by that YAML file. Raises InputError or OSError."""
-    if own := built_in(name):
-        return parse(own, PAPER[own], from_paper=True)
+    if known := built_in(name):
+        return parse(known, PAPER[known], from_paper=True)
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"there is no benchmark and no folder called {name}: give {NAMES}")
     try:
-        return parse(files.printable(path.stem), yaml.load(path.read_text("utf-8"), TextLoader))
+        return parse(path.stem, yaml.load(path.read_text("utf-8"), TEXT))
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, re.error, UnicodeDecodeError, InputError) as error:
@@ -146,16 +130,15 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     columns = content.get("columns", NINE)
     if not columns or any(column not in tuple(METRICS) for column in columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
-    test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}
+    test = {key: layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
         raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
-    together = content.get("together", {})
-    together = {files.printable(key): tuple(map(files.printable, sets)) for key, sets in together.items()}
+    together = {key: tuple(sets) for key, sets in content.get("together", {}).items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
-            raise InputError(f"together: {key} needs a name of its own and a list of test sets")
+            raise InputError(f"together: {key} must be a new name, with a list of test sets")
     train = layouts(content["train"]) if "train" in content else ()
-    groups = {files.printable(kind): pattern for kind, pattern in content.get("groups", {}).items()}
+    groups = content.get("groups", {})
     for kind, pattern in groups.items():
         if not re.compile(str(pattern)).groups:
             raise InputError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
@@ -195,130 +178,126 @@ def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
-    """The places to train on. Raises OSError or InputError that says what was looked for and what is there."""
+    """The places to train on. Raises OSError or InputError that says what is missing and what is there."""
     if not benchmark.train:
         raise InputError(f"{benchmark.name}: has no training split")
-    return find(f"{benchmark.name} training", benchmark.train, root)
+    return find_split(f"{benchmark.name} training", benchmark.train, root)
 
 
 def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
     """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
     if not benchmark.test:
         raise InputError(f"{benchmark.name}: has no test set")
-    wanted = {name.casefold() for name in sets} or {name.casefold() for name in benchmark.test}
-    if unknown := wanted - {name.casefold() for name in benchmark.test}:
-        known = ", ".join(benchmark.test)
-        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
-    found = {name: find(name, split, root) for name, split in benchmark.test.items() if name.casefold() in wanted}
-    for name, places in found.items():
+    chosen = {name.casefold() for name in sets or benchmark.test}
+    if unknown := chosen - {name.casefold() for name in benchmark.test}:
+        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {', '.join(benchmark.test)}")
+    splits = {
+        name: find_split(name, split, root) for name, split in benchmark.test.items() if name.casefold() in chosen
+    }
+    for name, places in splits.items():
         counts = Counter(pairing.name_of(image) for place in places for image, _ in place.pairs)
         if repeated := [stem for stem, count in counts.items() if count > 1]:
             raise InputError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
-    return found
+    return splits
 
 
-def find(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
+def find_split(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
     """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
-    found = []
-    for place, images, masks in locate(split, alternatives, root):
-        left, right, left_out = belonging(place, *pairing.find_both(images, masks, place.mask_names()))
-        pairs = pairing.match(left, right, f"{images} and {masks}")
-        found.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
-    return found
+    folders = []
+    for place, image_folder, mask_folder in locate(split, alternatives, root):
+        images, masks = pairing.find_both(image_folder, mask_folder, place.mask_names())
+        images, masks, left_out = belonging(place, images, masks)
+        pairs = pairing.match(images, masks, f"{image_folder} and {mask_folder}")
+        folders.append(SplitFolder(split, image_folder, mask_folder, pairs, place.count, left_out))
+    return folders
 
 
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
-    """(place, its folder of images, of masks) for the layout that exists closest to the root.
+    """(place, its folder of images, of masks) for the layout that exists closest to the root; lists no files.
 
-    The files in them are not looked at. Raises OSError if there is no root, InputError if the split is missing or
-    ambiguous.
+    Raises OSError if there is no root, InputError if the split is missing or ambiguous.
     """
     root = files.require_folder(root)
-    levels = [[root]]
-    for _ in range(DEPTH):
+    levels = [[root]]  # folders by their depth
+    while True:
+        hits = {
+            folders: layout
+            for layout in alternatives
+            for folders in product(*(nearest(place, levels) for place in layout))
+        }
+        if hits or len(levels) > DEPTH:
+            break
         levels.append([folder for base in levels[-1] for folder in pairing.subfolders(base)])
-    candidates = []  # (depth, layout, the folders that match each of its places)
-    for layout in alternatives:
-        nearest = [matches(place, levels) for place in layout]
-        if all(folders for _, folders in nearest):
-            candidates.append((max(depth for depth, _ in nearest), layout, [folders for _, folders in nearest]))
-    if not candidates:
-        looked = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
-        there = files.listing(folder.relative_to(root) for folder in tree(root))
+    if not hits:
+        expected = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
+        usual = ", ".join(f"{alias} are {names.replace('|', ', ')}" for alias, names in ALIASES.items())
+        there = files.listing(folder.relative_to(root) for folder in tree(root)) or "no folder"
         raise InputError(
-            f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {looked} (in any case; "
-            f"{{images}} are {', '.join(ALIASES['{images}'])}, {{masks}} {', '.join(ALIASES['{masks}'])}). "
-            f"There: {there or 'no folder'}"
+            f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {expected} (in any case; "
+            f"{usual}). There: {there}"
         )
-    best = min(depth for depth, _, _ in candidates)
-    hits = {tuple(chosen): layout for depth, layout, each in candidates if depth == best for chosen in product(*each)}
     if len(hits) > 1:
-        places = dict.fromkeys(f"{images} with {masks}" for chosen in hits for images, masks in chosen)
+        places = dict.fromkeys(f"{images} with {masks}" for folders in hits for images, masks in folders)
         raise InputError(
-            f"{split}: could be in several places; name a root that holds one of them only: {files.listing(places)}"
+            f"{split}: could be in several places; name a root that has one of them only: {files.listing(places)}"
         )
-    ((chosen, layout),) = hits.items()
-    return [(place, *folders) for place, folders in zip(layout, chosen, strict=True)]
+    ((folders, layout),) = hits.items()
+    return [(place, *pair) for place, pair in zip(layout, folders, strict=True)]
 
 
-def matches(place: Place, levels: Sequence[Sequence[Path]]) -> tuple[int, list[tuple[Path, Path]]]:
-    """The first level with folders (images, masks) that match a place, and those folders."""
-    for depth, bases in enumerate(levels):
-        found = [
+def nearest(place: Place, levels: Sequence[Sequence[Path]]) -> list[tuple[Path, Path]]:
+    """The folders (images, masks) of a place, below the folders of the first level that has any."""
+    for bases in levels:
+        folders = [
             (images, masks)
             for base in bases
             for parent in glob(base, place.folder)
             for images in glob(parent, place.images)
             for masks in glob(parent, place.masks)
         ]
-        if found:
-            return depth, found
-    return len(levels), []
+        if folders:
+            return folders
+    return []
 
 
 def glob(base: Path, pattern: str) -> list[Path]:
     """The folders below `base` that match a pattern with alternatives, regardless of case."""
-    found = [base]
+    folders = [base]
     for part in Path(pattern).parts:
-        choices = [choice.lower() for alternative in part.split("|") for choice in spelled(alternative)]
-        found = [
-            folder for one in found for folder in pairing.subfolders(one)
-            if any(fnmatchcase(folder.name.lower(), choice) for choice in choices)
+        name = "|".join(map(translate, part.split("|")))
+        for alias, names in ALIASES.items():
+            name = name.replace(re.escape(alias), f"({names})")
+        folders = [
+            folder for parent in folders for folder in pairing.subfolders(parent)
+            if re.match(name, folder.name, re.IGNORECASE)
         ]  # fmt: skip
-    return found
-
-
-def spelled(pattern: str) -> list[str]:
-    """The pattern with {images} or {masks} replaced by each of the usual names."""
-    for word, names in ALIASES.items():
-        if word in pattern:
-            return [pattern.replace(word, name) for name in names]
-    return [pattern]
+    return folders
 
 
 def tree(root: Path) -> list[Path]:
-    """The folders below `root`, nearest first, one level deeper than layouts may start."""
-    found, level = [], [root]
+    """The folders below `root`, nearest first, to a level deeper than layouts may start."""
+    folders, level = [], [root]
     for _ in range(DEPTH + 1):
-        level = [folder for one in level for folder in pairing.subfolders(one)]
-        found += level
-    return found
+        level = [folder for parent in level for folder in pairing.subfolders(parent)]
+        folders += level
+    return folders
 
 
 def belonging(
-    place: Place, left: dict[str, File], right: dict[str, File]
+    place: Place, images: dict[str, File], masks: dict[str, File]
 ) -> tuple[dict[str, File], dict[str, File], str]:
-    """The images and masks of a place, by stem, that count, and in words what is left out."""
-    words = []
+    """The images and masks of a place, by name, without those to leave out; and the end of a line about the latter."""
+    notes = []
     if place.leave_out:
-        others = [stem for stem in left if fnmatchcase(stem, place.leave_out)]
-        left, right = (
-            {stem: path for stem, path in side.items() if not fnmatchcase(stem, place.leave_out)}
-            for side in (left, right)
+        number = len(images)
+        images, masks = (
+            {name: path for name, path in side.items() if not fnmatchcase(name, place.leave_out)}
+            for side in (images, masks)
         )
-        words += [files.count(len(others), "image") + f" named {place.leave_out}"] if others else []
+        if ignored := number - len(images):
+            notes.append(f"{files.count(ignored, 'image')} named {place.leave_out}")
     if place.surplus_masks:
-        surplus = [stem for stem in right if stem not in left]
-        right = {stem: path for stem, path in right.items() if stem in left}
-        words += [files.count(len(surplus), "mask") + " without an image"] if surplus else []
-    return left, right, f", left out: {', '.join(words)}" if words else ""
+        if surplus := len(masks.keys() - images.keys()):
+            notes.append(f"{files.count(surplus, 'mask')} without an image")
+        masks = {name: path for name, path in masks.items() if name in images}
+    return images, masks, f", left out: {', '.join(notes)}" if notes else ""

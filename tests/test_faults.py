@@ -70,7 +70,7 @@ def test_training_on_a_full_disk_ends_with_one_line_and_can_be_resumed(toy, from
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
     train.main(args)
     assert "continuing after epoch 1, step 1" in capsys.readouterr().out
-    assert checkpoint.load(tmp_path / "SAM2-UNeXT-2.pth")
+    assert checkpoint.read(tmp_path / "SAM2-UNeXT-2.pth")
 
 
 def test_a_log_that_does_not_fit_is_named(tmp_path, capsys):

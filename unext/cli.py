@@ -46,7 +46,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
             yield command
         except (InputError, OSError) as error:
             fail(message(error), command.status)
-        except (RuntimeError, MemoryError) as error:  # torch's and Python's
+        except Exception as error:  # the libraries raise types of their own
             if line := diagnosis(error, less_memory):
                 fail(line, NOT_COMPLETED)
             raise

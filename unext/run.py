@@ -89,7 +89,7 @@ class Run:
         if resume and (self.folder / LAST).exists():
             self.resume(self.folder / LAST)
         elif init:
-            checkpoint.load_trained(self.model, init, checkpoint.load(init))
+            checkpoint.load_trained(self.model, init, checkpoint.load(init, type(self.model)))
 
     def resume(self, path: Path) -> None:
         """Continues from a file. Raises InputError if it is damaged, of another program or of another recipe."""
@@ -104,7 +104,7 @@ class Run:
                 f"{path}: a run must be resumed as it began, but {'; '.join(changed)}: give what it began with, or "
                 f"start another run from its weights with --init {path} and a new --save_path"
             )
-        checkpoint.load_trained(self.model, path, checkpoint.parse(content, path))
+        checkpoint.load_trained(self.model, path, checkpoint.parse(content, path, type(self.model)))
         try:
             for name, stateful in self.stateful.items():
                 stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows replaces no file that is still mapped
