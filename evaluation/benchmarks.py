@@ -1,8 +1,8 @@
 """The paper's benchmarks: their splits, the folders of their archives, and the columns of the paper's tables.
 
-benchmarks.yaml describes them, like a user's YAML file (docs/benchmarks.md). A split is a place, a list of places that
-are joined, or `either:` with a list of layouts of which one exists. Folders are patterns, matched regardless of case
-below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
+benchmarks.yaml describes them, in the format of a user's YAML file (docs/benchmarks.md). A split is a place, a list of
+places that are joined, or `either:` with a list of alternative layouts. Folders are patterns, matched regardless of
+case below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
 work as in file names, `{images}` and `{masks}` stand for the usual names of such folders.
 """
 
@@ -36,14 +36,14 @@ OURS = "SAM2-UNeXT"  # this network's rows in published.json
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of images and one of masks, as patterns."""
+    """A folder of images and a folder of masks, as patterns."""
 
-    folder: str = "."  # of the two
+    folder: str = "."  # that contains these folders
     images: str = "{images}"
     masks: str = "{masks}"
     count: int | None = None  # of pairs in the published archive
     leave_out: str | None = None  # pattern of the names of images and masks to ignore
-    surplus_masks: bool = False  # masks without an image are in the archive and no error
+    surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
     mask_prefix: str = ""  # of masks called gt_NAME.png: gt_
     mask_suffix: str = ""  # of masks called NAME_mask.png: _mask
 
@@ -59,14 +59,14 @@ Layout = tuple[Place, ...]  # places that are joined
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The data to train on and to test on, and the columns of the table."""
+    """The training split, the test sets, and the columns of the table."""
 
     name: str
     columns: tuple[str, ...]  # of metrics.METRICS
-    train: tuple[Layout, ...]  # of which one exists
+    train: tuple[Layout, ...]  # the alternatives
     test: dict[str, tuple[Layout, ...]]
     together: dict[str, tuple[str, ...]]  # rows over several test sets
-    groups: dict[str, str]  # kind of group -> regular expression that finds an image's group in its name
+    groups: dict[str, str]  # regular expressions that match an image's group in its name, by kind of group
     from_paper: bool  # whether the paper has figures for it
 
 
@@ -78,21 +78,23 @@ class SplitFolder(NamedTuple):
     masks: Path
     pairs: list[Pair]  # (image, mask)
     count: int | None  # of pairs in the published archive
-    left_out: str  # the end of the line for the user
+    left_out: str  # for a message
 
     def __str__(self) -> str:
-        """A line for the user: the number of pairs, compared with the published archive."""
-        expected = "" if self.count is None else f"{len(self.pairs):,} of "
-        number = expected + files.count(len(self.pairs) if self.count is None else self.count, "pair")
+        """A line for the user: the number of pairs, and that of the published archive."""
+        number = len(self.pairs)
+        pairs = (
+            files.count(number, "pair") if self.count is None else f"{number:,} of {files.count(self.count, 'pair')}"
+        )
         warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
-        return f"{self.split}: {number} in {self.images}{self.left_out}{warning}"
+        return f"{self.split}: {pairs} in {self.images}{self.left_out}{warning}"
 
     def is_incomplete(self) -> bool:
         return self.count not in (None, len(self.pairs))
 
 
 def is_benchmark(text: str) -> bool:
-    """Whether a word names a benchmark rather than a folder; a folder called COD is written ./COD or COD/."""
+    """Whether an argument names a benchmark, not a folder; a folder called COD is written ./COD or COD/."""
     return bool(run_name(text)) or not Path(text).is_dir()
 
 
@@ -101,9 +103,9 @@ def built_in(name: str) -> str | None:
     return next((known for known in PAPER if name.lower() in (known.lower(), known.lower().replace("-", ""))), None)
 
 
-def run_name(word: str) -> str:
-    """The name of a benchmark's run in the recipes; empty if the word names no benchmark."""
-    return built_in(word) or (Path(word).stem if Path(word).suffix.lower() in SUFFIXES else "")
+def run_name(text: str) -> str:
+    """The name that the recipes give the run of a benchmark; empty if `text` is no benchmark."""
+    return built_in(text) or (Path(text).stem if Path(text).suffix.lower() in SUFFIXES else "")
 
 
 def load(name: str) -> Benchmark:
@@ -171,64 +173,61 @@ def place_of(content: dict[str, Any]) -> Place:
 
 
 def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
-    """The published figures of a row: method -> metric -> value; empty without any, as for a user's own benchmark."""
+    """The published figures of a row: method -> metric -> value; empty if there are none."""
     if not benchmark.from_paper:
         return {}
     return json.loads(Path(__file__).with_name("published.json").read_text())["results"].get(row, {})
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
-    """The places to train on. Raises OSError or InputError that says what is missing and what is there."""
+    """The places to train on. Raises OSError or InputError that names what was expected and what is there."""
     if not benchmark.train:
         raise InputError(f"{benchmark.name}: has no training split")
-    return find_split(f"{benchmark.name} training", benchmark.train, root)
+    return split_folders(f"{benchmark.name} training", benchmark.train, root)
 
 
 def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
     """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
     if not benchmark.test:
         raise InputError(f"{benchmark.name}: has no test set")
-    chosen = {name.casefold() for name in sets or benchmark.test}
-    if unknown := chosen - {name.casefold() for name in benchmark.test}:
+    known = {name.casefold(): name for name in benchmark.test}
+    wanted = {name.casefold() for name in sets} or known.keys()
+    if unknown := wanted - known.keys():
         raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {', '.join(benchmark.test)}")
-    splits = {
-        name: find_split(name, split, root) for name, split in benchmark.test.items() if name.casefold() in chosen
-    }
-    for name, places in splits.items():
+    test_sets = {name: split_folders(name, benchmark.test[name], root) for key, name in known.items() if key in wanted}
+    for name, places in test_sets.items():
         counts = Counter(pairing.name_of(image) for place in places for image, _ in place.pairs)
         if repeated := [stem for stem, count in counts.items() if count > 1]:
             raise InputError(f"{name}: several of its folders have images named {files.listing(repeated)}; rename them")
-    return splits
+    return test_sets
 
 
-def find_split(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
+def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
     """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
-    folders = []
-    for place, image_folder, mask_folder in locate(split, alternatives, root):
-        images, masks = pairing.find_both(image_folder, mask_folder, place.mask_names())
-        images, masks, left_out = belonging(place, images, masks)
-        pairs = pairing.match(images, masks, f"{image_folder} and {mask_folder}")
-        folders.append(SplitFolder(split, image_folder, mask_folder, pairs, place.count, left_out))
-    return folders
+    places = []
+    for place, images, masks in locate(split, alternatives, root):
+        *sides, left_out = belonging(place, *pairing.find_both(images, masks, place.mask_names()))
+        pairs = pairing.match(*sides, f"{images} and {masks}")
+        places.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
+    return places
 
 
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
-    """(place, its folder of images, of masks) for the layout that exists closest to the root; lists no files.
+    """(place, its folder of images, of masks) for the layout that exists closest to the root. Reads no file.
 
     Raises OSError if there is no root, InputError if the split is missing or ambiguous.
     """
     root = files.require_folder(root)
-    levels = [[root]]  # folders by their depth
-    while True:
+    bases: list[Path] = []
+    for level in levels_of(root, DEPTH):
+        bases += level
         hits = {
-            folders: layout
-            for layout in alternatives
-            for folders in product(*(nearest(place, levels) for place in layout))
-        }
-        if hits or len(levels) > DEPTH:
+            folders: layout for layout in alternatives
+            for folders in product(*(matches(place, bases) for place in layout))
+        }  # fmt: skip
+        if hits:
             break
-        levels.append([folder for base in levels[-1] for folder in pairing.subfolders(base)])
-    if not hits:
+    else:
         expected = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
         usual = ", ".join(f"{alias} are {names.replace('|', ', ')}" for alias, names in ALIASES.items())
         there = files.listing(folder.relative_to(root) for folder in tree(root)) or "no folder"
@@ -239,32 +238,23 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
     if len(hits) > 1:
         places = dict.fromkeys(f"{images} with {masks}" for folders in hits for images, masks in folders)
         raise InputError(
-            f"{split}: could be in several places; name a root that has one of them only: {files.listing(places)}"
+            f"{split}: could be in several places; name a root with only one of them: {files.listing(places)}"
         )
-    ((folders, layout),) = hits.items()
+    [(folders, layout)] = hits.items()
     return [(place, *pair) for place, pair in zip(layout, folders, strict=True)]
 
 
-def nearest(place: Place, levels: Sequence[Sequence[Path]]) -> list[tuple[Path, Path]]:
-    """The folders (images, masks) of a place, below the folders of the first level that has any."""
-    for bases in levels:
-        folders = [
-            (images, masks)
-            for base in bases
-            for parent in glob(base, place.folder)
-            for images in glob(parent, place.images)
-            for masks in glob(parent, place.masks)
-        ]
-        if folders:
-            return folders
-    return []
+def matches(place: Place, bases: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The folders of images and of masks that match a place below one of `bases`."""
+    parents = [parent for base in bases for parent in glob(base, place.folder)]
+    return [pair for parent in parents for pair in product(glob(parent, place.images), glob(parent, place.masks))]
 
 
 def glob(base: Path, pattern: str) -> list[Path]:
     """The folders below `base` that match a pattern with alternatives, regardless of case."""
     folders = [base]
-    for part in Path(pattern).parts:
-        name = "|".join(map(translate, part.split("|")))
+    for level in Path(pattern).parts:
+        name = "|".join(map(translate, level.split("|")))
         for alias, names in ALIASES.items():
             name = name.replace(re.escape(alias), f"({names})")
         folders = [
@@ -274,30 +264,31 @@ def glob(base: Path, pattern: str) -> list[Path]:
     return folders
 
 
+def levels_of(root: Path, depth: int) -> list[list[Path]]:
+    """The root, its sub-folders, theirs, ... down to a depth."""
+    levels = [[root]]
+    for _ in range(depth):
+        levels.append([folder for parent in levels[-1] for folder in pairing.subfolders(parent)])
+    return levels
+
+
 def tree(root: Path) -> list[Path]:
-    """The folders below `root`, nearest first, to a level deeper than layouts may start."""
-    folders, level = [], [root]
-    for _ in range(DEPTH + 1):
-        level = [folder for parent in level for folder in pairing.subfolders(parent)]
-        folders += level
-    return folders
+    """The folders below `root`, nearest first, one level deeper than layouts may start."""
+    return [folder for level in levels_of(root, DEPTH + 1)[1:] for folder in level]
 
 
 def belonging(
     place: Place, images: dict[str, File], masks: dict[str, File]
 ) -> tuple[dict[str, File], dict[str, File], str]:
-    """The images and masks of a place, by name, without those to leave out; and the end of a line about the latter."""
-    notes = []
+    """The images and masks of a place, by name, that count, and a message's end with what is left out."""
+    left_out = []
     if place.leave_out:
-        number = len(images)
-        images, masks = (
-            {name: path for name, path in side.items() if not fnmatchcase(name, place.leave_out)}
-            for side in (images, masks)
-        )
-        if ignored := number - len(images):
-            notes.append(f"{files.count(ignored, 'image')} named {place.leave_out}")
+        excluded = {name for name in images.keys() | masks.keys() if fnmatchcase(name, place.leave_out)}
+        if number := len(excluded & images.keys()):
+            left_out.append(f"{files.count(number, 'image')} named {place.leave_out}")
+        images, masks = ({name: side[name] for name in side if name not in excluded} for side in (images, masks))
     if place.surplus_masks:
-        if surplus := len(masks.keys() - images.keys()):
-            notes.append(f"{files.count(surplus, 'mask')} without an image")
-        masks = {name: path for name, path in masks.items() if name in images}
-    return images, masks, f", left out: {', '.join(notes)}" if notes else ""
+        if number := len(masks.keys() - images.keys()):
+            left_out.append(f"{files.count(number, 'mask')} without an image")
+        masks = {name: masks[name] for name in masks if name in images}
+    return images, masks, f", left out: {', '.join(left_out)}" if left_out else ""

@@ -8,18 +8,17 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from conftest import ROOT, SHARED, save_image
+from conftest import ROOT, SHARED
 
 from evaluation import benchmarks
 
-PIXELS = np.zeros((4, 6), np.uint8)
-
 
 def fill(folder, stems, extension="png"):
+    """Empty files: nothing here opens them."""
+    folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
-        save_image(folder / f"{stem}.{extension}", PIXELS)
+        (folder / f"{stem}.{extension}").touch()
 
 
 def archive(root, folders, count=3):
@@ -30,14 +29,14 @@ def archive(root, folders, count=3):
 
 
 def sides(*pairs):
-    """train and test, each with the folders of `pairs`, where {} stands for the half."""
-    return [(images.format(half), masks.format(half)) for half in ("train", "test") for images, masks in pairs]
+    """The folders of `pairs`, where {} stands for train and for test."""
+    return [(images.format(split), masks.format(split)) for split in ("train", "test") for images, masks in pairs]
 
 
 COD_TESTS = [f"TestDataset/{name}" for name in ("CHAMELEON", "CAMO", "COD10K", "NC4K")]
 
 LAYOUTS = {
-    "DIS5K": [[(f"DIS-{part}/im", f"DIS-{part}/gt") for part in ("TR", "VD", "TE1", "TE2", "TE3", "TE4")]],
+    "DIS5K": [[(f"DIS-{name}/im", f"DIS-{name}/gt") for name in ("TR", "VD", "TE1", "TE2", "TE3", "TE4")]],
     "COD": [
         [(f"{folder}/{im}", f"{folder}/{gt}") for folder in (train, *COD_TESTS)]
         for train, (im, gt) in itertools.product(
@@ -61,7 +60,7 @@ CASES = [(name, i) for name, several in LAYOUTS.items() for i in range(len(sever
 @pytest.mark.parametrize("name, layout", CASES)
 def test_every_layout_is_found_at_any_depth_and_in_any_case(name, layout, above, tmp_path):
     folders = [(im.upper(), gt.lower()) if above else (im, gt) for im, gt in LAYOUTS[name][layout]]
-    if above:  # both folders of a pair lie in one, whose case is that of the images
+    if above:  # the two folders of a pair are in a folder with the case of the images
         folders = [(im, os.path.join(os.path.dirname(im), os.path.basename(gt))) for im, gt in folders]
     archive(tmp_path / above, folders)
     benchmark = benchmarks.load(name.lower())
@@ -71,8 +70,8 @@ def test_every_layout_is_found_at_any_depth_and_in_any_case(name, layout, above,
     assert {key: [len(place.pairs) for place in places] for key, places in test.items()} == {
         key: [3] for key in benchmark.test
     }
-    found = {str(place.images.relative_to(tmp_path / above)) for place in [*train, *itertools.chain(*test.values())]}
-    assert found == {images for images, _ in folders}
+    places = [*train, *itertools.chain(*test.values())]
+    assert {str(place.images.relative_to(tmp_path / above)) for place in places} == {images for images, _ in folders}
     for image, mask in train[0].pairs:
         assert (image.name, mask.name) == (f"{mask.stem}.jpg", f"{image.stem}.png")
 
@@ -80,10 +79,10 @@ def test_every_layout_is_found_at_any_depth_and_in_any_case(name, layout, above,
 def test_the_raw_camouflage_archives_are_joined_without_what_does_not_count(tmp_path):
     camouflaged = ["COD10K-CAM-1-Aquatic-3-Crab-32", "COD10K-CAM-2-Terrestrial-23-Cat-1506"]
     others = ["COD10K-NonCAM-1-x", "COD10K-NonCAM-2-y", "COD10K-NonCAM-3-z"]
-    for half in ("Train", "Test"):
-        fill(tmp_path / "COD10K-v3" / half / "Image", camouflaged + others)
-        fill(tmp_path / "COD10K-v3" / half / "GT_Object", camouflaged + others[:1])
-        fill(tmp_path / "COD10K-v3" / half / "GT_Edge", camouflaged)
+    for split in ("Train", "Test"):
+        fill(tmp_path / "COD10K-v3" / split / "Image", camouflaged + others)
+        fill(tmp_path / "COD10K-v3" / split / "GT_Object", camouflaged + others[:1])
+        fill(tmp_path / "COD10K-v3" / split / "GT_Edge", camouflaged)
     fill(tmp_path / "CAMO-V.1.0" / "Images" / "Train", ["camourflage_1", "camourflage_2"])
     fill(tmp_path / "CAMO-V.1.0" / "Images" / "Test", ["camourflage_3"])
     fill(tmp_path / "CAMO-V.1.0" / "GT", [f"camourflage_{i}" for i in range(1, 6)])
@@ -120,13 +119,13 @@ def test_a_count_other_than_the_published_one_is_a_warning(tmp_path):
     assert "WARNING" not in str(place._replace(count=3)) and "3 of 3 pairs" in str(place._replace(count=3))
 
 
-def test_a_wrong_root_says_what_was_looked_for_and_what_is_there(tmp_path):
+def test_a_wrong_root_names_what_is_missing_and_what_is_there(tmp_path):
     archive(tmp_path, [("photos/train", "photos/masks_of_train")])
     with pytest.raises(ValueError) as error:
         benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)
-    for part in ("MAS3K training: not found in", "train|trainset/{images} with train|trainset/{masks}; ",
+    for text in ("MAS3K training: not found in", "train|trainset/{images} with train|trainset/{masks}; ",
                  "{images} are im, ims, img", "There: photos, photos/masks_of_train, photos/train"):  # fmt: skip
-        assert part in str(error.value)
+        assert text in str(error.value)
     with pytest.raises(OSError, match="nowhere: there is no such folder"):
         benchmarks.find_test(benchmarks.load("MAS3K"), tmp_path / "nowhere")
 
@@ -140,7 +139,7 @@ def test_a_split_in_two_places_is_an_error_that_names_them_and_the_nearest_wins(
     assert benchmarks.find_train(benchmarks.load("MAS3K"), tmp_path)[0].images == tmp_path / "train/Image"
 
 
-def test_the_parts_of_a_layout_may_lie_at_different_depths(tmp_path):
+def test_the_places_of_a_layout_may_be_at_different_depths(tmp_path):
     fill(tmp_path / "a/b/COD10K-v3/Train/Image", ["COD10K-CAM-1"])
     fill(tmp_path / "a/b/COD10K-v3/Train/GT_Object", ["COD10K-CAM-1"])
     fill(tmp_path / "CAMO-V.1.0/Images/Train", ["camourflage_1"])
@@ -149,15 +148,12 @@ def test_the_parts_of_a_layout_may_lie_at_different_depths(tmp_path):
 
 
 @pytest.mark.parametrize("parent", ["TrainDataset", "TrainValDataset"])
-def test_the_training_sets_of_cod_may_lie_in_a_folder_each(parent, tmp_path):
-    archive(tmp_path, [(f"{parent}/{name}/Imgs", f"{parent}/{name}/GT") for name in ("COD10K", "CAMO")])
-    assert [place.count for place in benchmarks.find_train(benchmarks.load("COD"), tmp_path)] == [3040, 1000]
-
-
-def test_the_test_sets_of_cod_may_lie_alone(tmp_path):
-    folders = ("CHAMELEON_TestingDataset", "CAMO", "COD10K", "NC4K")
-    archive(tmp_path, [(f"{name}/Imgs", f"{name}/GT") for name in folders])
-    assert len(benchmarks.find_test(benchmarks.load("COD"), tmp_path)) == 4
+def test_the_sets_of_cod_may_be_in_a_folder_each(parent, tmp_path):
+    folders = [f"{parent}/COD10K", f"{parent}/CAMO", "CHAMELEON_TestingDataset", "CAMO", "COD10K", "NC4K"]
+    archive(tmp_path, [(f"{folder}/Imgs", f"{folder}/GT") for folder in folders])
+    benchmark = benchmarks.load("COD")
+    assert [place.count for place in benchmarks.find_train(benchmark, tmp_path)] == [3040, 1000]
+    assert len(benchmarks.find_test(benchmark, tmp_path)) == 4
 
 
 COUNTS = {
@@ -187,12 +183,6 @@ def test_joined_folders_must_not_share_image_names(tmp_path):
         benchmarks.find_test(benchmarks.load(str(tmp_path / "x.yaml")), tmp_path)
 
 
-def test_a_custom_set_has_no_published_figures_whatever_its_name(tmp_path):
-    (tmp_path / "COD.yaml").write_text("test: {CAMO: {}}")
-    assert benchmarks.published(benchmarks.load(str(tmp_path / "COD.yaml")), "CAMO") == {}
-    assert benchmarks.published(benchmarks.load("COD"), "CAMO")
-
-
 def test_set_names_may_have_any_case(tmp_path):
     archive(tmp_path, LAYOUTS["DIS5K"][0])
     assert list(benchmarks.find_test(benchmarks.load("DIS5K"), tmp_path, ["dis-te2"])) == ["DIS-TE2"]
@@ -209,25 +199,22 @@ EXAMPLE = """
 columns: [Smeasure, HCE]
 train: [{folder: summer/train, images: photos, masks: drawings}, {folder: winter}]
 test:
-  easy: {folder: test/easy, images: photos|snaps, masks: drawings, count: 3}
+  CAMO: {folder: test/CAMO, images: photos|snaps, masks: drawings, count: 3}
 together:
-  all: [easy]
+  all: [CAMO]
 """
 
 
 def test_a_custom_benchmark_is_a_yaml_file(tmp_path):
-    (tmp_path / "Leaves.yaml").write_text(EXAMPLE)
+    (tmp_path / "COD.yaml").write_text(EXAMPLE)
     folders = [("summer/train/photos", "summer/train/drawings"), ("winter/im", "winter/gt")]
-    archive(tmp_path, [*folders, ("test/easy/snaps", "test/easy/drawings")])
-    benchmark = benchmarks.load(str(tmp_path / "Leaves.yaml"))
-    assert (benchmark.name, benchmark.columns, benchmark.together) == (
-        "Leaves",
-        ("Smeasure", "HCE"),
-        {"all": ("easy",)},
-    )
+    archive(tmp_path, [*folders, ("test/CAMO/snaps", "test/CAMO/drawings")])
+    benchmark = benchmarks.load(str(tmp_path / "COD.yaml"))
+    assert (benchmark.name, benchmark.columns) == ("COD", ("Smeasure", "HCE"))
+    assert benchmark.together == {"all": ("CAMO",)}
     assert [len(place.pairs) for place in benchmarks.find_train(benchmark, tmp_path)] == [3, 3]
-    assert "easy: 3 of 3 pairs" in str(benchmarks.find_test(benchmark, tmp_path)["easy"][0])
-    assert benchmarks.published(benchmark, "easy") == {}
+    assert "CAMO: 3 of 3 pairs" in str(benchmarks.find_test(benchmark, tmp_path)["CAMO"][0])
+    assert benchmarks.published(benchmark, "CAMO") == {} != benchmarks.published(benchmarks.load("COD"), "CAMO")
 
 
 def test_names_in_a_yaml_file_are_text(tmp_path):
@@ -249,17 +236,15 @@ def test_names_in_a_yaml_file_are_text(tmp_path):
         ("test: {a: []}", "a split is a place"),
         ("test: {a: }", "a split is a place"),
         ("test: {a/b: {}}", "a/b cannot be the name of a folder"),
-        ("test: {a: {}}\ntogether: {a: [a]}", "a needs a name of its own"),
-        ("test: {a: {}}\ntogether: {b: []}", "b needs a name of its own and a list"),
+        ("test: {a: {}}\ntogether: {a: [a]}", "a must be a new name, with a list of test sets"),
+        ("test: {a: {}}\ntogether: {b: []}", "b must be a new name, with a list of test sets"),
+        ("test: {a: {}}\ntogether: {b: [c]}", "b must be a new name, with a list of test sets"),
         ("tests: {a: {}}", "tests is unknown"),
         ("- a list", "does not describe a benchmark"),
         ("test: {a: {folders: x}}", "folders"),
         ("test: {a: {folder: [x]}}", r"folder: \['x'\] is not a"),
         ("test: {a: {count: few}}", "count: 'few' is not a"),
         ("test: [a]", r"test: \['a'\] is not a .*dict"),
-        ("test: {a: {}, a: {folder: b}}", "a occurs twice"),
-        ("test: {a: {folder: b, folder: c}}", "folder occurs twice"),
-        ("test: {a: {}}\ntogether: {b: [c]}", "b needs a name of its own and a list of test sets"),
         ("test: {a: [", "does not describe a benchmark"),
         ("test: {a: {}}\ngroups: {kind: x-y}", "kind needs a regular expression with a group in parentheses"),
         ("test: {a: {}}\ngroups: {kind: '('}", "does not describe a benchmark"),
@@ -284,8 +269,8 @@ def test_cod10ks_names_have_their_classes():
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="called MAS3: give DIS5K, COD, MAS3K, RMAS, EORSSD, ORSI-4199 or a YAML"):
         benchmarks.load("MAS3")
-    with pytest.raises(OSError, match=r"none\.yaml: cannot be read: No such file"):
-        benchmarks.load("none.yaml")
+    with pytest.raises(OSError, match=r"missing\.yaml: cannot be read: No such file"):
+        benchmarks.load("missing.yaml")
     with pytest.raises(ValueError, match="DIS5K has no test set vd; it has DIS-VD"):
         benchmarks.find_test(benchmarks.load("DIS5K"), ".", ["VD"])
 
@@ -315,13 +300,9 @@ def test_the_recipes_know_the_same_names_and_those_that_are_added(tmp_path):
         file.write("\nmy_set 0.10:\n  test: {0.10: {}}\n")
     (tmp_path / "a" / "folder").mkdir(parents=True)
     script = f"source {ROOT}/tools/setup.sh; python={sys.executable} here={tmp_path}; "
-    script += 'while read -r word; do name_run "$word" . </dev/null; echo "$word,$benchmark,$run"; done'
-    words = [*benchmarks.PAPER, "my_set 0.10", "orsi4199", "dis5k", "own/x.yaml", "a", "a/folder"]
-    lines = "".join(f"{word}\n" for word in words)
-    result = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, input=lines, capture_output=True, text=True, check=True
-    )
-    expected = [f"{name},{name},runs/{name}" for name in (*benchmarks.PAPER, "my_set 0.10")]
-    expected += ["orsi4199,orsi4199,runs/ORSI-4199", "dis5k,dis5k,runs/DIS5K", "own/x.yaml,own/x.yaml,runs/x"]
-    expected += ["a,,runs/sam2unext", "a/folder,,runs/sam2unext"]
-    assert result.stdout.splitlines() == expected
+    script += 'for name; do name_run "$name" .; echo "$name,$benchmark,$run"; done'
+    runs = {"COD": "COD", "my_set 0.10": "my_set 0.10", "orsi4199": "ORSI-4199", "mine/x.yaml": "x"}
+    command = ["bash", "-c", script, "bash", *runs, "a/folder"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = [f"{name},{name},runs/{run}" for name, run in runs.items()]
+    assert result.stdout.splitlines() == [*expected, "a/folder,,runs/sam2unext"]
