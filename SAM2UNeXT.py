@@ -156,7 +156,7 @@ class SAM2UNeXT(nn.Module, Hub):
         if trained.encoders:
             paths = checkpoint.find_encoders(path, trained, paths, download)
         try:
-            with nullcontext() if any(paths.values()) else torch.device("meta"):  # a whole one is loaded there
+            with nullcontext() if any(paths.values()) else torch.device("meta"):
                 options = trained.config | {"precision": precision, "allow_sam2_1": True}  # the fingerprints decide
                 model = cls(*paths.values(), **options)
         except InputError as error:
@@ -260,7 +260,7 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
         raise InputError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
     options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
     try:
-        if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
+        if timm.get_pretrained_cfg(name).fixed_input_size:  # as transformers have, convolutions have not
             options["img_size"] = size
         with torch.device(device) if device else nullcontext():
             net = timm.create_model(name, pretrained=False, **options)

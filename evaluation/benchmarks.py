@@ -133,8 +133,6 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     if not columns or any(column not in tuple(METRICS) for column in columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
     test = {key: layouts(split) for key, split in content.get("test", {}).items()}
-    if wrong := [key for key in test if "/" in key or key.startswith(".")]:
-        raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
     together = {key: tuple(sets) for key, sets in content.get("together", {}).items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
@@ -157,7 +155,7 @@ def check(content: dict[str, Any], types: dict[str, Any]) -> None:
 
 
 def layouts(split: Any) -> tuple[Layout, ...]:
-    """The alternative layouts of a split. Raises InputError if it does not describe one."""
+    """The alternative layouts of a split. Raises InputError for anything else."""
     either = split["either"] if isinstance(split, dict) and "either" in split else [split]
     either = [layout if isinstance(layout, list) else [layout] for layout in either]
     if not either or not all(layout and all(isinstance(place, dict) for place in layout) for layout in either):

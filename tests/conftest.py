@@ -223,6 +223,11 @@ def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWOR
     return train.get_args_parser().parse_args(words + text.split())
 
 
+def arguments_of(command, *options):
+    """The arguments of a command, a module, with these options."""
+    return command.get_args_parser().parse_args([str(option) for option in options])
+
+
 def predict_arguments(checkpoint, images, save_path, *more):
     """Arguments of test.py; in fp32."""
     words = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path]

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import MICRO, SMALL, aux_file, failure, golden, other_weights, sam2_file, same_network
+from conftest import MICRO, SMALL, arguments_of, aux_file, failure, golden, other_weights, sam2_file, same_network
 
 from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint
@@ -101,8 +101,7 @@ def test_a_small_checkpoint_starts_a_network_of_another_size(small, encoders):
 
 
 def convert(source, output, to, *more):
-    words = [str(source), str(output), "--to", to, *map(str, more)]
-    convert_checkpoint.main(convert_checkpoint.get_args_parser().parse_args(words))
+    convert_checkpoint.main(arguments_of(convert_checkpoint, source, output, "--to", to, *more))
     return output
 
 
@@ -201,8 +200,8 @@ def test_files_have_contiguous_tensors_whatever_the_layout_in_memory(whole, smal
     ],
 )
 def test_conversions_that_are_impossible_are_one_line(output, to, message, micro_checkpoint, capsys):
-    words = [str(micro_checkpoint), str(micro_checkpoint.with_name(output)), "--to", to]
-    status, line = failure(convert_checkpoint.main, convert_checkpoint.get_args_parser().parse_args(words), capsys)
+    args = arguments_of(convert_checkpoint, micro_checkpoint, micro_checkpoint.with_name(output), "--to", to)
+    status, line = failure(convert_checkpoint.main, args, capsys)
     assert status == 2 and message in line
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import failure, other_weights, same_network
+from conftest import arguments_of, failure, other_weights, same_network
 
 import test as script
 from SAM2UNeXT import SAM2UNeXT
@@ -45,7 +45,7 @@ def tree(folder):
 
 
 @pytest.mark.parametrize(
-    "module, words",
+    "module, options",
     [
         (script, "--checkpoint {checkpoint} --test_image_path {image} --save_path {output}/maps"),
         (convert_checkpoint, "{checkpoint} {output}/whole.pth --to whole"),
@@ -53,13 +53,13 @@ def tree(folder):
         (app, "{checkpoint}"),
     ],
 )
-def test_missing_encoders_are_named_and_nothing_is_made(module, words, small, toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "require", lambda *words: None)  # of the packages that export and page need
+def test_missing_encoders_are_named_and_nothing_is_made(module, options, small, toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "require", lambda *options: None)  # of the packages that export and page need
     monkeypatch.setattr(export, "MIN_TORCH", (0,))
     path = changed(small, tmp_path / "mine/x.pth", lambda old: old | {"path": "/nowhere/weights/sam2_hiera_micro.pt"})
-    words = words.format(checkpoint=path, output=tmp_path / "out", image=toy / "test/Image/toy_0001.jpg").split()
+    options = options.format(checkpoint=path, output=tmp_path / "out", image=toy / "test/Image/toy_0001.jpg").split()
     before = tree(tmp_path)
-    status, line = failure(module.main, module.get_args_parser().parse_args(words), capsys)
+    status, line = failure(module.main, arguments_of(module, *options), capsys)
     fingerprint = torch.load(path)["encoders"]["hiera_path"]["fingerprint"]
     folders = f"/nowhere/weights, {tmp_path}/weights, {tmp_path}/mine"
     assert (
@@ -70,7 +70,7 @@ def test_missing_encoders_are_named_and_nothing_is_made(module, words, small, to
             "copy it there, or name it with --hiera_path"
         )
     )
-    assert module.get_args_parser().parse_args([*words, "--download"]).download
+    assert arguments_of(module, *options, "--download").download
 
 
 def test_the_published_address_is_named_and_downloaded_on_request(small, encoders, weights_folder, monkeypatch):

@@ -71,9 +71,8 @@ WRAPPERS = {
     "larger network beside": lambda s: {"loss": {f"layer{i}.weight": torch.ones(1) for i in range(999)}, "net": s},
 } | {
     names: lambda s, names=names: nested(names.split(), s)
-    for names in ("model", "state_dict", "net", "network", "model_state_dict", "ema", "ema module", "params_ema",
-                  "model_ema", "state_dict_ema", "model state_dict", "a b c d")
-}  # fmt: skip
+    for names in ("model", "state_dict", "ema module", "model state_dict", "a b c d")
+}
 
 
 def nested(names, content):

@@ -7,7 +7,7 @@ from unittest import mock
 import huggingface_hub
 import pytest
 import torch
-from conftest import MICRO, failure, predict_arguments, read_maps, same_network
+from conftest import MICRO, arguments_of, failure, predict_arguments, read_maps, same_network
 from safetensors.torch import load_file
 
 import test
@@ -42,10 +42,6 @@ def test_a_folder_of_a_whole_network_is_a_checkpoint_for_test_py(micro_model, mi
     assert len(maps) == 4 and all((maps[name] == expected[name]).all() for name in expected)
 
 
-def convert(*words):
-    convert_checkpoint.main(convert_checkpoint.get_args_parser().parse_args([str(word) for word in words]))
-
-
 @pytest.fixture
 def results(tmp_path):
     """A folder of eval.py's results."""
@@ -60,7 +56,8 @@ def test_a_checkpoint_is_converted_into_a_folder_with_a_model_card_and_back(
 ):
     monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_micro.pt", "https://host/micro.pt")
     checkpoint.save_network(tmp_path / "SAM2-UNeXT-7.pth", model, epoch=7)
-    convert(tmp_path / "SAM2-UNeXT-7.pth", tmp_path / "hub", "--to", "hub", "--results", results)
+    options = tmp_path / "SAM2-UNeXT-7.pth", tmp_path / "hub", "--to", "hub", "--results", results
+    convert_checkpoint.main(arguments_of(convert_checkpoint, *options))
     assert "hf upload" in capsys.readouterr().out
     card = (tmp_path / "hub/README.md").read_text()
     assert "license: apache-2.0" in card and 'from_pretrained("user/model", download=True)' in card
@@ -72,18 +69,16 @@ def test_a_checkpoint_is_converted_into_a_folder_with_a_model_card_and_back(
         f"| CAMO | 2291 |{9 * ' 0.123 |'}",
         f"| NC4K | 2291 |{8 * ' 0.123 |'} 0.500 |",
     ]
-    paths = [word for option, path in encoders.items() for word in (f"--{option}", path)]
-    convert(tmp_path / "hub", tmp_path / "again.pth", "--to", "small", *paths)
+    options = tmp_path / "hub", tmp_path / "again.pth", "--to", "small", *(f"--{k}={v}" for k, v in encoders.items())
+    convert_checkpoint.main(arguments_of(convert_checkpoint, *options))
     assert same_network(SAM2UNeXT.from_checkpoint(tmp_path / "again.pth"), model)
 
 
-def test_results_that_are_not_of_one_network_are_refused(micro_checkpoint, results, tmp_path, capsys):
-    for content, message in (('{"ours": {"CAMO": {}}}', "has several methods"), ("{", "is not a folder of eval.py's")):
-        (results / "results.json").write_text(content)
-        words = [micro_checkpoint, tmp_path / "hub", "--to", "hub", "--results", results]
-        args = convert_checkpoint.get_args_parser().parse_args([str(word) for word in words])
-        status, line = failure(convert_checkpoint.main, args, capsys)
-        assert status == 2 and f"--results {results}: {message}" in line and not (tmp_path / "hub").exists()
+def test_results_of_several_methods_are_refused(micro_checkpoint, results, tmp_path, capsys):
+    (results / "results.json").write_text('{"ours": {"CAMO": {}}}')
+    args = arguments_of(convert_checkpoint, micro_checkpoint, tmp_path / "hub", "--to", "hub", "--results", results)
+    status, line = failure(convert_checkpoint.main, args, capsys)
+    assert status == 2 and f"--results {results}: has several methods" in line and not (tmp_path / "hub").exists()
 
 
 @pytest.mark.parametrize(

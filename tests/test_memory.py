@@ -7,7 +7,7 @@ import re
 import pytest
 import recipe
 import torch
-from conftest import MICRO
+from conftest import MICRO, arguments_of
 from torch.amp import GradScaler
 from torch.profiler import ProfilerActivity, profile
 
@@ -87,7 +87,7 @@ def test_the_largest_batch_is_the_largest_that_fits():
 
 
 def test_the_tool_prints_what_each_use_takes_and_the_batches_that_fit(capsys):
-    memory.main(memory.get_args_parser().parse_args(["--sam2", "micro", "--aux", "none", "--size", "64"]))
+    memory.main(arguments_of(memory, "--sam2", "micro", "--aux", "none", "--size", 64))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:3]] == ["train", "train --grad_checkpointing", "test"]
     for line in lines[:3]:

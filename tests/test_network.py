@@ -197,8 +197,8 @@ print(*opened, sep="\\n")
 
 def test_importing_the_network_changes_nothing_and_reads_code_alone():
     environment = {name: value for name, value in os.environ.items() if name != images.ALLOWED}
-    words = [sys.executable, "-c", IMPORT]
-    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", IMPORT]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     opened = [path for path in map(Path, result.stdout.splitlines()) if path.parent.name != "__pycache__"]
     assert not [path for path in opened if ROOT in path.parents and path.suffix != ".py"]

@@ -5,9 +5,9 @@
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth half.onnx --half
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth rembg.onnx --rembg
 
-The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, one by one and two at
-once. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
-docs/deploy.md describes the file, and rembg's. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
+The maps of the --check images, or of synthetic images, are made with torch and with onnxruntime, in batches of 1 and 2.
+If they differ by more than 1 grey level (3 with --half), no file is written and the exit status is 1. docs/deploy.md
+describes the file, and rembg's. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
 """
 
 import argparse
@@ -48,7 +48,7 @@ CHANNEL_MEAN, CHANNEL_STD = (torch.tensor(values)[:, None, None] for values in (
 
 
 class ForRembg(nn.Module):
-    """The network for images as rembg prepares them, whatever its own size."""
+    """The network for images as rembg prepares them, whatever the network's size."""
 
     size = REMBG_SIZE
 
@@ -84,9 +84,9 @@ def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
     """Writes the graph, and large weights beside it. Raises OSError, and what torch's exporter raises."""
     network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
-    images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
+    images = torch.zeros(2, 3, model.size, model.size)  # a batch of 1 would be exported as fixed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about its own code
+        warnings.simplefilter("ignore")  # torch's, about torch
         try:
             program = torch.onnx.export(
                 Graph(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
@@ -121,7 +121,7 @@ def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
 
 
 def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
-    """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
+    """Makes the maps of the images as test.py does, with the network and with the graph, in batches of 1 and 2.
 
     Prints how they differ and returns the largest difference in grey levels. `graph` is from `load_graph`. Raises
     OSError for unreadable images, InputError for logits that are not finite.
@@ -163,9 +163,7 @@ def main(args: argparse.Namespace) -> None:
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
         network = ForRembg(model) if args.rembg else model
-        data = Path(f"{args.output}.data")  # the large weights of a graph
-        for output in (args.output, data):
-            files.require_apart(output, [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)])
+        files.require_apart(args.output, [args.checkpoint])
         files.check_output_file("OUT.onnx", args.output)
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".export-"))
         folder = Path(folder)
@@ -186,9 +184,9 @@ def main(args: argparse.Namespace) -> None:
             raise InputError(f"{args.output}: not written, since maps may differ by at most {levels}")
         size = sum(file.stat().st_size for file in path.parent.iterdir())
         with files.writing(args.output):
-            for file in (args.output, data):  # a graph is never beside the weights of another
+            for file in (args.output, Path(f"{args.output}.data")):  # a graph is never beside the weights of another
                 file.unlink(missing_ok=True)
-            for file in sorted(path.parent.iterdir(), reverse=True):  # the graph last
+            for file in path.parent.iterdir():
                 os.replace(file, args.output.parent / file.name)
         print(f"{args.output}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
 

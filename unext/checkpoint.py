@@ -135,7 +135,7 @@ def find_encoders(
 ) -> dict[str, str | Path | None]:
     """The file of each encoder of a small checkpoint, by option.
 
-    It is the given one, else the first that exists of: the recorded path, if the file has the usual name (a checkpoint
+    It is the given path, else the first that exists of: the recorded path, if its name is the usual one (a checkpoint
     from somebody else must not choose which file is opened); weights/ of this program; the checkpoint's folder. Asks no
     server without `download`. Raises OSError for a missing encoder.
     """
@@ -160,13 +160,6 @@ def find_encoders(
             )
         encoders[option] = encoder
     return encoders
-
-
-def sources(path: str | Path, model: "SAM2UNeXT") -> list[Path]:
-    """The files that a model was restored from: the checkpoint, a folder and the files in it, and the encoders."""
-    path = Path(path)
-    content = path.iterdir() if path.is_dir() else ()
-    return [path, *content, *(Path(record["path"]) for record in model.encoders.values())]
 
 
 def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -> None:

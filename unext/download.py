@@ -52,7 +52,7 @@ def fetch_published(source: str | Path) -> str | Path:
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether `source` is a URL. Raises InputError if it is one of another scheme than HTTP and FTP."""
+    """Whether `source` is a URL. Raises InputError for other schemes than HTTP and FTP."""
     if "://" in str(source) and not re.match(r"(https?|ftp)://[^/]", str(source)):
         raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
     return "://" in str(source)
