@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
 from unext import checkpoint, weights
-from unext.cutout import cut_out
 from unext.errors import InputError
 from unext.hub import Hub
-from unext.images import TURNS, for_network, orientation, photo_of
+from unext.images import for_network, upright
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
-LAYOUT = torch.channels_last  # of the weights, and so of what convolutions compute; files hold NCHW
+LAYOUT = torch.channels_last  # of the weights, and so of the convolutions' results; files have NCHW
 
 
 class Adapter(nn.Module):
@@ -105,22 +104,23 @@ class SAM2UNeXT(nn.Module, Hub):
         precision: torch.dtype = torch.float32,  # see `set_precision`
         allow_sam2_1: bool = False,  # accept SAM 2.1's weights too
     ):
-        """Raises InputError for arguments that do not fit, and what `weights.load_sam2` and `load_aux` raise."""
+        """Raises InputError for unsuitable arguments, and what `weights.load_sam2` and `load_aux` raise."""
+        arguments = locals()
         super().__init__()
-        if size < 32 or size % 32:
-            raise InputError(f"the size {size} is not a multiple of 32")
-        self.config = {"sam2": sam2, "aux": aux, "aux_size": aux_size, "size": size}  # what a checkpoint records
+        self.config = {name: arguments[name] for name in checkpoint.option_types(SAM2UNeXT)}  # a checkpoint records it
+        if size < 32 or size % 32 or aux_size < 1:
+            raise InputError(f"size {size} must be a multiple of 32, aux_size {aux_size} at least 1")
         self.size = size
         self.aux_size = aux_size
 
-        # What a file will fill is built on the meta device, without memory or random values, and cast before it is
-        # filled: no more of a file than its mapping is in memory beside its converted weights.
+        # Modules that are loaded from a file are built on the meta device and cast before loading, so only one copy of
+        # the weights is ever in memory.
         self.sam = build_sam2_trunk(sam2, device="meta" if checkpoint_path else None).requires_grad_(False)
         self.dino = None
         if aux != "none":
             self.dino = build_aux(aux, aux_size, device="meta" if dinov2_path else None).requires_grad_(False).eval()
         self.set_precision(precision)
-        self.encoders: dict[str, dict[str, str]] = {}  # the files, which a checkpoint records instead of their weights
+        self.encoders: dict[str, dict[str, str]] = {}  # their files' records, for checkpoints without their weights
         if self.dino is not None and dinov2_path:
             self.encoders["dinov2_path"] = weights.load_aux(self.dino.model, aux, dinov2_path)
         if checkpoint_path:
@@ -147,39 +147,49 @@ class SAM2UNeXT(nn.Module, Hub):
     ) -> "SAM2UNeXT":  # fmt: skip
         """The trained network of a `SAM2-UNeXT-<epoch>.pth`, of this program or the original, in eval mode.
 
-        A small checkpoint needs its encoders: from the given paths, else from where they are found, else, with
-        `download`, from their published addresses. A whole one holds them; if both paths are given, they must be its
-        own. Raises OSError or InputError that names the file and the remedy.
+        A small checkpoint needs the files of its encoders: those given, else the first in the usual places, else, with
+        `download`, the published ones. A whole checkpoint contains its encoders; paths, if given, must be of the same
+        ones. Raises OSError or InputError that names the file and the remedy.
         """
-        model = checkpoint.restore(cls, path, hiera_path, dinov2_path, precision, download)
-        return model.to(memory_format=LAYOUT)  # a model without memory has taken over the file's tensors
+        trained = checkpoint.load(path, cls)
+        paths: dict[str, str | Path | None] = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
+        if trained.encoders:
+            paths = checkpoint.find_encoders(path, trained, paths, download)
+        try:
+            with nullcontext() if any(paths.values()) else torch.device("meta"):
+                options = trained.config | {"precision": precision, "allow_sam2_1": True}  # the fingerprints decide
+                model = cls(*paths.values(), **options)
+        except InputError as error:
+            raise InputError(f"{path}: its network cannot be built: {error}") from error
+        checkpoint.load_trained(model, path, trained)
+        return model.to(memory_format=LAYOUT).eval()
 
     def set_precision(self, dtype: torch.dtype) -> "SAM2UNeXT":
         """Makes the network compute in `dtype` (float32, bfloat16, float16) by autocast; returns itself.
 
-        The frozen matrices are stored in `dtype` once, which gives the same results as casting them at each use. What
-        is trained, norms, position embeddings and logits stay float32. Raises InputError if the matrices are stored in
-        another type than float32, since their rounding cannot be undone.
+        The frozen matrices are cast to `dtype` once, with the same results as casting them at each use. Trained
+        parameters, norms, position embeddings and logits stay float32. Raises InputError if the matrices have been cast
+        to another type before, since their rounding cannot be undone.
         """
         frozen = [m for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and not m.weight.requires_grad]
-        if stored := {layer.weight.dtype for layer in frozen} - {torch.float32, dtype}:
-            raise InputError(f"the encoders are in {stored.pop()} already: build the network with precision={dtype}")
+        if others := {layer.weight.dtype for layer in frozen} - {torch.float32, dtype}:
+            raise InputError(f"the encoders are in {others.pop()} already: build the network with precision={dtype}")
         self.precision = dtype
         for layer in frozen:
             layer.to(dtype)
         return self
 
     def compile(self, **options: Any) -> None:
-        """Has torch compile the network, a graph for each input shape. Raises InputError for half precision on CPUs."""
-        if self.head.weight.device.type == "cpu" and self.precision != torch.float32:
-            # There the compiler gains nothing and has produced NaN.
+        """Compiles the network, a graph for each input shape. Raises InputError for half precision on CPUs."""
+        if next(self.parameters()).device.type == "cpu" and self.precision != torch.float32:
+            # There it gains nothing and has produced NaN.
             raise InputError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
         super().compile(fullgraph=True, dynamic=False, **options)
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":
-        """Sets the mode of what is trained; the frozen encoders stay in eval mode."""
+        """Sets the mode of the trained modules; the frozen encoders stay in eval mode."""
         super().train(mode)
-        self.sam.eval()  # the adapters in it behave alike in both modes
+        self.sam.eval()  # its adapters compute the same in each mode
         if self.dino is not None:
             self.dino.eval()
         return self
@@ -203,67 +213,54 @@ class SAM2UNeXT(nn.Module, Hub):
 
     @torch.no_grad()
     def encode_aux(self, x: Tensor) -> Tensor | None:
-        """The auxiliary encoder's last map of the images resized to its input size; None without such an encoder."""
+        """The auxiliary encoder's last map (B, C, A/P, A/P) of the resized images; None without such an encoder."""
         if self.dino is None:
             return None
         x = F.interpolate(x, size=(self.aux_size, self.aux_size), mode="bilinear", align_corners=False)
         return self.dino(x)[-1]
 
     def predict(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """The foreground probability of each pixel of one image: float32 (H, W) in [0, 1], computed in eval mode.
+        """The foreground probability of each pixel of an image: float32 (H, W) in [0, 1], computed in eval mode.
 
-        `image` is a PIL image, or a uint8 array (H, W, 3) in RGB or (H, W), of any size. The network sees what viewers
-        show, resized to `self.size` squared: upright, in sRGB, on white where it is transparent. The map fits the
-        pixels as they are stored. Raises InputError for other types.
+        `image` is a PIL image, or a uint8 array (H, W, 3) in RGB or (H, W), of any size. The network gets it as viewers
+        show it, resized to `self.size` squared: upright, in sRGB, on white where it is transparent. The result has the
+        orientation of the stored pixels. Raises InputError for other types.
         """
         photo, turn_back = upright(image)
         probability = self._probability(photo)
         return probability if turn_back is None else np.array(Image.fromarray(probability).transpose(turn_back))
 
     def cutout(self, image: Image.Image | np.ndarray) -> Image.Image:
-        """The object of one image as test.py cuts it out: upright, RGBA, with its ICC profile. See `predict`."""
+        """The object of an image as test.py cuts it out: upright, RGBA, with its ICC profile. See `predict`."""
+        from unext.cutout import cut_out  # imports OpenCV
+
         photo, _ = upright(image)
         return cut_out(photo, (self._probability(photo) * 255).astype(np.uint8))
 
     @torch.no_grad()
     def _probability(self, photo: Image.Image) -> np.ndarray:
-        """The foreground probability (H, W) of an upright image; the mode is afterwards what it was."""
+        """The foreground probability (H, W) of an upright image; leaves the modules' modes as they were."""
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            x = image_tensor(for_network(photo), self.size).to(self.head.weight)  # its device, and type after `double`
+            x = image_tensor(for_network(photo), self.size).to(next(self.parameters()))  # device and type
             return probability_map(self(x[None])[0], (photo.height, photo.width)).cpu().numpy()
         finally:
             for module in training:
                 module.training = True
 
 
-def upright(image: Image.Image | np.ndarray) -> tuple[Image.Image, Image.Transpose | None]:
-    """The image as `photo_of` returns it, upright, and the transposition that turns it back. Raises InputError."""
-    kind = type(image).__name__
-    if isinstance(image, np.ndarray):
-        kind = f"{image.dtype} array {image.shape}"
-        if image.dtype == np.uint8 and image.size and (image.ndim == 2 or image.shape[2:] == (3,)):
-            image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise InputError(f"an image must be a PIL image, or a uint8 array (H, W, 3) or (H, W); this is a {kind}")
-    photo, tag = photo_of(image), orientation(image)
-    if tag not in TURNS:
-        return photo, None
-    return photo.transpose(TURNS[tag]), TURNS[{6: 8, 8: 6}.get(tag, tag)]  # of a quarter turn the opposite one
-
-
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
-    """timm's feature extractor of the model `name`, randomly initialised; returns its last map alone, without norm.
+    """timm's feature extractor of the model `name`, randomly initialised; it computes the last map, without norm.
 
-    It is built on `device` (None: torch's default), except on meta if its state dict does not cover all its tensors.
-    Raises InputError if timm has no such model or `size` (pixels) is not a multiple of its patch size.
+    It is on `device` (None: torch's default), but never on meta if it has tensors that a state dict lacks. Raises
+    InputError if timm has no such model or `size` (pixels) is not a multiple of its patch size.
     """
     if not timm.is_model(name):
         raise InputError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
     options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
     try:
-        if timm.get_pretrained_cfg(name).fixed_input_size:  # transformers are built for one size, convolutions are not
+        if timm.get_pretrained_cfg(name).fixed_input_size:  # as transformers have, convolutions have not
             options["img_size"] = size
         with torch.device(device) if device else nullcontext():
             net = timm.create_model(name, pretrained=False, **options)
@@ -272,16 +269,17 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     patch = net.feature_info.reduction()[-1]
     if size % patch:
         raise InputError(f"the auxiliary size {size} is not a multiple of {name}'s patch size, {patch} px")
-    return net if device is None or weights.state_covers(net) else build_aux(name, size)
+    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()
+    return net if complete or not next(net.parameters()).is_meta else build_aux(name, size, "cpu")
 
 
 def probability_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits (1, H, W) resized bilinearly to `size` (height, width), then a sigmoid: float32 (height, width)."""
     logits = F.interpolate(logits[None].float(), size=size, mode="bilinear", align_corners=False)
-    return logits.sigmoid_()[0, 0]  # in place: an image may have hundreds of megapixels
+    return logits.sigmoid_()[0, 0]  # in place, for images of hundreds of megapixels
 
 
 def stretch(probability: Tensor) -> Tensor:
-    """A map in [0, 1] stretched to the full range: uint8 0 to 255, fractions cut off."""
+    """A map in [0, 1] stretched to the full range: uint8 0 to 255, rounded down."""
     low, high = probability.aminmax()
     return (probability - low).div_(high - low + 1e-8).mul_(255).to(torch.uint8)

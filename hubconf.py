@@ -10,7 +10,7 @@ import typing  # torch.hub lists every class and function of this file
 
 import torch
 
-# torch.hub looks for these before it calls a function below, which is why the network is imported in it.
+# torch.hub checks these before it calls a function, so the functions import the network.
 dependencies = [
     "cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numpy", "PIL", "safetensors", "timm", "torch",
     "torchvision", "tqdm",
@@ -21,7 +21,7 @@ def sam2unext(checkpoint: str, **options: typing.Any) -> torch.nn.Module:
     """The trained network of a checkpoint, in eval mode; `predict(image)` gives its probability map.
 
     `checkpoint` is a file, a folder, or "user/model" on Hugging Face's hub. `options` are those of
-    SAM2UNeXT.from_checkpoint, such as download=True for encoders that are not here, and of from_pretrained.
+    SAM2UNeXT.from_checkpoint or from_pretrained, such as download=True for missing encoders.
     Raises OSError or InputError that names the file and the remedy.
     """
     from pathlib import Path

@@ -262,6 +262,11 @@ def run_processes(*runs: dict) -> tuple[list[list[int]], str, str]:
     return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
+def arguments_of(command, *options):
+    """The arguments of a command, a module, with these options."""
+    return command.get_args_parser().parse_args([str(option) for option in options])
+
+
 def predict_arguments(checkpoint, images, save_path, *more):
     """Arguments of test.py; in fp32."""
     options = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path, "--precision", "fp32"]

@@ -5,38 +5,44 @@ import re
 import pytest
 import safetensors.torch
 import torch
-from conftest import MICRO, SMALL, aux_file, sam2_file
+from conftest import MICRO, SMALL, aux_file, parameter
 
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
 from unext import download, weights
 
 
-def fill_network(path):
-    return SAM2UNeXT.from_checkpoint(path)
+def load_trunk(path, size="micro"):
+    trunk = build_sam2_trunk(size, device="meta")
+    return trunk, weights.load_sam2(trunk, path)
 
 
-def fill_trunk(path):
-    trunk = build_sam2_trunk("micro", device="meta")
-    weights.load_sam2(trunk, path)
-    return trunk
+def load_aux(path, config=MICRO):
+    net = build_aux(config["aux"], config["aux_size"], device="meta").model
+    return net, weights.load_aux(net, config["aux"], path)
 
 
-def fill_aux(path):
-    net = build_aux(MICRO["aux"], MICRO["aux_size"], device="meta").model
-    weights.load_aux(net, MICRO["aux"], path)
-    return net
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A function that returns the path of a file, x.pth, with this content."""
+    (tmp_path / "x.pth").touch()
+
+    def of(content):
+        monkeypatch.setattr(weights, "read", lambda source: content)
+        return tmp_path / "x.pth"
+
+    return of
 
 
-@pytest.fixture(scope="module", params=[fill_network, fill_trunk, fill_aux])
-def kind(request, encoders):
-    """What fills a module from a file, the tensors of a plain file, and those that it must fill the module with."""
-    fill = request.param
-    if fill is fill_network:
-        state = SAM2UNeXT(sam2="micro", aux="none").state_dict()
-        return fill, state, state
-    path = encoders["hiera_path" if fill is fill_trunk else "dinov2_path"]
-    return fill, weights.tensors(weights.read(path)), fill(path).state_dict()
+@pytest.fixture(scope="module")
+def states(encoders):
+    """The tensors of a plain file of each kind, with a function that loads from it; not to be changed."""
+    trunk, aux = (weights.tensors(weights.read(path)) for path in encoders.values())
+    return {
+        "network": (SAM2UNeXT.from_checkpoint, SAM2UNeXT(sam2="micro", aux="none").state_dict()),
+        "trunk": (load_trunk, trunk),
+        "aux": (load_aux, aux),
+    }
 
 
 def prefixed(prefix, state):
@@ -52,7 +58,7 @@ OPTIMIZER = {"state": {i: {"step": torch.ones(()), "exp_avg": torch.ones(2)} for
 WRAPPERS = {
     "compiled": lambda s: prefixed("_orig_mod.", s),
     "compiled in parallel": lambda s: prefixed("module._orig_mod.", s),
-    "parts compiled": lambda s: {key.replace(".", "._orig_mod.", 1): value for key, value in s.items()},
+    "submodules compiled": lambda s: {key.replace(".", "._orig_mod.", 1): value for key, value in s.items()},
     "parallel": lambda s: prefixed("module.", s),
     "averaged": lambda s: {"n_averaged": torch.tensor(7)} | prefixed("module.", s),
     "Lightning": lambda s: {"epoch": 3, "optimizer_states": [OPTIMIZER], "state_dict": prefixed("model.", s) | SURPLUS},
@@ -65,78 +71,65 @@ WRAPPERS = {
     "larger network beside": lambda s: {"loss": {f"layer{i}.weight": torch.ones(1) for i in range(999)}, "net": s},
 } | {
     names: lambda s, names=names: nested(names.split(), s)
-    for names in ("model", "state_dict", "net", "network", "model_state_dict", "ema", "ema module", "params_ema",
-                  "model_ema", "state_dict_ema", "model state_dict", "a b c d")
-}  # fmt: skip
+    for names in ("model", "state_dict", "ema module", "model state_dict", "a b c d")
+}
 
 
 def nested(names, content):
-    """The content in dicts, one in the other."""
+    """The content in dicts, each in the next."""
     for name in reversed(names):
         content = {name: content}
     return content
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_wrapped_file_loads_as_the_plain_one(wrapper, kind, tmp_path):
-    fill, state, expected = kind
-    torch.save(WRAPPERS[wrapper](state), tmp_path / "wrapped.pth")
-    filled = fill(tmp_path / "wrapped.pth").state_dict()
-    assert filled.keys() == expected.keys()
-    assert all(torch.equal(filled[key], value) for key, value in expected.items())
+@pytest.mark.parametrize("kind", ["network", "trunk", "aux"])
+def test_a_wrapped_file_has_the_tensors_of_the_plain_file(kind, wrapper, states):
+    _, state = states[kind]
+    unwrapped = weights.tensors(WRAPPERS[wrapper](state), weights.PATCHES)
+    assert unwrapped.keys() == state.keys() and all(unwrapped[key] is value for key, value in state.items())
 
 
-def test_safetensors_are_unwrapped_too(kind, tmp_path):
-    fill, state, expected = kind
-    state = {key: value.contiguous() for key, value in prefixed("model._orig_mod.", state).items()}
-    safetensors.torch.save_file(state | SURPLUS, tmp_path / "x.safetensors")
-    filled = fill(tmp_path / "x.safetensors").state_dict()
-    assert all(torch.equal(filled[key], value) for key, value in expected.items())
-
-
-def test_a_file_that_contains_itself_is_read(kind, tmp_path):
-    fill, state, _ = kind
-    content = {"net": dict(state)}
+def test_a_file_that_contains_itself_is_read(states):
+    content = {"net": dict(states["trunk"][1])}
     content["net"]["all"] = content
-    torch.save(content, tmp_path / "x.pth")
-    assert fill(tmp_path / "x.pth").state_dict()
+    assert weights.tensors(content).keys() == states["trunk"][1].keys()
 
 
-def test_a_wrapped_network_is_as_strict_as_a_plain_one(kind, tmp_path):
-    fill, state, expected = kind
-    last = list(expected)[-1]
-    key = next(key for key in state if key.endswith(last))
-    torch.save({"state_dict": prefixed("model.", {k: v for k, v in state.items() if k != key})}, tmp_path / "lacks.pth")
-    with pytest.raises(ValueError, match=f"does not fit the network: lacks {last}$"):
-        fill(tmp_path / "lacks.pth")
-    surplus = f"{key}.surplus"
-    torch.save({"state_dict": prefixed("model.", state | {surplus: state[key]})}, tmp_path / "surplus.pth")
-    with pytest.raises(ValueError, match=f"has an unknown {last}.surplus$"):
-        fill(tmp_path / "surplus.pth")
-
-
-def test_a_plain_network_with_surplus_tensors_is_refused(tmp_path):
-    torch.save(SAM2UNeXT(sam2="micro", aux="none").state_dict() | SURPLUS, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="has an unknown criterion.weight, has an unknown metric.total"):
-        fill_network(tmp_path / "x.pth")
-
-
-def test_a_wrapped_encoder_makes_the_same_small_checkpoint(encoders, model, tmp_path):
+def test_a_wrapped_encoder_makes_the_same_small_checkpoint(states, model, tmp_path):
     """The fingerprint is the plain file's."""
-    state = weights.tensors(weights.read(encoders["hiera_path"]))
-    torch.save({"state_dict": prefixed("sam._orig_mod.", state)}, tmp_path / "x.pt")
-    record = weights.load_sam2(build_sam2_trunk("micro", device="meta"), tmp_path / "x.pt")
-    assert record["fingerprint"] == model.encoders["hiera_path"]["fingerprint"]
+    for name, prefix in (("x.pt", "sam._orig_mod."), ("x.safetensors", "model._orig_mod.")):
+        state = prefixed(prefix, states["trunk"][1]) | SURPLUS
+        save = safetensors.torch.save_file if name.endswith("safetensors") else torch.save
+        save({key: value.contiguous() for key, value in state.items()}, tmp_path / name)
+        _, record = load_trunk(tmp_path / name)
+        assert record["fingerprint"] == model.encoders["hiera_path"]["fingerprint"]
 
 
-def test_wrapped_sam2_1_is_still_recognised(tmp_path):
-    path = sam2_file(tmp_path / "x.pt", "micro", {"no_obj_embed_spatial": [1, 64]}, "model.")
+@pytest.mark.parametrize("kind", ["network", "trunk", "aux"])
+def test_a_wrapped_network_is_as_strict_as_a_plain_network(kind, states, file):
+    load, state = states[kind]
+    key = next(key for key in state if key.endswith("norm1.weight"))
+    last = key.removeprefix(weights.TRUNK)
+    with pytest.raises(ValueError, match=f"does not fit the network: lacks {last}$"):
+        load(file({"state_dict": prefixed("model.", {k: v for k, v in state.items() if k != key})}))
+    with pytest.raises(ValueError, match=f"has an unknown {last}.surplus$"):
+        load(file({"state_dict": prefixed("model.", state | {f"{key}.surplus": state[key]})}))
+
+
+def test_a_plain_network_with_surplus_tensors_is_refused(states, file):
+    with pytest.raises(ValueError, match="has an unknown criterion.weight, has an unknown metric.total"):
+        SAM2UNeXT.from_checkpoint(file(states["network"][1] | SURPLUS))
+
+
+def test_wrapped_sam2_1_is_still_recognised(states, file):
+    state = prefixed("model.", states["trunk"][1] | {weights.SAM2_1_KEY: torch.ones(1, 64)})
     with pytest.raises(ValueError, match="SAM 2.1 checkpoint of size micro.*--allow_sam2_1"):
-        fill_trunk(path)
+        load_trunk(file(state))
 
 
 @pytest.mark.parametrize(
-    "content, found",
+    "content, kind",
     [
         ({"a": {"b": {"c.weight": torch.ones(1)}}, "d": 5}, "another network's (keys such as c.weight)"),
         ({"optimizer": OPTIMIZER}, "another network's (keys such as step)"),
@@ -144,10 +137,9 @@ def test_wrapped_sam2_1_is_still_recognised(tmp_path):
         ({"params": [torch.ones(2)], 0: torch.ones(2)}, "a file without named tensors"),
     ],
 )
-def test_tensors_are_found_however_deep(content, found, tmp_path):
-    torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=re.escape(f"x.pth: is {found}; ")):
-        fill_trunk(tmp_path / "x.pth")
+def test_tensors_are_found_however_deep(content, kind, file):
+    with pytest.raises(ValueError, match=re.escape(f"x.pth: is {kind}; ")):
+        load_trunk(file(content))
 
 
 def keys(text, prefix=""):
@@ -168,28 +160,25 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("names, found", FOREIGN)
+@pytest.mark.parametrize("names, kind", FOREIGN)
 @pytest.mark.parametrize("wrap", [dict, lambda s: {"teacher": s}, lambda s: {"state_dict": prefixed("net.", s)}])
-def test_formats_of_other_programs_are_named_with_the_file_that_belongs_there(names, found, wrap, tmp_path):
-    path, aux = tmp_path / "x.pth", SMALL["aux"]
-    torch.save(wrap({name: torch.ones(1) for name in names}), path)
-    where = re.escape(download.PUBLISHED[f"{aux}.safetensors"])
-    with pytest.raises(ValueError, match=f"x.pth: is {found}; the weights of timm's {aux} belong here .{where}.$"):
-        weights.load_aux(build_aux(aux, 56, device="meta").model, aux, path)
-    where = re.escape(download.PUBLISHED["sam2_hiera_tiny.pt"])
-    with pytest.raises(ValueError, match=f"x.pth: is {found}; SAM 2's sam2_hiera_tiny.pt belongs here .{where}.$"):
-        weights.load_sam2(build_sam2_trunk("tiny", device="meta"), path)
-    with pytest.raises(ValueError, match=f"x.pth: is {found}; a trained checkpoint belongs here"):
+def test_formats_of_other_programs_are_named_with_the_file_that_belongs_there(names, kind, wrap, file):
+    path, aux = file(wrap({name: torch.ones(1) for name in names})), SMALL["aux"]
+    url = re.escape(download.PUBLISHED[f"{aux}.safetensors"])
+    with pytest.raises(ValueError, match=f"x.pth: is {kind}; the weights of timm's {aux} belong here .{url}.$"):
+        load_aux(path, SMALL)
+    url = re.escape(download.PUBLISHED["sam2_hiera_tiny.pt"])
+    with pytest.raises(ValueError, match=f"x.pth: is {kind}; SAM 2's sam2_hiera_tiny.pt belongs here .{url}.$"):
+        load_trunk(path, "tiny")
+    with pytest.raises(ValueError, match=f"x.pth: is {kind}; a trained checkpoint belongs here"):
         SAM2UNeXT.from_checkpoint(path)
 
 
-def test_metas_own_dinov2_loads_as_timms(tmp_path):
+def test_metas_own_dinov2_loads_as_timms(file, tmp_path):
     """Also as the teacher of a training whose blocks are not in chunks."""
-    timms = weights.read(aux_file(tmp_path / "timm.safetensors", image_size=56))
-    metas = timms | {"mask_token": torch.zeros(1, 384)}
+    timms = safetensors.torch.load_file(aux_file(tmp_path / "timm.safetensors", image_size=56))
+    metas = timms | {"mask_token": parameter("mask_token", (1, 384))}
     teacher = prefixed("backbone.", metas) | {"dino_head.mlp.0.weight": torch.ones(1)}
-    for name, content in {"meta.pth": metas, "teacher.pth": {"teacher": teacher}}.items():
-        torch.save(content, tmp_path / name)
-        net = build_aux(SMALL["aux"], 56, device="meta").model
-        weights.load_aux(net, SMALL["aux"], tmp_path / name)
+    for content in (metas, {"teacher": teacher}):
+        net, _ = load_aux(file(content), SMALL)
         assert all(torch.equal(value, timms[key]) for key, value in net.state_dict().items())

@@ -1,14 +1,13 @@
 """hubconf.py: the network through torch.hub, from a program that is somewhere else."""
 
-import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import MICRO, ROOT, same_network
+from test_layout import PROJECT, imported_with
 
 import hubconf
 from SAM2UNeXT import SAM2UNeXT
@@ -18,45 +17,24 @@ import sys
 import numpy as np
 import torch
 root = sys.argv[1]
-config = {"sam2": "tiny", "aux": "test_vit", "aux_size": 64, "size": 64}
-model = torch.hub.load(root, "sam2unext_random", source="local", **config)
+model = torch.hub.load(root, "sam2unext_random", source="local", sam2="tiny", aux="test_vit", aux_size=64, size=64)
 assert root not in sys.path
 assert not model.training
 probability = model.predict(np.zeros((50, 60, 3), np.uint8))
 assert probability.shape == (50, 60) and 0 <= probability.min() <= probability.max() <= 1
-for module in list(sys.modules.values()):
-    if str(getattr(module, "__file__", "")).startswith(root):
-        print(module.__file__)
+assert model.cutout(np.zeros((50, 60, 3), np.uint8)).size == (60, 50)
 """
 
 
-@pytest.fixture(scope="module")
-def loaded_files(tmp_path_factory):
-    """The files of the project that a program with another working folder imports through torch.hub."""
+@pytest.mark.slow
+def test_a_random_network_predicts_after_torch_hub_has_left_the_path(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    words = [sys.executable, "-c", PROGRAM, str(ROOT)]
-    folder = tmp_path_factory.mktemp("elsewhere")
-    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return [file for file in result.stdout.splitlines() if "site-packages" not in file]  # of .venv
+    subprocess.run([sys.executable, "-c", PROGRAM, str(ROOT)], cwd=tmp_path, env=environment, check=True)
 
 
-@pytest.mark.slow
-def test_a_random_network_predicts_after_torch_hub_has_left_the_path(loaded_files):
-    assert str(ROOT / "SAM2UNeXT.py") in loaded_files
-
-
-@pytest.mark.slow
-def test_the_dependencies_are_the_packages_that_the_network_imports(loaded_files):
-    imported = set()
-    for file in {*loaded_files, ROOT / "hubconf.py"}:
-        for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            imported |= {name.partition(".")[0] for name in names}
-    own = {path.stem for path in ROOT.iterdir()}
-    optional = {"pillow_heif"}
-    assert imported - set(sys.stdlib_module_names) - own - optional == set(hubconf.dependencies)
+def test_the_dependencies_are_the_packages_that_the_network_imports():
+    packages = imported_with(ROOT / "hubconf.py", in_functions=True) - PROJECT - set(sys.stdlib_module_names)
+    assert packages - {"pillow_heif"} == set(hubconf.dependencies)
 
 
 def load(checkpoint, **options):

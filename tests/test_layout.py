@@ -1,6 +1,7 @@
 """Who may import whom (docs/CONTRIBUTING.md)."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,28 +23,61 @@ ALLOWED = {
 PROJECT = {name.removesuffix(".py") for name in ALLOWED} | {"tools", "tests", "hubconf"}
 
 
-def imports(path: Path) -> set[str]:
-    """The project's modules that a file imports, such as "unext.files", without those that only annotations name."""
-    names, nodes = set(), [ast.parse(path.read_text("utf-8"))]
+def imports(path: Path, in_functions: bool = True) -> Iterator[str]:
+    """The modules that a file imports, such as "unext.files", without those that only annotations name."""
+    nodes = [ast.parse(path.read_text("utf-8"))]
     for node in nodes:  # grows meanwhile
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        nodes += ast.iter_child_nodes(node)
-    return {name for name in names if name.partition(".")[0] in PROJECT}
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if in_functions or not isinstance(node, ast.FunctionDef):
+            nodes += ast.iter_child_nodes(node)
+
+
+def imported_with(path: Path, in_functions: bool = False) -> set[str]:
+    """The packages that are imported with a file, through the project's files too."""
+    paths, packages = [path], set()
+    for path in paths:  # grows meanwhile
+        for module in imports(path, in_functions):
+            packages.add(module.partition(".")[0])
+            parents = (module, module.rpartition(".")[0])
+            files = [ROOT / f"{name.replace('.', '/')}.py" for name in parents if name]
+            paths += [file for file in files if file.exists() and file not in paths]
+    return packages
 
 
 @pytest.mark.parametrize("place", ALLOWED)
 def test_a_place_imports_only_what_it_may(place):
     for path in [ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"):
-        assert {name.partition(".")[0] for name in imports(path)} <= ALLOWED[place], path
+        assert PROJECT & {name.partition(".")[0] for name in imports(path)} <= ALLOWED[place], path
 
 
 def test_a_file_of_unext_imports_only_those_before_it():
     assert {*UNEXT} == {path.stem for path in (ROOT / "unext").glob("[!_]*.py")}
     for i, name in enumerate(UNEXT):
-        modules = {module.split(".")[1] for module in imports(ROOT / f"unext/{name}.py")}
+        modules = {module.split(".")[1] for module in imports(ROOT / f"unext/{name}.py") if module.startswith("unext.")}
         assert modules <= {*UNEXT[:i]}, name
+
+
+@pytest.mark.parametrize(
+    "path, absent",
+    [
+        ("SAM2UNeXT.py", {"cv2", "huggingface_hub"}),
+        ("eval.py", {"torch", "torchvision", "scipy", "py_sod_metrics"}),
+        ("unext/output.py", {"torch", "torchvision"}),
+        ("unext/workers.py", {"torch", "torchvision"}),
+        ("sam2/__init__.py", {"torch", "hydra"}),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(path, absent):
+    assert not imported_with(ROOT / path) & absent
+
+
+def test_the_table_of_rooms_is_that_of_the_files():
+    text = (ROOT / "docs/CONTRIBUTING.md").read_text("utf-8")
+    folders = ("evaluation", "unext", "tools")
+    for path in (*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).glob("[!_]*.py"))):
+        assert f"`{path.name}`" in text, path

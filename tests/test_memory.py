@@ -7,7 +7,7 @@ import re
 import pytest
 import recipe
 import torch
-from conftest import MICRO
+from conftest import MICRO, arguments_of
 from torch.amp import GradScaler
 from torch.profiler import ProfilerActivity, profile
 
@@ -45,7 +45,7 @@ def allocated(model: SAM2UNeXT, training: bool) -> int:
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="the CPU has no vector kernels of torch")
 @pytest.mark.parametrize(
-    "way, dtype",
+    "use, dtype",
     [
         ("train", torch.float32),
         ("checkpointed", torch.float32),
@@ -60,34 +60,34 @@ def allocated(model: SAM2UNeXT, training: bool) -> int:
         ),
     ],
 )
-def test_the_predicted_peak_is_what_torch_allocates(way, dtype):
-    model = SAM2UNeXT(**(MICRO | {"size": SIDE}), precision=dtype).train(way != "infer")
-    model.sam.grad_checkpointing = way == "checkpointed"
-    loss = None if way == "infer" else train.structure_loss
-    found = memory.predict(model, IMAGES, loss, cuda=False)
-    assert found.peak == pytest.approx(allocated(model, loss is not None), rel=0.15)
-    assert found.activations <= found.peak
+def test_the_predicted_peak_is_what_torch_allocates(use, dtype):
+    model = SAM2UNeXT(**(MICRO | {"size": SIDE}), precision=dtype).train(use != "infer")
+    model.sam.grad_checkpointing = use == "checkpointed"
+    loss = None if use == "infer" else train.structure_loss
+    predicted = memory.predict(model, IMAGES, loss, cuda=False)
+    assert predicted.peak == pytest.approx(allocated(model, loss is not None), rel=0.15)
+    assert predicted.activations <= predicted.peak
 
 
 @pytest.mark.slow
 def test_memory_grows_evenly_with_the_batch_and_the_model_stays_as_it_is():
     with torch.device("meta"):
-        model = SAM2UNeXT(precision=torch.bfloat16).train()
-    found = memory.demand(model, 1, train.structure_loss)
+        model = SAM2UNeXT(size=256, precision=torch.bfloat16).train()
+    demand = memory.demand(model, 1, train.structure_loss)
     three = memory.predict(model, 3, train.structure_loss)
-    assert three.peak == pytest.approx(found.batch.peak + 2 * found.image, rel=1e-3)
+    assert three.peak == pytest.approx(demand.batch.peak + 2 * demand.image, rel=1e-3)
     assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_largest_batch_is_the_largest_that_fits():
-    found = memory.Demand(3, memory.Memory(0, 6 * memory.GIB), 2 * memory.GIB)
+    demand = memory.Demand(3, memory.Memory(0, 6 * memory.GIB), 2 * memory.GIB)
     for images, size in ((0, 1.9), (1, 2.1), (2, 5.9), (3, 6.1), (10, 21)):  # that the libraries and gaps leave
         gpu = (size * memory.GIB + memory.LIBRARIES) / (1 - memory.FRAGMENTED)
-        assert found.largest_batch(gpu) == images
+        assert demand.largest_batch(gpu) == images
 
 
 def test_the_tool_prints_what_each_use_takes_and_the_batches_that_fit(capsys):
-    memory.main(memory.get_args_parser().parse_args(["--sam2", "micro", "--aux", "none", "--size", "64"]))
+    memory.main(arguments_of(memory, "--sam2", "micro", "--aux", "none", "--size", 64))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:3]] == ["train", "train --grad_checkpointing", "test"]
     for line in lines[:3]:

@@ -97,9 +97,9 @@ def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype
     sizes = {"sam2": "tiny", "aux": "none", "size": 64}
     model, saving = network(dtype, sizes), network(dtype, sizes)
     saving.sam.grad_checkpointing = True
-    (plenty, expected), (little, found) = kept(model), kept(saving)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert found["sam.blocks.0.prompt_learn.0.weight"].any()
+    (plenty, expected), (little, gradients) = kept(model), kept(saving)
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+    assert gradients["sam.blocks.0.prompt_learn.0.weight"].any()
     assert little < 0.7 * plenty
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, arguments_of
 from PIL import Image
 
 from SAM2UNeXT import stretch
@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def graph(micro_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("rembg") / "micro.onnx"
-    export.main(export.get_args_parser().parse_args([str(micro_checkpoint), str(path), "--rembg"]))
+    export.main(arguments_of(export, micro_checkpoint, path, "--rembg"))
     return path
 
 

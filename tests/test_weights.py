@@ -1,13 +1,14 @@
-"""weights.py: files of weights are found, downloaded, checked and loaded (damaged ones: test_bad_weights.py)."""
+"""weights.py, download.py: files of weights are downloaded, checked and loaded (damaged files: test_bad_weights.py)."""
 
 import errno
 import http.server
 import shutil
 import threading
+from unittest import mock
 
 import pytest
 import recipe
-import safetensors.torch
+import timm
 import torch
 from conftest import SMALL, aux_file, golden, parameter, relative_error, sam2_file, train_arguments
 
@@ -16,91 +17,88 @@ from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT, build_aux
 from unext import download, weights
 
-SAM2_1_KEYS = {"no_obj_embed_spatial": [1, 64], "obj_ptr_tpos_proj.weight": [64, 256], "obj_ptr_tpos_proj.bias": [64]}
+
+def spread(shapes):
+    """Tensors of these shapes, of a single number in memory."""
+    return {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
 
 
-@pytest.fixture(scope="module")
-def sam2_tiny(tmp_path_factory):
-    return sam2_file(tmp_path_factory.mktemp("sam2") / "sam2_hiera_tiny.pt")
-
-
-@pytest.fixture(scope="module")
-def dinov2_small(tmp_path_factory):
-    return aux_file(tmp_path_factory.mktemp("dinov2") / "model.safetensors")
-
-
-def test_sam2_fills_the_trunk(sam2_tiny):
-    trunk = build_sam2_trunk("tiny")
-    weights.load_sam2(trunk, sam2_tiny)
-    for key, value in trunk.state_dict().items():
-        assert torch.equal(value, parameter(weights.TRUNK + key, value.shape))
-
-
-@pytest.mark.parametrize("size", ["small", "base_plus", "large"])
-def test_another_trunk_size_is_named_with_the_remedy(size, tmp_path):
-    path = sam2_file(tmp_path / "weights.pt", size)
-    with pytest.raises(ValueError, match=f"is a SAM 2 checkpoint of size {size}.*tiny.pt; or give --sam2 {size}"):
-        weights.load_sam2(build_sam2_trunk("tiny"), path)
+def test_a_published_sam2_file_loads_into_the_trunk(monkeypatch):
+    trunk, state = build_sam2_trunk("tiny", device="meta"), spread(golden("sam2_hiera_tiny.keys.json"))
+    state = {key: value + i if key.startswith(weights.TRUNK) else value for i, (key, value) in enumerate(state.items())}
+    monkeypatch.setattr(weights, "read", lambda source: {"model": state})
+    weights.load_sam2(trunk, __file__)
+    assert all(torch.equal(value, state[weights.TRUNK + key]) for key, value in trunk.state_dict().items())
 
 
 def test_sam2_1_is_refused_unless_allowed(tmp_path):
-    path = sam2_file(tmp_path / "sam2.1_hiera_tiny.pt", extra=SAM2_1_KEYS)
-    trunk = build_sam2_trunk("tiny")
+    path = sam2_file(tmp_path / "sam2.1_hiera_micro.pt", "micro", {"no_obj_embed_spatial": [1, 64]})
+    trunk = build_sam2_trunk("micro")
     with pytest.raises(ValueError, match="SAM 2.1 .*--allow_sam2_1"):
         weights.load_sam2(trunk, path)
     weights.load_sam2(trunk, path, allow_sam2_1=True)
     assert trunk.pos_embed.any()
 
 
-def test_a_trained_checkpoint_is_not_an_encoder(micro_checkpoint):
-    with pytest.raises(
-        ValueError, match="is a trained SAM2-UNeXT checkpoint, which goes to test.py --checkpoint.*sam2_hiera_tiny"
-    ):
-        weights.load_sam2(build_sam2_trunk("tiny"), micro_checkpoint)
-    with pytest.raises(ValueError, match="is a trained SAM2-UNeXT checkpoint"):
-        weights.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], micro_checkpoint)
+@pytest.fixture(scope="module")
+def contents(micro_model):
+    """The content of a file of each kind: trained networks, trunks and auxiliary encoders."""
+    sizes = ("tiny", "small", "base_plus", "large")
+    names = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_small_patch14_reg4_dinov2")
+    with torch.device("meta"):
+        aux = {name: timm.create_model(name, num_classes=0).state_dict() for name in names}
+    return (
+        {"trained": micro_model.state_dict()}
+        | {size: {"model": spread(golden(f"sam2_hiera_{size}.keys.json"))} for size in sizes}
+        | {name: spread({key: tensor.shape for key, tensor in state.items()}) for name, state in aux.items()}
+    )
 
 
-def test_encoders_in_each_others_place_are_named(sam2_tiny, dinov2_small):
-    with pytest.raises(ValueError, match="is the DINOv2 vit_small.*SAM 2's sam2_hiera_tiny.pt belongs here"):
-        weights.load_sam2(build_sam2_trunk("tiny"), dinov2_small)
-    with pytest.raises(ValueError, match="is a SAM 2 checkpoint of size tiny; the weights of timm's vit_small"):
-        weights.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], sam2_tiny)
+TRAINED = "is a trained SAM2-UNeXT checkpoint, which goes to test.py --checkpoint; "
 
 
-def test_dinov2_is_resampled_to_the_size_that_the_network_is_built_for(dinov2_small):
-    net = build_aux(SMALL["aux"], 112).model
-    weights.load_aux(net, SMALL["aux"], dinov2_small)
+@pytest.mark.parametrize(
+    "encoder, kind, message",
+    [
+        ("sam2", "trained", TRAINED + "SAM 2's sam2_hiera_tiny.pt belongs here"),
+        ("sam2", "small", "is a SAM 2 checkpoint of size small, but --sam2 tiny needs sam2_hiera_tiny.pt; or give"),
+        ("sam2", "base_plus", "is a SAM 2 checkpoint of size base_plus, but .*; or give --sam2 base_plus"),
+        ("sam2", "large", "is a SAM 2 checkpoint of size large, but .*; or give --sam2 large"),
+        ("sam2", "vit_small_patch14_dinov2", "is the DINOv2 vit_small.*; SAM 2's sam2_hiera_tiny.pt belongs here"),
+        ("aux", "trained", TRAINED + "the weights of timm's vit_small"),
+        ("aux", "tiny", "is a SAM 2 checkpoint of size tiny; the weights of timm's vit_small"),
+        ("aux", "vit_base_patch14_dinov2", "is the DINOv2 vit_base_patch14_dinov2; give --aux vit_base_patch14_dinov2"),
+        ("aux", "vit_small_patch14_reg4_dinov2", "give --aux vit_small_patch14_reg4_dinov2 or vit_small_.*'s file"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_the_remedy(encoder, kind, message, contents, monkeypatch):
+    monkeypatch.setattr(weights, "read", lambda source: contents[kind])
+    with pytest.raises(ValueError, match=f"^x.pt: .*{message}"):
+        if encoder == "sam2":
+            weights.load_sam2(build_sam2_trunk("tiny", device="meta"), "x.pt")
+        else:
+            weights.load_aux(build_aux(SMALL["aux"], 56, device="meta").model, SMALL["aux"], "x.pt")
+
+
+def test_dinov2_is_resampled_to_the_size_that_the_network_is_built_for(tmp_path):
+    net = build_aux(SMALL["aux"], 112, device="meta").model
+    weights.load_aux(net, SMALL["aux"], aux_file(tmp_path / "model.safetensors"))
     assert net.pos_embed.shape == (1, 8 * 8 + 1, 384)
     key = "blocks.5.mlp.fc1.weight"
     assert torch.equal(net.state_dict()[key], parameter(key, (1536, 384)))
 
 
 @pytest.mark.slow
-def test_dinov2_large_loads_as_in_the_original(tmp_path):
-    expected, path = golden("dinov2_loading.npz"), tmp_path / "model.safetensors"
-    shapes = golden("vit_large_patch14_dinov2.keys.json")
-    tensors = {key: parameter(key, shape, 5) for key, shape in shapes.items()}
-    safetensors.torch.save_file(tensors, path)
-    del tensors
-    with torch.device("meta"):
-        aux = build_aux("vit_large_patch14_dinov2", 448)
-    aux = aux.to_empty(device="cpu").eval()
-    weights.load_aux(aux.model, "vit_large_patch14_dinov2", path)
-    path.unlink()
+def test_dinov2_large_loads_as_in_the_original(monkeypatch):
+    expected, name = golden("dinov2_loading.npz"), "vit_large_patch14_dinov2"
+    tensors = {key: parameter(key, shape, 5) for key, shape in golden(f"{name}.keys.json").items()}
+    monkeypatch.setattr(weights, "read", lambda source: tensors)
+    aux = build_aux(name, 448, device="meta").eval()
+    weights.load_aux(aux.model, name, __file__)
     assert relative_error(aux.state_dict()["model.pos_embed"][0, ::5, ::16], expected["pos_embed"]) < 1e-4
     with torch.no_grad():
         features = aux(recipe.image("dinoload", (1, 3, 448, 448), 5))[-1]
     assert relative_error(features[0, ::13, ::2, ::2], expected["features"]) < 1e-4
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param("vit_base_patch14_dinov2", marks=pytest.mark.slow), "vit_small_patch14_reg4_dinov2"]
-)
-def test_another_dinov2_is_named_with_the_remedy(name, tmp_path):
-    path = aux_file(tmp_path / "model.safetensors", name, image_size=56)
-    with pytest.raises(ValueError, match=f"is the DINOv2 {name}; give --aux {name} or vit_small_patch14_dinov2's"):
-        weights.load_aux(build_aux(SMALL["aux"], 56).model, SMALL["aux"], path)
 
 
 @pytest.mark.parametrize(
@@ -112,38 +110,19 @@ def test_another_dinov2_is_named_with_the_remedy(name, tmp_path):
         ("vit_tiny_patch16_224.augreg_in21k", 224, "blocks.3.attn.qkv.weight"),
     ],
 )
-def test_published_weights_of_other_auxiliary_encoders_load(name, size, key, tmp_path):
-    """A published file holds a classifier too."""
-    import timm
-
-    torch.save(recipe.fill(timm.create_model(name, pretrained=False), 1).state_dict(), tmp_path / "aux.pth")
-    model = SAM2UNeXT(None, tmp_path / "aux.pth", sam2="tiny", aux=name, aux_size=size)
+def test_published_weights_of_other_auxiliary_encoders_load(name, size, key, monkeypatch):
+    """A published file has a classifier too."""
+    state = recipe.fill(timm.create_model(name, pretrained=False), 1).state_dict()
+    monkeypatch.setattr(weights, "read", lambda source: state)
+    model = SAM2UNeXT(None, __file__, sam2="micro", aux=name, aux_size=size)
     weight = model.dino.model.state_dict()[key]
     assert torch.equal(weight, parameter(key, weight.shape, 1))
 
 
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("page.pt", b"\n<!DOCTYPE html><html>404</html>", "is a web page.*download"),
-        ("empty.pt", b"", "is empty"),
-        ("notes.pt", b"hello, these are no weights", "not weights"),
-        ("broken.safetensors", b"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":", "is truncated, damaged"),
-        ("zip.pt", b"PK\x03\x04 and nothing more", "is truncated, damaged"),
-    ],
-)  # fmt: skip
-def test_files_without_weights_are_named_for_what_they_are(name, content, message, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
-        weights.read(tmp_path / name)
-
-
-def test_large_files_are_mapped_into_memory(micro_checkpoint, monkeypatch):
-    seen = []
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **options: seen.append(options) or load(*args, **options))
-    weights.read(micro_checkpoint)
-    assert seen[0]["mmap"] and seen[0]["weights_only"]
+def test_files_are_mapped_into_memory_and_run_no_code(micro_checkpoint):
+    with mock.patch.object(torch, "load", wraps=torch.load) as load:
+        weights.read(micro_checkpoint)
+    assert load.call_args.kwargs["mmap"] and load.call_args.kwargs["weights_only"]
 
 
 @pytest.fixture
@@ -175,8 +154,7 @@ def server(monkeypatch, tmp_path):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.requests, server.over = [], threading.Event()
-        server.port = server.server_port
-        server.url = f"http://127.0.0.1:{server.port}"
+        server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield server
         server.over.set()
@@ -190,30 +168,20 @@ def test_a_url_is_downloaded_once_and_shows_a_bar(server, capsys):
     assert "whole.pt" in capsys.readouterr().err
 
 
-def test_the_same_path_on_two_hosts_is_two_files(server):
-    weights.read(f"{server.url}/whole.pt")
-    weights.read(f"http://localhost:{server.port}/whole.pt")
-    assert server.requests == ["/whole.pt"] * 2
-
-
-def test_a_broken_download_is_an_error_and_leaves_nothing(server, tmp_path):
-    with pytest.raises(OSError, match="half.pt: cannot be downloaded"):
-        weights.read(f"{server.url}/half.pt")
-    with pytest.raises(OSError, match="none.pt: cannot be downloaded: .*404"):
-        weights.read(f"{server.url}/none.pt")
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
-
-
-def test_a_download_that_was_truncated_unnoticed_is_not_kept(server, tmp_path):
-    with pytest.raises(ValueError, match="unannounced.pt: .*truncated, damaged.*next start downloads it again"):
-        weights.read(f"{server.url}/unannounced.pt")
-    assert not list((tmp_path / "cache").rglob("*.pt"))
-
-
-def test_a_silent_server_is_abandoned(server, monkeypatch):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("half.pt", "cannot be downloaded"),
+        ("missing.pt", "cannot be downloaded: .*404"),
+        ("silent.pt", "cannot be downloaded: .*timed out"),
+        ("unannounced.pt", ".*is truncated, damaged.*; download the file again .the next start does."),
+    ],
+)
+def test_a_broken_download_is_an_error_and_leaves_nothing(name, message, server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
-    with pytest.raises(OSError, match="silent.pt: cannot be downloaded: .*timed out"):
-        weights.read(f"{server.url}/silent.pt")
+    with pytest.raises((OSError, ValueError), match=f"^{server.url}/{name}: {message}"):
+        weights.read(f"{server.url}/{name}")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_published_weights_are_downloaded_into_weights_on_request_alone(server, tmp_path, monkeypatch, capsys):
@@ -240,8 +208,9 @@ def test_train_py_downloads_published_weights(server, encoders, toy, tmp_path, m
 
 def test_published_weights_that_cannot_be_downloaded_leave_nothing(server, tmp_path, monkeypatch):
     monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/half.pt")
-    with pytest.raises(OSError, match="half.pt: cannot be downloaded: .* and save it as .*weights/sam2_hiera_large.pt"):
-        download.fetch_published(tmp_path / "weights" / "sam2_hiera_large.pt")
+    path = tmp_path / "weights" / "sam2_hiera_large.pt"
+    with pytest.raises(OSError, match=f"half.pt: cannot be .*; download it manually and save it as {path}"):
+        download.fetch_published(path)
     assert not [path for path in (tmp_path / "weights").rglob("*") if path.suffix != ".lock"]
 
 

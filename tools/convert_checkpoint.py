@@ -5,8 +5,8 @@
     python tools/convert_checkpoint.py whole.pth small.pth --to small --hiera_path FILE --dinov2_path FILE
     python tools/convert_checkpoint.py SAM2-UNeXT-20.pth folder --to hub --results runs/MAS3K/results
 
-A small file records its encoders, a whole one contains them, the original's is a bare float32 state dict. The input may
-be of any kind. For a small output, name the encoders' files unless the input is small itself.
+A small file records its encoders, a whole file contains them, the original's is a bare float32 state dict. The input
+may be of any kind. For a small output, name the encoders' files unless the input is small.
 """
 
 import argparse
@@ -27,39 +27,31 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
             raise InputError(f"{args.output}: has a model card, which would stay; name another folder")
-        results = card(args.results)
+        variables = card_variables(args.results)
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
-        files.require_not_input(args.output, checkpoint.sources(args.input, model))
+        files.require_not_input(args.output, [args.input])
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)
         command.started()
         if args.to == "hub":
-            model.save_pretrained(args.output, model_card_kwargs=results)
+            model.save_pretrained(args.output, model_card_kwargs=variables)
             print(f"{args.output}: a folder for the hub; upload it with hf upload user/model FOLDER")
             return
-        if args.to == "original":
-            content = dict(checkpoint.nchw(model.state_dict()))
-        else:
-            content = checkpoint.network_content(model, whole=args.to == "whole")
-            content["epoch"] = checkpoint.read(args.input).get("epoch")
-        checkpoint.save(args.output, content)
+        content = checkpoint.network_content(model, whole=args.to != "small")
+        content["epoch"] = checkpoint.read(args.input).get("epoch")
+        checkpoint.save(args.output, content["state_dict"] if args.to == "original" else content)
         print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
 
 
-def card(folder: Path | None) -> dict[str, Any]:
-    """What a model card shows of a folder of eval.py's results. Raises InputError."""
+def card_variables(folder: Path | None) -> dict[str, Any]:
+    """The variables of the model card: the nine metrics in a folder of eval.py's results. Raises InputError."""
     if folder is None:
         return {}
-    try:
-        results = json.loads((folder / "results.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--results {folder}: is not a folder of eval.py's results: {error}") from error
+    results = json.loads((folder / "results.json").read_text("utf-8"))
     if not all("images" in row for row in results.values()):
-        raise InputError(
-            f"--results {folder}: has several methods; a model card shows its network alone, so score it alone"
-        )
+        raise InputError(f"--results {folder}: has several methods; run eval.py for this network alone")
     return {"results": {name: {key: row[key] for key in ("images", *NINE)} for name, row in results.items()}}
 
 

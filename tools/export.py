@@ -5,9 +5,9 @@
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth half.onnx --half
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth rembg.onnx --rembg
 
-The maps of the --check images, or of synthetic ones, are made with torch and with onnxruntime, one by one and two at
-once. If they differ by more than one grey level (three with --half), no file is written and the exit status is 1.
-docs/deploy.md describes the file, and rembg's. Weights of more than 1.5 GiB are in a second one, OUT.onnx.data.
+The maps of the --check images, or of synthetic images, are made with torch and with onnxruntime, in batches of 1 and 2.
+If they differ by more than 1 grey level (3 with --half), no file is written and the exit status is 1. docs/deploy.md
+describes the file, and rembg's. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ import test
 from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files
-from unext.errors import InputError, diagnosis, reason
+from unext.errors import InputError
 from unext.images import allow_pixels, read_size
 from unext.output import Task
 from unext.workers import progress_bar
@@ -39,16 +39,16 @@ from unext.workers import progress_bar
 MIN_TORCH = (2, 10)  # the first version whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-LARGE = 1536 * 2**20  # bytes of weights above which torch gives them a file of their own: protobuf cannot hold 2 GiB
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
 LESS_MEMORY = "a smaller --size needs less"
 MAX_IMAGES = 2**15  # in a batch; torch wants a bound
 REMBG_SIZE, REMBG_MEAN = 1024, 0.5  # rembg resizes images to this square, px, and subtracts this from [0, 1]
 SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
+CHANNEL_MEAN, CHANNEL_STD = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))  # (3, 1, 1)
 
 
 class ForRembg(nn.Module):
-    """The network for images as rembg prepares them, whatever its own size."""
+    """The network for images as rembg prepares them, whatever the network's size."""
 
     size = REMBG_SIZE
 
@@ -57,8 +57,7 @@ class ForRembg(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-        x = (images.float() + REMBG_MEAN - mean) / std
+        x = (images.float() + REMBG_MEAN - CHANNEL_MEAN) / CHANNEL_STD
         if self.model.size != self.size:
             x = F.interpolate(x, size=(self.model.size, self.model.size), mode="bilinear", antialias=True)
         return self.model(x.to(images.dtype))
@@ -66,12 +65,11 @@ class ForRembg(nn.Module):
 
 def as_rembg(image: Tensor) -> Tensor:
     """A normalised image (3, S, S) as rembg prepares it."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    return image * std + mean - REMBG_MEAN
+    return image * CHANNEL_STD + CHANNEL_MEAN - REMBG_MEAN
 
 
 class Graph(nn.Module):
-    """What the graph computes: float32 in and out, whatever the type of the network's weights."""
+    """The exported module: float32 in and out, whatever the type of the network's weights."""
 
     def __init__(self, model: SAM2UNeXT | ForRembg):
         super().__init__()
@@ -83,30 +81,27 @@ class Graph(nn.Module):
 
 
 def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
-    """Writes the graph, and large weights beside it. Raises InputError, OSError, RuntimeError or MemoryError."""
+    """Writes the graph, and large weights beside it. Raises OSError, and what torch's exporter raises."""
     network = copy.deepcopy(model).half() if half else model
     batch = torch.export.Dim("batch", max=MAX_IMAGES)
-    images = torch.zeros(2, 3, model.size, model.size)  # one image would be exported as a fixed batch
+    images = torch.zeros(2, 3, model.size, model.size)  # a batch of 1 would be exported as fixed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about its own code
+        warnings.simplefilter("ignore")  # torch's, about torch
         try:
             program = torch.onnx.export(
                 Graph(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
                 dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, RuntimeError | MemoryError) and diagnosis(cause, LESS_MEMORY):
-                raise cause from error
-            raise InputError(f"torch cannot export this network: {reason(cause)}") from error
+            raise error.__cause__ or error from None  # such as lack of memory
     mean, std = ([REMBG_MEAN] * 3, [1.0] * 3) if isinstance(model, ForRembg) else (list(MEAN), list(STD))
     metadata = {"mean": str(mean), "std": str(std), "size": str(model.size)}
     program.model.metadata_props.update(metadata | {"checkpoint": checkpoint.trained_fingerprint(model)})
-    program.save(path, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > LARGE)
+    program.save(path)
 
 
 def write_synthetic(folder: Path) -> list[Task]:
-    """Writes images of smooth colours, always the same. Raises OSError."""
+    """Writes the same images of smooth colours each time. Raises OSError."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i, size in enumerate(SYNTHETIC):
@@ -115,37 +110,21 @@ def write_synthetic(folder: Path) -> list[Task]:
 
 
 def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
-    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S). Both raise InputError or MemoryError."""
+    """A function from images, float32 (B, 3, S, S), to logits (B, 1, S, S), computed by onnxruntime."""
     import onnxruntime
-
-    def run(images: np.ndarray) -> Tensor:
-        with errors_of_onnxruntime():
-            return torch.from_numpy(session.run(["logits"], {"images": images})[0])
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.enable_mem_pattern = False  # it reserves memory anew for each size of a batch, and is no faster
-    with errors_of_onnxruntime():
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return run
-
-
-@contextmanager
-def errors_of_onnxruntime() -> Iterator[None]:
-    """Turns an error in the block into InputError on one line, or into MemoryError."""
-    try:
-        yield
-    except Exception as error:  # its errors have no common class
-        if diagnosis(error, LESS_MEMORY):
-            raise MemoryError(str(error)) from error
-        raise InputError(f"onnxruntime cannot run the graph: {' '.join(str(error).split())}") from error
+    options.enable_mem_pattern = False  # it reserves memory for each batch size, and is no faster
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images})[0])
 
 
 def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
-    """Makes the maps of the images as test.py does, with the network and with the graph, one by one and two at once.
+    """Makes the maps of the images as test.py does, with the network and with the graph, in batches of 1 and 2.
 
-    Prints how they differ; returns the largest difference in grey levels. `graph` is a function of `load_graph`. Raises
-    OSError for unreadable images, InputError for logits that are not finite, and what `graph` raises.
+    Prints how they differ and returns the largest difference in grey levels. `graph` is from `load_graph`. Raises
+    OSError for unreadable images, InputError for logits that are not finite.
     """
     differences: list[np.ndarray] = []
     for group in progress_bar([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
@@ -154,42 +133,20 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
             raise unreadable[0]
         if isinstance(model, ForRembg):
             batch = [sample._replace(tensor=as_rembg(sample.tensor)) for sample in batch]
-        ours = test.predict_batch(model, batch, flip=False)
-        theirs = graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None]  # (B, 1, 1, S, S)
-        for name, logits in (("torch", ours), ("onnxruntime", theirs)):
+        results = {
+            "torch": test.predict_batch(model, batch, flip=False),  # logits (B, 1, 1, S, S)
+            "onnxruntime": graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None],
+        }
+        for name, logits in results.items():
             if not logits.isfinite().all():
                 names = files.listing(task.image for task in group)
                 raise InputError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
-        for sample, *both in zip(batch, ours, theirs, strict=True):
-            maps = [test.grey_maps(logits, sample.size).grey for logits in both]
+        for sample, *pair in zip(batch, *results.values(), strict=True):
+            maps = [test.grey_maps(logits, sample.size).grey for logits in pair]
             differences.append(np.abs(np.subtract(*maps, dtype=int)))
-    largest, mean = max(int(one.max()) for one in differences), np.mean([one.mean() for one in differences])
+    largest, mean = max(int(levels.max()) for levels in differences), np.mean([levels.mean() for levels in differences])
     print(f"maps differ by at most {files.count(largest, 'grey level')}, {mean:.4f} on average")
     return largest
-
-
-def data_file(path: Path) -> Path:
-    """Where the large weights of a graph are."""
-    return Path(f"{path}.data")
-
-
-def check_output(path: Path, used: Sequence[Path]) -> None:
-    """Raises InputError if the graph or its weights would replace an input or what is not a file."""
-    for output in (path, data_file(path)):
-        if output.exists() and not output.is_file():
-            raise InputError(f"{output}: is not a file; name one to write")
-        files.require_not_input(output, used)
-
-
-def replace(path: Path, target: Path) -> None:
-    """Moves the graph and its weights. A graph never lies beside the weights of another one."""
-    if data_file(path).exists():
-        target.unlink(missing_ok=True)  # it would find the new weights
-        os.replace(data_file(path), data_file(target))
-        os.replace(path, target)
-    else:
-        os.replace(path, target)
-        data_file(target).unlink(missing_ok=True)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -206,9 +163,10 @@ def main(args: argparse.Namespace) -> None:
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
         network = ForRembg(model) if args.rembg else model
-        check_output(args.output, [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)])
-        parent = files.output_folder(args.output.parent)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=".export-")))
+        files.require_not_input(args.output, [args.checkpoint])
+        files.check_output_file("OUT.onnx", args.output)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".export-"))
+        folder = Path(folder)
 
         command.started()
         tasks = tasks or write_synthetic(folder / "synthetic")
@@ -219,14 +177,17 @@ def main(args: argparse.Namespace) -> None:
             export(network, path, args.half)
         graph = load_graph(path)
         difference = compare(network, graph, tasks)
-        del graph  # Windows moves no file that is in use
+        del graph  # Windows does not move open files
         allowed = HALF_TOLERANCE if args.half else TOLERANCE
         if difference > allowed:
             levels = files.count(allowed, "grey level")
             raise InputError(f"{args.output}: not written, since maps may differ by at most {levels}")
         size = sum(file.stat().st_size for file in path.parent.iterdir())
         with files.writing(args.output):
-            replace(path, args.output)
+            for file in (args.output, Path(f"{args.output}.data")):  # a graph is never beside the weights of another
+                file.unlink(missing_ok=True)
+            for file in path.parent.iterdir():
+                os.replace(file, args.output.parent / file.name)
         print(f"{args.output}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
 
 

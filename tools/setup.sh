@@ -2,10 +2,10 @@
 #
 #     bash tools/setup.sh requirements-export.txt requirements-app.txt
 
-here=$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")  # of the script, also of one that a link leads to
+here=$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")  # of the script; links are followed
 
-# `setup FILE...`, in the repository's folder: makes .venv, installs the requirements in the files unless that was done
-# before, and sets PYTHON to its interpreter. PYTHON=python3.12 chooses the one that it is made with.
+# `setup FILE...`, in the repository's folder: makes .venv with PYTHON (python3), installs the requirements in the files
+# unless they are installed, and sets PYTHON to the interpreter of .venv.
 setup() {
     local python=${PYTHON:-python3} file missing=()
     if ! command -v "$python" >/dev/null; then
@@ -32,8 +32,8 @@ setup() {
     export PYTHON=$PWD/.venv/bin/python
 }
 
-# `find_python FOLDER`: sets python to $PYTHON or, where that is not set, to the environment in the repository's FOLDER,
-# else to python3; and launch to what starts a program on $GPUS GPUs.
+# `find_python FOLDER`: sets python to $PYTHON, else to that of .venv in FOLDER, else to python3; and launch to the command
+# that starts a program on $GPUS GPUs.
 find_python() {
     python=${PYTHON:-$1/.venv/bin/python}
     if ! command -v "$python" >/dev/null; then
@@ -49,8 +49,8 @@ find_python() {
     fi
 }
 
-# `read_words MIN WORD...`, in a recipe beside tools/: finds Python and names the run. Shows how the recipe is used where
-# there are fewer words than MIN or options come first.
+# `read_words MIN ARGUMENT...`, in a recipe beside tools/: finds Python and names the run. Shows the recipe's usage for
+# fewer arguments than MIN, or options first.
 read_words() {
     local min=$1
     shift
@@ -62,9 +62,8 @@ read_words() {
     name_run "$1" "${2:-}"
 }
 
-# `name_run WORD [ROOT]`: where WORD is the name of a benchmark of the paper, in any case, or a YAML file, sets benchmark
-# to WORD and run to $RUN or runs/<its name>; where it is a folder or file, sets benchmark to nothing and run to $RUN or
-# runs/sam2unext.
+# `name_run NAME [ROOT]`: for a benchmark of the paper, in any case, or a YAML file, sets benchmark to NAME and run to $RUN
+# or runs/<its name>; for another file or a folder, sets benchmark to nothing and run to $RUN or runs/sam2unext.
 name_run() {
     local answer
     answer=$("$python" -c 'import sys

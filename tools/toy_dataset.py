@@ -3,9 +3,9 @@
     python tools/toy_dataset.py demo/data --train 160 --test 40
 
 Each image shows a blob of fine texture, anywhere, on a background of coarser texture. Both have the same mean colour
-and contrast, so that neither colour nor brightness nor position gives the blob away. The same seed makes the same
-files: {train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png are Gaussian blobs in the middle of each
-test image with the width that scores best: what a network without eyes would predict.
+and contrast, so that neither colour nor brightness nor position reveals the blob. The same seed makes the same files:
+{train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png are Gaussian blobs in the middle of each test
+image, of the width that scores best: the best prediction that ignores the image.
 """
 
 import argparse

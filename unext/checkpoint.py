@@ -1,14 +1,15 @@
-"""Trained SAM2-UNeXT checkpoints: their headers, finding their encoders, restoring the model, saving it.
+"""Trained SAM2-UNeXT checkpoints: their headers, finding their encoders, loading, saving.
 
-A checkpoint whose encoders came from files is small: it holds what was trained and records, for each encoder, its name,
-a fingerprint of its weights and the path it had. A checkpoint with a random encoder is whole. A folder, as on Hugging
-Face's hub, is a checkpoint too: config.json holds the header, model.safetensors the tensors.
+A checkpoint whose encoders came from files is small: it has the trained tensors and a record of each encoder: its name,
+the path of its file, a fingerprint of its weights. A checkpoint with a random encoder is whole: it has all tensors. A
+folder, as on Hugging Face's hub, is a checkpoint too: config.json is the header, model.safetensors has the tensors.
 """
 
 import hashlib
+import inspect
 import json
 import re
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from unext import files, weights
-from unext.download import PUBLISHED, TRUNK_FILES, fetch_published
+from unext.download import PUBLISHED, TRUNK_FILES, fetch, fetch_published
 from unext.errors import InputError, reason
 
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
-FORMAT = 1  # of the files that `save_network` writes
-CONFIG_TYPES = {"sam2": str, "aux": str, "aux_size": int, "size": int}  # of the arguments of SAM2UNeXT in a header
-RECORD_TYPES = {"name": str, "path": str, "fingerprint": str}  # of an encoder in a header
-MAX_SIDE = 2**14  # pixels that a header may ask for
+FORMAT = 1  # of the header
+NOT_RECORDED = ("precision", "allow_sam2_1")  # options that do not change which network it is
+RECORD = ("name", "path", "fingerprint")  # of an encoder
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # where train.sh keeps the encoders' files
 CONFIG, MODEL = "config.json", "model.safetensors"  # in a folder
 
@@ -34,29 +34,35 @@ class Checkpoint(NamedTuple):
     """The content of a trained checkpoint."""
 
     config: dict[str, Any]  # the arguments that build its model
-    state: dict[str, Tensor]  # all tensors or, in a small file, those that were trained
-    encoders: dict[str, dict[str, str]]  # of a small file: a record by option; of a whole one: empty
+    state: dict[str, Tensor]  # all tensors or, in a small checkpoint, the trained ones
+    encoders: dict[str, dict[str, str]]  # in a small checkpoint the records by option, else empty
+
+
+def option_types(model_class: type["SAM2UNeXT"]) -> dict[str, type]:
+    """The types of the network's options by name: the keywords of its constructor, which a checkpoint records."""
+    parameters = inspect.signature(model_class).parameters.values()
+    return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in NOT_RECORDED}
 
 
 def encoder_files(config: dict[str, Any]) -> dict[str, str]:
-    """The usual file names of a model's encoders by the option that names the file."""
+    """The usual file names of a model's encoders, by the option for their paths."""
     names = {"hiera_path": TRUNK_FILES[config["sam2"]]}
     return names if config["aux"] == "none" else names | {"dinov2_path": f"{config['aux']}.safetensors"}
 
 
 def is_small(model: "SAM2UNeXT") -> bool:
-    """Whether a model's checkpoints can leave its encoders out, because all of them came from files."""
+    """Whether a model's checkpoints can leave out its encoders, because all of them came from files."""
     return model.encoders.keys() == encoder_files(model.config).keys()
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The part of the state dict that training changes: adapters, glue, decoder with its BatchNorm statistics."""
+    """The tensors of the state dict that training changes: adapters, glue, decoder with its BatchNorm statistics."""
     frozen = ("sam.", "dino.")
     return {k: v for k, v in model.state_dict().items() if ".prompt_learn." in k or not k.startswith(frozen)}
 
 
 def trained_fingerprint(model: nn.Module) -> str:
-    """Identifies what was trained: a hash of all trained parameters."""
+    """Identifies the trained weights: a hash of all trained parameters."""
     digest = hashlib.sha256()
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -64,90 +70,64 @@ def trained_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(source: str | Path) -> Checkpoint:
+def load(source: str | Path, model_class: type["SAM2UNeXT"]) -> Checkpoint:
     """Reads a checkpoint of this program or the original. Raises OSError or InputError that names the remedy."""
-    return parse(read(source), source)
+    return parse(read(source), source, model_class)
 
 
 def read(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, a file or a folder, as it is. Raises OSError or InputError."""
+    """The content of a checkpoint, a file or a folder, unchecked. Raises OSError or InputError."""
     if not Path(source).is_dir():
         return weights.read(source)
-    path = Path(source, CONFIG)
-    try:
+    path, header = fetch(Path(source, CONFIG)), None
+    with suppress(ValueError):
         header = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise OSError(f"{path}: cannot be read: {error.strerror}; a folder needs {CONFIG} and {MODEL}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {reason(error)}") from error
     if not isinstance(header, dict) or "format" not in header:
-        raise InputError(f"{path}: is not the header of a SAM2-UNeXT checkpoint")
+        raise InputError(f"{path}: is not the header of a SAM2-UNeXT checkpoint; download the file again")
     return header | {"state_dict": weights.read(Path(source, MODEL))}
 
 
-def parse(content: dict[str, Any], source: str | Path) -> Checkpoint:
+def parse(content: dict[str, Any], source: str | Path, model_class: type["SAM2UNeXT"]) -> Checkpoint:
     """The checkpoint in the content of a file, `source`. Raises InputError if it is another kind of file."""
     state = weights.tensors(content)
-    if not weights.is_network(state):
+    if weights.NETWORK not in state:
         raise InputError(
             f"{source}: is {weights.describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth)"
         )
     if "format" in content:
-        config, encoders = parse_header(content, source)
+        config, encoders = parse_header(content, source, model_class)
         return Checkpoint(config, state, encoders)
     config = {"sam2": weights.trunk_size(state, "sam."), "aux": "none"}
     if any(key.startswith("dino.") for key in state):
         config["aux"] = weights.dinov2_name(state, "dino.model.")
         positions = state.get("dino.model.pos_embed")
-        if config["aux"] and positions is not None and positions.ndim == 3:
+        if config["aux"] and positions is not None:
             patches = positions.shape[1] - ("reg4" not in config["aux"])  # without the class token
-            config["aux_size"] = round(max(0, patches) ** 0.5) * weights.DINOV2_PATCH
+            config["aux_size"] = round(patches**0.5) * weights.DINOV2_PATCH
     if None in config.values():
-        raise InputError(f"{source}: a SAM2-UNeXT checkpoint without a header whose encoders are not known ones")
+        raise InputError(f"{source}: is a SAM2-UNeXT checkpoint without a header, and with unknown encoders")
     return Checkpoint(config, state, {})
 
 
-def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
-    """The model's config and the encoders' records, by option, in a header. Raises InputError for nonsense."""
+def parse_header(
+    content: dict[str, Any], source: str | Path, model_class: type["SAM2UNeXT"]
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """The model's config and the records of its encoders, by option. Raises InputError for a header that is damaged."""
     if content["format"] != FORMAT:
         version = str(content["format"])[:20]
         raise InputError(f"{source}: has format {version}, but this program reads {FORMAT}; update the program")
     config, records = content.get("config"), content.get("encoders")
-    known = isinstance(config, dict) and {"sam2", "aux"} <= config.keys()
-    if known and (newer := config.keys() - CONFIG_TYPES.keys()):
-        raise InputError(f"{source}: has {files.listing(newer)}, which this program does not know; update the program")
-    known = known and all(isinstance(value, CONFIG_TYPES[key]) for key, value in config.items())
-    known = known and config["sam2"] in TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config["aux"])
-    if not known or not all(0 < config.get(side, 1) <= MAX_SIDE for side in ("size", "aux_size")):
-        raise InputError(f"{source}: its header does not say which network it holds; the file is damaged")
-    known = isinstance(records, dict) and (not records or records.keys() == encoder_files(config).keys())
-    texts = RECORD_TYPES.items()
-    if not known or not all(isinstance(one, dict) and {k: type(v) for k, v in one.items()}.items() == texts
-                            for one in records.values()):  # fmt: skip
-        raise InputError(f"{source}: its header does not say which encoders it needs; the file is damaged")
+    types, is_valid = option_types(model_class), isinstance(config, dict) and isinstance(records, dict)
+    if is_valid and (unknown := config.keys() - types.keys()):
+        raise InputError(f"{source}: has the unknown options {files.listing(unknown)}; update the program")
+    is_valid = is_valid and all(isinstance(value, types[name]) for name, value in config.items())
+    is_valid = is_valid and config.get("sam2") in TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config.get("aux", ""))
+    if not is_valid or (records and records.keys() != encoder_files(config).keys()) or not all(
+        isinstance(record, dict) and {key: type(value) for key, value in record.items()} == dict.fromkeys(RECORD, str)
+        for record in records.values()
+    ):  # fmt: skip
+        raise InputError(f"{source}: its header does not describe a network; download or copy the file again")
     return config, records
-
-
-def restore(
-    model_class: type["SAM2UNeXT"], path: str | Path, hiera_path: str | Path | None = None,
-    dinov2_path: str | Path | None = None, precision: torch.dtype = torch.float32, download: bool = False,
-) -> "SAM2UNeXT":  # fmt: skip
-    """See SAM2UNeXT.from_checkpoint; `model_class` is what to build."""
-    checkpoint = load(path)
-    paths: dict[str, str | Path | None] = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
-    if checkpoint.encoders:
-        paths |= find_encoders(path, checkpoint, paths, download)
-    whole, options = not any(paths.values()), checkpoint.config | {"precision": precision}
-    try:
-        with torch.device("meta") if whole else nullcontext():
-            model = model_class(*paths.values(), **options, allow_sam2_1=True)  # the fingerprints decide
-        if whole and not weights.state_covers(model):
-            model = model_class(**options)
-    except InputError as error:
-        problem = "its header describes" if whole else "its encoders make"
-        raise InputError(f"{path}: {problem} a network that cannot be built: {error}") from error
-    load_trained(model, path, checkpoint)
-    return model.eval()
 
 
 def find_encoders(
@@ -155,91 +135,80 @@ def find_encoders(
 ) -> dict[str, str | Path | None]:
     """The file of each encoder of a small checkpoint, by option.
 
-    It is the given one, else the first that exists of the recorded path, weights/ beside this program, and the
-    checkpoint's folder, if it has the encoder's usual name: a checkpoint from somebody else must not choose what is
-    opened. Nothing but `download` asks a server. Raises OSError if an encoder is not found.
+    It is the given path, else the first that exists of: the recorded path, if its name is the usual one (a checkpoint
+    from somebody else must not choose which file is opened); weights/ of this program; the checkpoint's folder. Asks no
+    server without `download`. Raises OSError for a missing encoder.
     """
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
-    found: dict[str, str | Path | None] = {}
+    encoders: dict[str, str | Path | None] = {}
     for option, name in encoder_files(checkpoint.config).items():
         record = checkpoint.encoders[option]
-        places = [WEIGHTS / name, folder / name]
-        if Path(record["path"]).name in (name, MODEL):  # the latter is what timm's files are called on the hub
-            places.insert(0, Path(record["path"]))
-        found[option] = given[option] or next((place for place in places if place.is_file()), None)
+        candidates = [WEIGHTS / name, folder / name]
+        if Path(record["path"]).name in (name, MODEL):  # MODEL is the name of timm's files on the hub
+            candidates.insert(0, Path(record["path"]))
+        encoder = given[option] or next((file for file in candidates if file.is_file()), None)
         url = PUBLISHED.get(name)
         if download and url:
-            found[option] = fetch_published(found[option] or WEIGHTS / name)
-        if not found[option]:
+            encoder = fetch_published(encoder or WEIGHTS / name)
+        if not encoder:
             remedy = f"--download fetches it from {url} to {WEIGHTS}, or" if url else "copy it there, or"
-            looked = files.listing(dict.fromkeys(place.parent for place in places))
+            folders = files.listing(dict.fromkeys(file.parent for file in candidates))
             raise FileNotFoundError(
-                f"{path}: needs its encoder {name} (fingerprint {record['fingerprint']}), not found in {looked}: "
+                f"{path}: needs its encoder {name} (fingerprint {record['fingerprint']}), not found in {folders}: "
                 f"{remedy} name it with --{option}"
             )
-    return found
-
-
-def sources(path: str | Path, model: "SAM2UNeXT") -> list[Path]:
-    """What a model was restored from: the checkpoint, the files in it if it is a folder, and those of encoders."""
-    path = Path(path)
-    content = path.iterdir() if path.is_dir() else ()
-    return [path, *content, *(Path(record["path"]) for record in model.encoders.values())]
+        encoders[option] = encoder
+    return encoders
 
 
 def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -> None:
-    """Loads into `model` what was read from `path`.
+    """Loads into `model` the checkpoint that was read from `path`.
 
-    Random encoders are replaced by those of a whole file; encoders from files must be the ones it was trained with.
-    Raises InputError that names the remedy if they are not, or if the tensors do not fit.
+    A whole checkpoint replaces random encoders; encoders from files must be those it was trained with. Raises
+    InputError that names the remedy if they are not, or if options or tensors do not fit.
     """
     small = bool(checkpoint.encoders)
-    names = ("sam2", "aux") if small or model.dino is None else ("sam2", "aux", "aux_size")
-    config = {name: checkpoint.config.get(name, model.config[name]) for name in names}
-    if others := [f"--{name} {value}" for name, value in config.items() if value != model.config[name]]:
-        raise InputError(f"{path}: was trained with {' '.join(others)}; give the same here")
+    free = {"size", "aux_size"} if small or model.dino is None else {"size"}  # may differ from training
+    changed = [f"--{k} {v}" for k, v in checkpoint.config.items() if k not in free and v != model.config[k]]
+    if changed:
+        raise InputError(f"{path}: was trained with {' '.join(changed)}; give the same here")
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
     for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
-        ours = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
+        encoder = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
         if small:
-            right = checkpoint.encoders[option]["fingerprint"]
-            remedy = f"give {name} with the fingerprint {right} as --{option}"
+            expected, others = checkpoint.encoders[option]["fingerprint"], ""
         else:
-            right = weights.fingerprint(encoder_state(model, checkpoint.state, option))
-            remedy = "it holds its encoders itself: give random for both, or no path"
-        if ours["fingerprint"] != right:
-            raise InputError(f"{path}: was not trained with {ours['path']}; {remedy}")
+            expected = weights.fingerprint(encoder_state(model, checkpoint.state, option))
+            others = ", or no encoder: it contains them"
+        if encoder["fingerprint"] != expected:
+            remedy = f"give {name} with the fingerprint {expected} as --{option}{others}"
+            raise InputError(f"{path}: was not trained with {encoder['path']}; {remedy}")
     weights.fill(model, checkpoint.state, strict=not small)
 
 
 def encoder_state(model: nn.Module, state: dict[str, Tensor], option: str) -> dict[str, Tensor]:
-    """The part of a whole state dict that one encoder holds, with its keys in its order."""
+    """The tensors of an encoder in a whole state dict, with the encoder's keys in its order."""
     prefix = {"hiera_path": "sam.", "dinov2_path": "dino."}[option]
     keys = (key for key in model.state_dict() if key.startswith(prefix) and ".prompt_learn." not in key)
     return {key.removeprefix(prefix): state[key] for key in keys}
 
 
-def network_content(model: "SAM2UNeXT", whole: bool) -> dict[str, Any]:
-    """A model as files hold it: a header, and all tensors or only the trained ones with the encoders' records."""
+def network_content(model: "SAM2UNeXT", whole: bool = False) -> dict[str, Any]:
+    """The content of a model's file: header and tensors; small if the model `is_small`, unless `whole`."""
+    small = is_small(model) and not whole
+    state = trained_state(model) if small else model.state_dict()
     return {
         "format": FORMAT,
         "config": model.config,
-        "encoders": {} if whole else model.encoders,
-        "state_dict": nchw(model.state_dict() if whole else trained_state(model)),
+        "encoders": model.encoders if small else {},
+        "state_dict": {key: tensor.to(memory_format=torch.contiguous_format) for key, tensor in state.items()},
     }
-
-
-def nchw(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict itself, its tensors in the order in which files hold them; the model computes channels-last."""
-    for key, tensor in state.items():
-        state[key] = tensor.to(memory_format=torch.contiguous_format)
-    return state
 
 
 def save_network(path: str | Path, model: "SAM2UNeXT", epoch: int) -> None:
     """Writes a trained model: small if its encoders came from files, else whole. Raises OSError."""
-    save(path, network_content(model, whole=not is_small(model)) | {"epoch": epoch})
+    save(path, network_content(model) | {"epoch": epoch})
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
         raise SystemExit(command.status) from None
     except (InputError, OSError) as error:
         fail(message(error), command.status)
-    except (RuntimeError, MemoryError) as error:  # torch's and Python's
+    except Exception as error:  # the libraries raise types of their own
         if line := diagnosis(error, less_memory):
             fail(line, NOT_COMPLETED)
         raise

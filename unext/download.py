@@ -8,10 +8,8 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlparse
 
 from filelock import FileLock
-from huggingface_hub import hf_hub_download
 from iopath.common.download import download as download_file
 from iopath.common.file_io import get_cache_dir
 
@@ -33,7 +31,7 @@ TIMEOUT = 60  # seconds without data after which a download is abandoned
 
 
 def fetch(source: str | Path) -> Path:
-    """The path of a file, or of what is downloaded once, with a bar, from a URL into iopath's cache. Raises OSError."""
+    """The path of a file; a URL is downloaded once, with a bar, into iopath's cache. Raises OSError or InputError."""
     path = Path(source)
     if is_url(source):
         path = Path(get_cache_dir(), re.sub("[:?]", "_", str(source).partition("://")[2]))
@@ -45,7 +43,7 @@ def fetch(source: str | Path) -> Path:
 
 
 def fetch_published(source: str | Path) -> str | Path:
-    """The source. If it is a missing file in a folder called weights and PUBLISHED has its name, it is downloaded."""
+    """The source itself. A missing file in a folder called weights is downloaded if PUBLISHED has its name."""
     path = Path(source)
     if path.name in PUBLISHED and path.parent.name == "weights" and not path.exists() and not is_url(source):
         print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
@@ -54,40 +52,39 @@ def fetch_published(source: str | Path) -> str | Path:
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether `source` is a URL to download. Raises InputError for a malformed URL or one of another scheme."""
-    if "://" not in str(source):
-        return False
-    with suppress(ValueError):
-        if urlparse(source).scheme in ("http", "https", "ftp") and urlparse(source).netloc:
-            return True
-    raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
+    """Whether `source` is a URL. Raises InputError for other schemes than HTTP and FTP."""
+    if "://" in str(source) and not re.match(r"(https?|ftp)://[^/]", str(source)):
+        raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
+    return "://" in str(source)
 
 
 def download(url: str, path: Path) -> None:
-    """Downloads a file to `path`, whole or not at all, unless it is there. Raises OSError."""
+    """Downloads a file to `path`, whole or not at all, unless it exists. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        with suppress(OSError):  # a file system without locks: of several processes, each downloads
+        with suppress(OSError):  # a file system without locks: each process downloads for itself
             stack.enter_context(FileLock(f"{path}.lock"))
         if path.exists():
             return
-        beside = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
+        temporary = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
         try:
-            retrieve(url, beside)
-        except Exception as error:  # the libraries raise almost anything
-            problem = f"cannot be downloaded: {reason(error)}; fetch it by other means and save it as {path}"
+            retrieve(url, temporary)
+        except Exception as error:  # the libraries raise many types
+            problem = f"cannot be downloaded: {reason(error)}; download it manually and save it as {path}"
             raise OSError(f"{url}: {problem}") from error
-        os.replace(beside, path)
+        os.replace(temporary, path)
 
 
 def retrieve(url: str, path: Path) -> None:
-    """Downloads a file; what is on Hugging Face's hub by its own library, with mirror, cache and offline mode."""
+    """Downloads a file; from Hugging Face's hub with its library, which has mirrors, a cache and an offline mode."""
     if hub := HUB.fullmatch(url):
+        from huggingface_hub import hf_hub_download
+
         shutil.copyfile(hf_hub_download(**hub.groupdict()), path)
         return
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # it logs what it also raises
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # iopath has no option for it
+    socket.setdefaulttimeout(TIMEOUT)  # iopath has no such option
     try:
         download_file(url, str(path.parent), filename=path.name)
     finally:
@@ -95,5 +92,5 @@ def retrieve(url: str, path: Path) -> None:
 
 
 def address(file: str) -> str:
-    """Where a file is published, to follow its name in a message; empty if that is not known."""
+    """The published address of a file, in parentheses for messages; empty if it is unknown."""
     return f" ({PUBLISHED[file]})" if file in PUBLISHED else ""

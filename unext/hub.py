@@ -2,53 +2,67 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors.torch
-from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
+import torch
 
 from unext import checkpoint, files
 from unext.download import PUBLISHED
 
 CARD = Path(__file__).resolve().parent.parent / "docs/model_card.jinja"  # the template of a folder's README.md
+PAPER = "https://arxiv.org/abs/2508.03566"
+METADATA = {"license": "apache-2.0", "pipeline_tag": "image-segmentation", "tags": ["sam2", "dinov2"]}
 
 
-class Hub(
-    ModelHubMixin, paper_url="https://arxiv.org/abs/2508.03566", license="apache-2.0",
-    pipeline_tag="image-segmentation", tags=["sam2", "dinov2"],
-):  # fmt: skip
-    """`save_pretrained` and `push_to_hub` write a folder that is a checkpoint for test.py too; `from_pretrained` takes
-    it or "user/model", and the options of `from_checkpoint`. `model_card_kwargs` may have `results`, the content of
-    eval.py's results.json."""
-
-    def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **options: Any) -> str:
-        card = {"repo_id": repo_id} | (model_card_kwargs or {})
-        return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
-
-    def generate_model_card(self, **options: Any) -> ModelCard:
-        encoders = checkpoint.encoder_files(self.config).values() if checkpoint.is_small(self) else ()
-        published = {name: PUBLISHED.get(name) for name in encoders}
-        return super().generate_model_card(template_path=CARD, config=self.config, encoders=published, **options)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        content = checkpoint.network_content(self, whole=not checkpoint.is_small(self))
-        state = {key: tensor.contiguous() for key, tensor in content.pop("state_dict").items()}
-        # The paths on this machine are nobody else's business.
-        encoders = {option: record | {"path": ""} for option, record in content["encoders"].items()}
-        with files.replacing(save_directory / checkpoint.MODEL) as file:
-            file.write(safetensors.torch.save(state))
-        with files.replacing(save_directory / checkpoint.CONFIG) as file:
-            file.write(json.dumps(content | {"encoders": encoders}, indent=1).encode() + b"\n")
+class Hub:
+    """Adds the methods of this file to the network. A folder that they write is a checkpoint for test.py too."""
 
     @classmethod
-    def _from_pretrained(
-        cls, *, model_id: str, revision: str | None, cache_dir: str | Path | None, force_download: bool,
-        local_files_only: bool, token: str | bool | None, **options: Any,
+    def from_pretrained(
+        cls, name: str | Path, hiera_path: str | Path | None = None, dinov2_path: str | Path | None = None,
+        *, precision: torch.dtype = torch.float32, download: bool = False, **options: Any,
     ) -> "Hub":  # fmt: skip
-        folder = Path(model_id)
+        """`from_checkpoint` of a folder or of "user/model" on the hub, with options of `hf_hub_download`."""
+        from huggingface_hub import hf_hub_download
+
+        folder = Path(name)
         if not folder.is_dir():
-            fetch = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
-            for name in (checkpoint.CONFIG, checkpoint.MODEL):
-                path = hf_hub_download(model_id, name, local_files_only=local_files_only, **fetch)
-            folder = Path(path).parent
-        return cls.from_checkpoint(folder, **options)
+            for file in (checkpoint.CONFIG, checkpoint.MODEL):
+                folder = Path(hf_hub_download(name, file, **options)).parent
+        return cls.from_checkpoint(folder, hiera_path, dinov2_path, precision=precision, download=download)
+
+    def save_pretrained(self, save_directory: str | Path, *, model_card_kwargs: dict[str, Any] | None = None) -> None:
+        """Writes a folder with header, tensors and, unless it has a README.md, a model card. Raises OSError.
+
+        `model_card_kwargs` are variables of docs/model_card.jinja, such as `results`, the content of results.json.
+        """
+        from huggingface_hub import ModelCard, ModelCardData
+
+        folder, content = files.output_folder(save_directory), checkpoint.network_content(self)
+        state, records = content.pop("state_dict"), content["encoders"]
+        content["encoders"] = {option: records[option] | {"path": ""} for option in records}  # publish no local paths
+        with files.replacing(folder / checkpoint.MODEL) as file:
+            file.write(safetensors.torch.save(state))
+        with files.replacing(folder / checkpoint.CONFIG) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+        if not (folder / "README.md").exists():
+            names = checkpoint.encoder_files(self.config).values() if records else ()
+            variables = {"config": self.config, "paper_url": PAPER, "encoders": {n: PUBLISHED.get(n) for n in names}}
+            variables |= model_card_kwargs or {}
+            card = ModelCard.from_template(ModelCardData(**METADATA), template_path=CARD, **variables)
+            card.save(folder / "README.md")
+
+    def push_to_hub(
+        self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, private: bool | None = None,
+        token: str | None = None, **options: Any,
+    ) -> str:  # fmt: skip
+        """Uploads such a folder, with options of `HfApi.upload_folder`. Returns the commit's URL."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, model_card_kwargs={"repo_id": repo_id} | (model_card_kwargs or {}))
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
-import cv2
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
@@ -112,6 +111,21 @@ def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
     return image
 
 
+def upright(image: Image.Image | np.ndarray) -> tuple[Image.Image, Image.Transpose | None]:
+    """The image as `photo_of` returns it, upright, and the transposition that turns it back. Raises InputError."""
+    kind = type(image).__name__
+    if isinstance(image, np.ndarray):
+        kind = f"{image.dtype} array {image.shape}"
+        if image.dtype == np.uint8 and image.size and (image.ndim == 2 or image.shape[2:] == (3,)):
+            image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"an image must be a PIL image, or a uint8 array (H, W, 3) or (H, W); this is a {kind}")
+    photo, tag = photo_of(image), orientation(image)
+    if tag not in TURNS:
+        return photo, None
+    return photo.transpose(TURNS[tag]), TURNS[{6: 8, 8: 6}.get(tag, tag)]  # of a quarter turn the opposite one
+
+
 def for_network(photo: Image.Image) -> Image.Image:
     """What viewers show of an image from `photo_of`, in RGB: in sRGB, and on white where it is transparent."""
     return on_white(in_srgb(photo))
@@ -204,6 +218,8 @@ def decoded(image: Image.Image, is_mask: bool = False) -> Image.Image:
         raise InputError("it is a TIFF of 16 bits whose colours lie in separate planes; save it as 8-bit RGB")
     if not is_deep(image):
         return image
+    import cv2
+
     image.fp.seek(0)
     content = image.fp.read()
     with Image.open(io.BytesIO(content)) as checked:

@@ -2,7 +2,6 @@
 
 import os
 
-import cv2
 import numpy as np
 from PIL import Image, ImageChops
 
@@ -92,6 +91,8 @@ def is_coloured(image: Image.Image) -> bool:
 
 def has_grey_regions(mask: np.ndarray) -> bool:
     """Whether 3 x 3 pixels of a mask, uint8 (H, W), are grey, which those of soft edges are not."""
+    import cv2
+
     grey = cv2.inRange(mask, TOLERANCE + 1, 254 - TOLERANCE)
     return bool(cv2.erode(grey, np.ones((3, 3))).any())
 
@@ -101,6 +102,8 @@ def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
 
     Edges of a few grey levels are no region: they have no 3 x 3 pixels of such levels.
     """
+    import cv2
+
     labels = levels[(levels >= 1) & (levels <= MAX_LABEL) & (levels < levels.max())]
     if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() > 1:
         return False

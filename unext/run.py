@@ -96,7 +96,7 @@ class Run:
         path = self.folder / LAST
         if not resume or not path.exists():
             if init:
-                checkpoint.load_trained(self.model, init, checkpoint.load(init))
+                checkpoint.load_trained(self.model, init, checkpoint.load(init, type(self.model)))
             return self.progress
         content = weights.read(path)
         recipe, progress = content.get("recipe"), content.get("progress")
@@ -109,7 +109,7 @@ class Run:
                 f"{path}: {'; '.join(changed)}; use the original settings, or start another run from its weights with "
                 f"--init {path} and a new --save_path"
             )
-        checkpoint.load_trained(self.model, path, checkpoint.parse(content, path))
+        checkpoint.load_trained(self.model, path, checkpoint.parse(content, path, type(self.model)))
         for name, stateful in self.stateful.items():
             stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows replaces no file that is still mapped
         self.progress = Progress(**progress)

@@ -1,4 +1,4 @@
-"""Files of weights: reading them safely, telling what they hold, filling modules from them.
+"""Files of weights: reading them safely, telling what they contain, loading modules from them.
 
 Reading never runs code from a file (torch's `weights_only`, safetensors) and maps large files instead of copying them.
 """
@@ -12,7 +12,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,9 @@ from unext.files import listing
 TRUNK = "image_encoder.trunk."  # prefix of the trunk's keys in a SAM 2 checkpoint
 TRUNK_SIZES = {(96, 12): "tiny", (96, 16): "small", (112, 24): "base_plus", (144, 48): "large"}  # by (width, blocks)
 DINOV2_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
-PATCHES = "patch_embed.proj.weight"  # of both encoders
+PATCHES = "patch_embed.proj.weight"  # of each encoder
 NETWORK = "sam.blocks.0.prompt_learn.0.weight"  # only SAM2-UNeXT has it
-FOREIGN = {  # what a file with this key is
+FOREIGN = {  # the kind of a file with this key
     "encoder.layer.0.layer_scale1.lambda1": "DINOv2 in the format of Hugging Face's transformers",
     "embeddings.patch_embeddings.projection.weight": "a ViT in the format of Hugging Face's transformers",
     "vision_encoder.backbone.patch_embed.projection.weight": "SAM 2 in the format of Hugging Face's transformers",
@@ -34,8 +33,7 @@ FOREIGN = {  # what a file with this key is
 }
 SAM2_1_KEY = "no_obj_embed_spatial"  # only SAM 2.1 checkpoints have it
 DINOV2_PATCH = 14
-DINOV2_PATCH_SHAPE = (3, DINOV2_PATCH, DINOV2_PATCH)  # of the patch embedding's kernels
-SAMPLED = 64  # values of each matrix that a fingerprint includes, about
+SAMPLED = 64  # values of each matrix in a fingerprint, about
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that are converted
 
 
@@ -51,16 +49,14 @@ def read(source: str | Path) -> dict[str, Any]:
     except InputError as error:
         if not is_url(source):
             raise
-        path.unlink(missing_ok=True)  # a server that announces no length can break off unnoticed
-        raise InputError(f"{source}: {error}; the next start downloads it again") from error
+        path.unlink(missing_ok=True)  # if the server announces no length, a truncated download is not noticed
+        raise InputError(f"{source}: {error} (the next start does)") from error
 
 
 def parse(path: Path) -> dict[str, Any]:
     """`read` of an existing file."""
     with open(path, "rb") as file:
         start = file.read(512)
-    if not start:
-        raise InputError(f"{path}: is empty; get it again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise InputError(f"{path}: is a web page, not weights; download the file itself")
     try:
@@ -71,53 +67,48 @@ def parse(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: is not a file of weights, or a pickle with code, none of which was run") from error
-    except Exception as error:  # the readers fail in many ways on damaged files
+    except Exception as error:  # the readers raise many types for damaged files
         if is_out_of_memory(error):
             raise
-        raise InputError(f"{path}: is truncated, damaged or not weights ({reason(error)}); get it again") from error
+        problem = f"is truncated, damaged or not weights ({reason(error)})" if start else "is empty"
+        raise InputError(f"{path}: {problem}; download the file again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not weights")
+        raise InputError(f"{path}: contains a {type(content).__name__}, not weights")
     return content
 
 
 def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
-    """The tensors of the network in a file by key, free of the wrappers that other programs put around them.
+    """The tensors of a file's network by key, without the wrappers that other programs add.
 
-    One of its keys, a known one or one of `anchors`, shows in which dict it is and what precedes its keys; what lies
-    outside this prefix, such as a loss's tensors, is left out. Of several such networks it is the largest, of equal
-    ones the first. Without a known key it is the largest dict.
+    Finds the dict and key prefix that contain a known key, or one of `anchors`; entries without that prefix are
+    dropped. Of several such networks it is the largest, of equal ones the first; without a known key the largest dict.
     """
     states = tensor_dicts(content)
     for anchor in (NETWORK, TRUNK + PATCHES, *FOREIGN, *anchors):
         ends = [(state, key) for state in states for key in state if f".{key}".endswith(f".{anchor}")]
-        if found := [below(state, key.removesuffix(anchor)) for state, key in ends]:
-            return max(found, key=len)
-    state = max(states, key=len)
-    return below(state, "module.") if all(key.startswith("module.") for key in state) else state
+        if ends:
+            return max((below(state, key.removesuffix(anchor)) for state, key in ends), key=len)
+    return max(states, key=len)
 
 
 def tensor_dicts(content: dict[str, Any]) -> list[dict[str, Tensor]]:
     """The named tensors of each container in a file's content: the outer before the inner, those in "model" first."""
-    found, parts = {}, [content]
-    for part in parts:  # grows meanwhile
-        if isinstance(part, (dict, list, tuple)) and id(part) not in found:  # a pickle can contain itself
-            items = part if isinstance(part, dict) else dict(enumerate(part))
-            found[id(part)] = {
-                key.replace("_orig_mod.", ""): value  # torch.compile's
+    states, containers = {}, [content]
+    for container in containers:  # grows meanwhile
+        if isinstance(container, (dict, list, tuple)) and id(container) not in states:  # a pickle can contain itself
+            items = container if isinstance(container, dict) else dict(enumerate(container))
+            states[id(container)] = {
+                key.replace("_orig_mod.", ""): value  # torch.compile's prefix
                 for key, value in items.items()
                 if isinstance(key, str) and isinstance(value, Tensor)
             }
-            parts += [items.get("model"), *items.values()]
-    return list(found.values())
+            containers += [items.get("model"), *items.values()]
+    return list(states.values())
 
 
 def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of a state dict whose keys start with `prefix`, without it."""
+    """The entries of a state dict whose keys start with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def is_network(state: dict[str, Tensor]) -> bool:
-    return NETWORK in state
 
 
 def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
@@ -130,7 +121,7 @@ def trunk_size(state: dict[str, Tensor], prefix: str) -> str | None:
 def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
     """timm's name of the DINOv2 whose keys start with `prefix`, or None for another network."""
     patches = state.get(prefix + PATCHES)
-    if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[1:] != DINOV2_PATCH_SHAPE:
+    if patches is None or prefix + "blocks.0.ls1.gamma" not in state or patches.shape[2:] != 2 * (DINOV2_PATCH,):
         return None
     size = DINOV2_SIZES.get(patches.shape[0])
     registers = "reg4_" if prefix + "reg_token" in state else ""
@@ -138,65 +129,58 @@ def dinov2_name(state: dict[str, Tensor], prefix: str = "") -> str | None:
 
 
 def describe(state: dict[str, Tensor]) -> str:
-    """What a file holds, in words, for messages."""
-    if is_network(state):
+    """What a file contains, for messages."""
+    if NETWORK in state:
         return "a trained SAM2-UNeXT checkpoint, which goes to test.py --checkpoint"
     if TRUNK + PATCHES in state:
         version = "2.1" if SAM2_1_KEY in state else "2"
         return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
     if name := dinov2_name(state):
         return f"the DINOv2 {name}"
-    for key, kind in FOREIGN.items():
-        if key in state:
-            return kind
-    if not state:
-        return "a file without named tensors"
-    return f"another network's (keys such as {next(iter(state))})"
+    kinds = [kind for key, kind in FOREIGN.items() if key in state]
+    other = f"another network's (keys such as {next(iter(state))})" if state else "a file without named tensors"
+    return kinds[0] if kinds else other
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
-    """Fills a Hiera trunk from a SAM 2 checkpoint and returns its `record`. Raises OSError or InputError."""
-    state = tensors(read(source))
-    own = trunk.state_dict()
-    wanted, kind = trunk_size(own, ""), f"{source}: is {describe(state)}"
-    file = TRUNK_FILES[wanted]
+    """Loads a Hiera trunk from a SAM 2 checkpoint and returns its `record`. Raises OSError or InputError."""
+    state, expected = tensors(read(source)), trunk.state_dict()
+    kind, size, needed = f"{source}: is {describe(state)}", trunk_size(state, TRUNK), trunk_size(expected, "")
+    file = TRUNK_FILES[needed]
     if TRUNK + PATCHES not in state:
         raise InputError(f"{kind}; SAM 2's {file} belongs here{address(file)}")
-    found = trunk_size(state, TRUNK)
-    if found != wanted:
-        raise InputError(f"{kind}, but --sam2 {wanted} needs {file}" + (f"; or give --sam2 {found}" if found else ""))
+    if size != needed:
+        raise InputError(f"{kind}, but --sam2 {needed} needs {file}" + (f"; or give --sam2 {size}" if size else ""))
     if SAM2_1_KEY in state and not allow_sam2_1:
-        raise InputError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this one")
+        raise InputError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this file")
     state = below(state, TRUNK)
-    check_state(own, state, source)
+    check_state(expected, state, source)
     fill(trunk, state)
-    adapted = {re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key): state[key] for key in own}  # as in SAM2UNeXT.sam
+    adapted = {re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key): state[key] for key in expected}  # as in SAM2UNeXT.sam
     return record(file, source, adapted)
 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
-    """Fills timm's feature extractor `name` from a file and returns its `record`. Raises OSError or InputError."""
-    own = net.state_dict()
-    state = tensors(read(source), next(key for key in own if key.endswith(".weight")))
-    architecture = name.split(".")[0]
-    found, kind = dinov2_name(state), f"{source}: is {describe(state)}"
-    if {NETWORK, TRUNK + PATCHES, *FOREIGN} & state.keys() or (found and found != architecture):
-        remedy = f"the weights of timm's {name} belong here{address(f'{architecture}.safetensors')}"
-        if found:
-            remedy = f"give --aux {found} or {name}'s file"
-        raise InputError(f"{kind}; {remedy}")
+    """Loads timm's feature extractor `name` from a file and returns its `record`. Raises OSError or InputError."""
+    expected = net.state_dict()
+    state = tensors(read(source), next(key for key in expected if key.endswith(".weight")))
+    architecture, dinov2 = name.split(".")[0], dinov2_name(state)
+    kind = f"{source}: is {describe(state)}"
+    if dinov2 and dinov2 != architecture:
+        raise InputError(f"{kind}; give --aux {dinov2} or {name}'s file")
+    if {NETWORK, TRUNK + PATCHES, *FOREIGN} & state.keys():
+        raise InputError(f"{kind}; the weights of timm's {name} belong here{address(f'{architecture}.safetensors')}")
     # timm's own filter renames keys and resamples the position embedding.
-    filter_fn = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if filter_fn:
+    if filter_fn := getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None):
         try:
             state = filter_fn(state, net)
-        except Exception as error:  # it fails in many ways on other networks' tensors
+        except Exception as error:  # it raises many types for other networks' tensors
             raise InputError(f"{kind}, not timm's {name}") from error
-    parts = {key.split(".")[0] for key in own}  # a published file may hold more, such as a classifier
-    state = {key: value for key, value in state.items() if key.split(".")[0] in parts}
-    check_state(own, state, source)
+    modules = {key.split(".")[0] for key in expected}  # a published file may have more, such as a classifier
+    state = {key: value for key, value in state.items() if key.split(".")[0] in modules}
+    check_state(expected, state, source)
     fill(net, state)
-    return record(name, source, {f"model.{key}": state[key] for key in own})  # as in SAM2UNeXT.dino
+    return record(name, source, {f"model.{key}": state[key] for key in expected})  # as in SAM2UNeXT.dino
 
 
 def record(name: str, source: str | Path, state: dict[str, Tensor]) -> dict[str, str]:
@@ -206,43 +190,38 @@ def record(name: str, source: str | Path, state: dict[str, Tensor]) -> dict[str,
 
 def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:
     """Loads a state dict. A module on the meta device takes over the tensors, so a mapped file is not copied."""
-    own = module.state_dict()
-    empty = any(tensor.is_meta for tensor in own.values())
-    if empty:
-        # If some are converted, all are copied, so that the file does not stay mapped for the others.
-        convert = any(tensor.dtype != own[key].dtype for key, tensor in state.items())
-        state = {key: tensor.to(own[key].dtype, copy=convert) for key, tensor in state.items()}
-    module.load_state_dict(state, strict=strict, assign=empty)
+    targets = module.state_dict()
+    is_meta = any(tensor.is_meta for tensor in targets.values())
+    if is_meta:
+        # If any tensor is converted, all are copied, so that the file does not stay mapped for the others.
+        convert = any(tensor.dtype != targets[key].dtype for key, tensor in state.items())
+        state = {key: tensor.to(targets[key].dtype, copy=convert) for key, tensor in state.items()}
+    module.load_state_dict(state, strict=strict, assign=is_meta)
 
 
-def state_covers(module: nn.Module) -> bool:
-    """Whether the state dict holds all of a module's tensors, so that `fill` completes it on the meta device."""
-    return {name for name, _ in module.named_buffers()} <= module.state_dict().keys()
-
-
-def check_state(own: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises InputError unless both have the same keys and shapes, and the values are finite floats."""
-    problems = [f"lacks {key}" for key in own if key not in state]
-    problems += [f"has an unknown {key}" for key in state if key not in own]
-    for key in (key for key in own if key in state):
-        found, wanted = state[key], own[key]
-        if found.layout != torch.strided or found.is_meta:
+def check_state(expected: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
+    """Raises InputError unless `state` has the expected keys, shapes and kinds of numbers, and finite values."""
+    problems = [f"lacks {key}" for key in expected if key not in state]
+    problems += [f"has an unknown {key}" for key in state if key not in expected]
+    for key in (key for key in expected if key in state):
+        tensor, target = state[key], expected[key]
+        if tensor.layout != torch.strided or tensor.is_meta:
             problems.append(f"{key} is not a dense tensor")
-        elif found.shape != wanted.shape:
-            problems.append(f"{key} is {tuple(found.shape)} instead of {tuple(wanted.shape)}")
-        elif found.dtype not in FLOATS if wanted.is_floating_point() else found.dtype != wanted.dtype:
-            problems.append(f"{key} is {found.dtype} instead of {wanted.dtype}".replace("torch.", ""))
+        elif tensor.shape != target.shape:
+            problems.append(f"{key} is {tuple(tensor.shape)} instead of {tuple(target.shape)}")
+        elif tensor.dtype not in FLOATS if target.is_floating_point() else tensor.dtype != target.dtype:
+            problems.append(f"{key} is {tensor.dtype} instead of {target.dtype}".replace("torch.", ""))
     if problems:
         raise InputError(f"{source}: does not fit the network: {listing(problems)}")
     if broken := [key for key, tensor in state.items() if not tensor.float().isfinite().all()]:
-        raise InputError(f"{source}: has NaN or infinity in {listing(broken)}; get a sound file")
+        raise InputError(f"{source}: has NaN or infinity in {listing(broken)}; train or download the file again")
 
 
 def fingerprint(state: dict[str, Tensor]) -> str:
-    """Identifies an encoder's weights: a hash of the shapes and some values of those keys that end in `.weight`.
+    """Identifies an encoder's weights: a hash of the shapes and some values of the tensors called `*.weight`.
 
     `state` has the keys of SAM2UNeXT.sam or .dino in the module's order. The fingerprint does not depend on the file
-    format, on what else a file holds, or on the position embedding, which is resampled to the input's size.
+    format, on other entries of a file, or on the position embedding, which is resampled to the input's size.
     """
     digest = hashlib.sha256()
     for key, weight in state.items():
