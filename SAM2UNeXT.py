@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dataset import image_tensor
 from sam2.build_sam import build_sam2_trunk
 from unext import checkpoint, weights
-from unext.cutout import cut_out
+from unext.cutout import make_cutout
 from unext.errors import InputError
 from unext.hub import Hub
 from unext.images import TURNS, for_network, orientation, photo_of
@@ -223,7 +223,7 @@ class SAM2UNeXT(nn.Module, Hub):
     def cutout(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The object of one image as test.py cuts it out: upright, RGBA, with its ICC profile. See `predict`."""
         photo, _ = upright(image)
-        return cut_out(photo, (self._probability(photo) * 255).astype(np.uint8))
+        return make_cutout(photo, self._probability(photo))
 
     @torch.no_grad()
     def _probability(self, photo: Image.Image) -> np.ndarray:

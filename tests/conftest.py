@@ -280,6 +280,12 @@ def eval_arguments(*words):
     return evaluation.get_args_parser().parse_args([str(word) for word in words])
 
 
+def predict(checkpoint, images, save_path, *more) -> dict[str, np.ndarray]:
+    """Runs test.py; returns the maps."""
+    test.main(predict_arguments(checkpoint, images, save_path, *more))
+    return read_maps(save_path)
+
+
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
     """Sets the environment of a process among several, which cannot meet."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}

@@ -61,7 +61,7 @@ def test_masks_in_the_alpha_channel_of_16_bits_and_of_a_palette_are_read(tmp_pat
     "pixels, reason",
     [
         (np.dstack([PHOTO, DISC]), "its colours and its alpha channel could both be the mask"),
-        (np.dstack([255 - DISC] * 3 + [DISC]), "white lies hidden where its alpha channel is 0"),
+        (np.dstack([255 - DISC] * 3 + [DISC]), "it has white where its alpha channel is 0"),
     ],
 )
 def test_a_mask_that_could_be_colours_or_alpha_is_named(pixels, reason, tmp_path):
