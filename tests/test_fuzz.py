@@ -80,15 +80,16 @@ def test_files_are_paired_by_name_or_reported_as_unpaired(common, left, right, s
 
 
 @given(data=st.data(), stems=st.sets(STEMS, min_size=1, max_size=5))
-def test_two_files_of_one_stem_are_always_found(data, stems):
+def test_two_files_of_one_stem_are_always_named(data, stems):
     doubled = data.draw(st.sampled_from(sorted(stems)))
     with tempfile.TemporaryDirectory() as folder:
         images = touch(Path(folder, "images"), stems, ".jpg")
-        assert pairing.find(images).keys() == stems
+        assert pairing.images_by_name(images).keys() == stems
         (images / f"{doubled}.png").touch()
-        with pytest.raises(ValueError, match="differ only in their extension") as error:
-            pairing.find(images)
-        assert files.printable(f"{doubled}.jpg and {doubled}.png") in str(error.value)
+        with pytest.raises(ValueError, match="have the same name") as error:
+            pairing.images_by_name(images)
+        names = f"{images / f'{doubled}.jpg'} and {images / f'{doubled}.png'}"
+        assert files.printable(names) in str(error.value)
 
 
 TEXTS = st.one_of(

@@ -161,7 +161,7 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
                 names = files.listing(task.image for task in group)
                 raise InputError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
         for sample, *both in zip(batch, ours, theirs, strict=True):
-            maps = [test.grey_maps(logits, sample.size).grey for logits in both]
+            maps = [test.make_prediction(logits, sample, stretched=True).grey for logits in both]
             differences.append(np.abs(np.subtract(*maps, dtype=int)))
     largest, mean = max(int(one.max()) for one in differences), np.mean([one.mean() for one in differences])
     print(f"maps differ by at most {files.count(largest, 'grey level')}, {mean:.4f} on average")
