@@ -221,14 +221,10 @@ def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
         "size": model.size,
         "white": args.white or "of the format",
         "stretch": not args.no_stretch,
-        "flip": args.flip,
         "ground_truth": bool(args.benchmark or args.test_gt_path),  # whose size the maps have
         "versions": versions(),
-        "threshold": args.threshold,
-        "crop": args.crop,
-        "format": args.format,
         "background": args.background and identity(load_background(args.background)),
-    }
+    } | {name: getattr(args, name) for name in ("flip", "threshold", "crop", "format")}
 
 
 def main(args: argparse.Namespace) -> None:

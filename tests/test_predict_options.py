@@ -253,8 +253,8 @@ TO_MEND = [  # options after --checkpoint and --save_path, what is said
     ([*BENCHMARK, "--save", "cutout", "--background", "white"], "--background belongs to --save composite"),
     ([*BENCHMARK, "--crop"], "--crop belongs to --save cutout or composite"),
     ([*BENCHMARK, *COMPOSITE, "--background", "red", "--format", "webp"], "--format belongs to --save cutout"),
-    ([*BENCHMARK, *COMPOSITE, "--background", "whit"], "--background whit: is neither an opaque colour, such as white"),
-    ([*BENCHMARK, *COMPOSITE, "--background", "#fff8"], "--background #fff8: is neither an opaque colour, such as "),
+    ([*BENCHMARK, *COMPOSITE, "--background", "whit"], "--background whit: cannot be read as an image: No such file"),
+    ([*BENCHMARK, *COMPOSITE, "--background", "#fff8"], "nor is it an opaque colour, such as white or #ff8000"),
     ([*BENCHMARK, *COMPOSITE, "--background", "text.jpg"], "text.jpg: cannot be read as an image: its format"),
     # Folders that are not what they are given for
     (["--test_image_path", "in", "--save_path", "in"], "in has images or ground truth; name another folder"),

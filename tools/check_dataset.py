@@ -13,7 +13,6 @@ import hashlib
 import json
 import sys
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -83,10 +82,9 @@ def survey_benchmark(survey: Survey, name: str, root: str) -> str:
     """Adds all splits of a benchmark; returns the name of the training split. Raises OSError or InputError."""
     benchmark = benchmarks.load(name)
     training = f"{benchmark.name} training"
-    splits = ({training: benchmark.train} if benchmark.train else {}) | benchmark.test
-    for split, layouts in splits.items():
+    for split, layouts in {training: benchmark.train, **benchmark.test}.items():
         try:
-            for place, image_folder, mask_folder in benchmarks.locate(split, layouts, root):
+            for place, image_folder, mask_folder in benchmarks.locate(split, layouts, root) if layouts else ():
                 survey_folders(survey, split, place, image_folder, mask_folder)
         except (InputError, PermissionError) as error:
             reason = str(error).removeprefix(f"{split}: ")
@@ -110,25 +108,23 @@ def survey_folders(survey: Survey, split: str, place: benchmarks.Place, image_fo
                 add("two files of one name", path, f"beside {other.name}")
         for stem, extension, is_broken in sorted(pairing.entries(folder)):
             if is_broken or not pairing.is_image(extension):
-                kind = "broken link" if is_broken else "not an image by its extension"
-                add(kind, folder / (stem + extension))
+                add("broken link" if is_broken else "not an image by its extension", folder / (stem + extension))
     both = listed[image_folder], listed[mask_folder]
-    image_files, mask_files = pairing.tell_apart(*both, place.mask_names())
-    image_files, mask_files, left_out = benchmarks.belonging(place, image_files, mask_files)
-    pairs = pairing.match(image_files, mask_files, str(image_folder), skip=True)
+    images, masks = pairing.tell_apart(*both, place.mask_names())
+    images, masks, left_out = benchmarks.belonging(place, images, masks)
+    pairs = pairing.match(images, masks, str(image_folder), skip=True)
     survey.splits.append(benchmarks.SplitFolder(split, image_folder, mask_folder, pairs, place.count, left_out))
-    for name in image_files | mask_files:
-        job = Job(split, image_files.get(name), mask_files.get(name))
-        survey.jobs.append(job)
-        if not job.mask:
-            add("image without mask", job.image)
-        if not job.image:
-            add("mask without image", job.mask)
+    for name in images | masks:
+        survey.jobs.append(Job(split, images.get(name), masks.get(name)))
+        if name not in masks:
+            add("image without mask", images[name])
+        if name not in images:
+            add("mask without image", masks[name])
     if not pairs:
-        first = " and ".join(next(iter(of.values())).name if of else "nothing" for of in (image_files, mask_files))
-        detail = f"with {mask_folder}: for example {first}{pairing.names_hint(*both)}"
+        first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
         empty = [pairing.no_images(folder) for folder, by_name in listed.items() if not by_name]
-        add("no pair", image_folder, "; ".join(empty) or detail)
+        hint = f"with {mask_folder}: for example {first}{pairing.names_hint(*both)}"
+        add("no pair", image_folder, "; ".join(empty) or hint)
     elif place.count not in (None, len(pairs)):
         add("not the published number", image_folder, f"{len(pairs):,} of {place.count:,} pairs")
 
@@ -208,44 +204,38 @@ def duplicates(digests: Sequence[tuple[Job, bytes]], training: str) -> Iterator[
             yield Finding(split, "test image in training", path, f"as {first[training, digest].name}")
 
 
-def group(findings: Sequence[Finding]) -> dict[str, dict[str, list[Finding]]]:
-    """Findings by kind, in the order of KINDS, and by split."""
-    grouped: dict[str, dict[str, list[Finding]]] = {kind: defaultdict(list) for kind in KINDS}
-    for finding in findings:
-        grouped[finding.kind][finding.split].append(finding)
-    return {kind: splits for kind, splits in grouped.items() if splits}
-
-
-def table(findings: Sequence[Finding]) -> str:
+def table(groups: dict[tuple[str, str], list[Finding]]) -> str:
     """Each kind of finding with its remedy, the number of files in each split and the first of them, as text."""
-    width = max(len(finding.split) for finding in findings)
-    lines = [f"{'':9}{'split':<{width}}  {'files':>6}  the first of them", "-" * WIDTH]
-    for kind, splits in group(findings).items():
-        severity, remedy = KINDS[kind]
-        lines += textwrap.wrap(f"{severity:<9}{kind}: {remedy}", WIDTH, subsequent_indent=" " * 9)
-        for split, of_split in splits.items():
-            start = f"{'':9}{split:<{width}}  {len(of_split):>6,}  "
-            lines += textwrap.wrap(start + files.listing(of_split), WIDTH, subsequent_indent=" " * len(start))
+    width = max(len(split) for _, split in groups)
+    lines, last = [f"{'':9}{'split':<{width}}  {'files':>6}  the first of them", "-" * WIDTH], ""
+    for (kind, split), findings in groups.items():
+        if kind != last:
+            severity, remedy = KINDS[kind]
+            lines += textwrap.wrap(f"{severity:<9}{kind}: {remedy}", WIDTH, subsequent_indent=" " * 9)
+        start = f"{'':9}{split:<{width}}  {len(findings):>6,}  "
+        lines += textwrap.wrap(start + files.listing(findings), WIDTH, subsequent_indent=" " * len(start))
+        last = kind
     return "\n".join(lines)
 
 
-def report(splits: Sequence[benchmarks.SplitFolder], findings: Sequence[Finding], path: Path | None) -> dict[str, int]:
-    """Prints the table and the verdict, and writes everything as JSON; returns the number of findings by severity."""
+def report(pairs: int, findings: Sequence[Finding], path: Path | None) -> dict[str, int]:
+    """Prints the table and the verdict, writes everything as JSON; returns the number of findings by severity."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda finding: [*KINDS].index(finding.kind)):
+        groups.setdefault((finding.kind, finding.split), []).append(finding)
     severities = [KINDS[finding.kind][0] for finding in findings]
     totals = {severity: severities.count(severity) for severity in SEVERITIES}
-    pairs = sum(len(split.pairs) for split in splits)
     verdict = "fix the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
     if findings:
-        print(f"\n{table(findings)}")
+        print(f"\n{table(groups)}")
     counts = ", ".join(files.count(number, severity) for severity, number in totals.items())
     print(f"\n{pairs:,} pairs, {counts}: {verdict}")
     if path:
-        content = {"pairs": pairs} | {f"{severity}s": number for severity, number in totals.items()}
+        content = {"pairs": pairs, **{f"{severity}s": number for severity, number in totals.items()}}
         content["findings"] = [
-            {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(of_split)}
-            | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in of_split]}
-            for kind, splits in group(findings).items()
-            for split, of_split in splits.items()
+            {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(group)}
+            | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in group]}
+            for (kind, split), group in groups.items()
         ]
         with files.replacing(path) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
@@ -276,7 +266,7 @@ def main(args: argparse.Namespace) -> None:
                 if digest:
                     digests.append((job, digest))
         findings += duplicates(digests, training)
-        if report(survey.splits, findings, args.json)["error"]:
+        if report(sum(len(split.pairs) for split in survey.splits), findings, args.json)["error"]:
             raise SystemExit(ERRORS_FOUND)
 
 

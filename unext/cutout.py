@@ -4,7 +4,6 @@ import hashlib
 import io
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -124,20 +123,13 @@ def plain_background(colour: str) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def load_background(text: str) -> Image.Image:
-    """The background that a colour's CSS name, #rrggbb or an image file stands for: RGB, in sRGB.
-
-    Raises InputError or OSError that names the option.
-    """
+    """The background that a CSS colour name, #rrggbb or an image file stands for: RGB, in sRGB. Raises InputError."""
     with suppress(ValueError):
         return plain_background(text)
-    if not Path(text).is_file():
-        raise InputError(
-            f"--background {text}: is neither an opaque colour, such as white or #ff8000, nor an image file"
-        )
     try:
         return for_network(read_photo(text))
     except OSError as error:
-        raise OSError(f"--background {error}") from error
+        raise InputError(f"--background {error}, nor is it an opaque colour, such as white or #ff8000") from error
 
 
 def identity(background: Image.Image) -> str:

@@ -12,6 +12,7 @@ from functools import cache
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from unext.errors import InputError, is_out_of_memory
 
@@ -23,14 +24,9 @@ LIMIT, WHITE = "SAM2UNEXT_MAX_PIXELS", "SAM2UNEXT_WHITE"
 FAR = "far from white"  # key in the `info` of such an image: its maximum, if 16 times below or above white
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 TIFF_BITS, TIFF_PLANAR = 258, 284  # tags
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
 GET_HEIF = "convert to JPEG, or pip install pillow-heif"
@@ -105,7 +101,7 @@ def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif as_shown and profile and not has_rgb:  # CMYK and grey
-        image = to_srgb(image, profile)
+        image = in_srgb(image, profile)
     else:
         image = image.convert("RGB")
     image.info = info
@@ -117,12 +113,6 @@ def for_network(photo: Image.Image) -> Image.Image:
     return on_white(in_srgb(photo))
 
 
-def in_srgb(photo: Image.Image) -> Image.Image:
-    """An RGB or RGBA image converted to sRGB by the ICC profile in its `info`."""
-    profile = photo.info.get("icc_profile")
-    return to_srgb(photo, profile) if profile else photo
-
-
 def on_white(photo: Image.Image) -> Image.Image:
     """An RGB or RGBA image in RGB, on white where it is transparent."""
     if photo.mode == "RGB":
@@ -132,8 +122,10 @@ def on_white(photo: Image.Image) -> Image.Image:
     return background
 
 
-def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """An image converted from this ICC profile to sRGB, RGB or RGBA; a damaged or unsuitable profile is ignored."""
+def in_srgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
+    """An image in sRGB, RGB or RGBA, by this ICC profile or that in its `info`; one that does not fit is ignored."""
+    if not (profile := profile or image.info.get("icc_profile")):
+        return image
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
     with suppress(ImageCms.PyCMSError, OSError, ValueError):
         if changes_colours(profile):

@@ -1,6 +1,6 @@
 """What test.py writes for an image: map, mask, overlay, cutout, composite; and settings.json, which says how.
 
-`args` are the options of test.py.
+`args` are the options of test.py. A new kind of file is a function and a row of KINDS.
 """
 
 import argparse
@@ -162,13 +162,12 @@ def by_folder(tasks: Iterable[Task], args: argparse.Namespace) -> list[tuple[Pat
 def check_folders(tasks: Sequence[Task], args: argparse.Namespace) -> None:
     """Raises InputError if a folder to write to has images or ground truth, or would get files of two kinds."""
     inputs = {folder.resolve() for folder in {path.parent for task in tasks for path in task[:2] if path}}
-    folders: set[Path] = set()
-    for folder, _, _ in by_folder(tasks, args):
+    folders = [folder for folder, _, _ in by_folder(tasks, args)]
+    for folder in folders:
         if folder.resolve() in inputs:
             raise InputError(f"--save_path: {folder} has images or ground truth; name another folder")
-        if folder in folders:
+        if folders.count(folder) > 1:
             raise InputError(f"--save_path: {folder} would get files of two kinds; rename that folder")
-        folders.add(folder)
 
 
 def check_settings(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -217,17 +216,17 @@ def prepare(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str,
 def remaining(tasks: Sequence[Task], args: argparse.Namespace) -> list[Task]:
     """The tasks of which a file is missing."""
     names = {folder: existing(folder) for folder, _, _ in by_folder(tasks, args)}
-    return [
-        task for task in tasks
-        if any(file.name not in names[file.parent] for file in (file_of(task, kind, args) for kind in args.save))
-    ]  # fmt: skip
+
+    def exists(file: File) -> bool:
+        return file.name in names[file.parent]
+
+    return [task for task in tasks if not all(exists(file_of(task, kind, args)) for kind in args.save)]
 
 
 def existing(folder: Path) -> set[str]:
     """The names of the images in a folder, which may be missing."""
-    if not folder.is_dir():
-        return set()
-    return {stem + extension for stem, extension, _ in pairing.entries(folder) if pairing.is_image(extension)}
+    entries = pairing.entries(folder) if folder.is_dir() else ()
+    return {stem + extension for stem, extension, _ in entries if pairing.is_image(extension)}
 
 
 def of_kind(settings: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -236,12 +235,11 @@ def of_kind(settings: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """How the files in a folder were made; empty if nothing says so."""
+    """The settings of the files in a folder; empty if it has none."""
     try:
-        content = json.loads((folder / SETTINGS).read_text("utf-8"))
+        return json.loads((folder / SETTINGS).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def is_of_maps(folder: Path) -> bool:
