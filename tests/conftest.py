@@ -286,6 +286,13 @@ def predict(checkpoint, images, save_path, *more) -> dict[str, np.ndarray]:
     return read_maps(save_path)
 
 
+def refusal(capsys, checkpoint, images, save_path, *more) -> str:
+    """The line with which test.py refuses these arguments."""
+    status, line = failure(test.main, predict_arguments(checkpoint, images, save_path, *more), capsys)
+    assert status == 2
+    return line
+
+
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
     """Sets the environment of a process among several, which cannot meet."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}

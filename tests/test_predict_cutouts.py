@@ -6,8 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import failure, predict, save_image
-from conftest import predict_arguments as arguments
+from conftest import predict, refusal, save_image
 from PIL import Image
 
 import test as script
@@ -108,8 +107,7 @@ def test_a_continued_run_notices_other_backgrounds_formats_and_crops(micro_check
         (("--crop", 0.5), "cutout: was made with another crop"),
         (("--format", "webp"), "cutout: was made with another format"),
     ):
-        status, line = failure(script.main, arguments(micro_checkpoint, photo, out, *more, *other), capsys)
-        assert status == 2 and f"{out}/{name}, see settings.json" in line
+        assert f"{out}/{name}, see settings.json" in refusal(capsys, micro_checkpoint, photo, out, *more, *other)
     predict(micro_checkpoint, photo, out)  # no map depends on them
     settings = {kind: json.loads((out / kind / "settings.json").read_text()) for kind in ("cutout", "composite")}
     assert settings["cutout"]["crop"] == 0 and settings["cutout"]["format"] == "png"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, predict, pretend_torchrun, program, read_maps, save_image
+from conftest import MICRO, ROOT, failure, predict, pretend_torchrun, program, read_maps, refusal, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
 from test_find_encoders import moved
@@ -60,11 +60,10 @@ def test_folders_and_single_files_can_be_mixed_and_images_of_one_name_keep_their
     assert list(maps) == [f"toy_{i:04}.png" for i in range(4)] + names
     assert maps["toy_0005.BMP.png"].shape == (5, 6)
     more = ("--test_image_path", toy / "train/Image", image, shutil.copy(image, tmp_path))
-    status, line = failure(script.main, arguments(micro_checkpoint, folder, tmp_path / "new", *more), capsys)
-    assert status == 2 and f"{tmp_path}/toy_0005.jpg: have the same name; keep one of them" in line
-    more = ("--test_gt_path", toy / "test/Mask")
-    status, line = failure(script.main, arguments(micro_checkpoint, tmp_path / "in", tmp_path, *more), capsys)
-    assert status == 2 and "in/toy_0005.BMP and " in line and "in/toy_0005.png: have the same name" in line
+    line = refusal(capsys, micro_checkpoint, folder, tmp_path / "new", *more)
+    assert f"{tmp_path}/toy_0005.jpg: have the same name; keep one of them" in line
+    line = refusal(capsys, micro_checkpoint, tmp_path / "in", tmp_path, "--test_gt_path", toy / "test/Mask")
+    assert "in/toy_0005.BMP and " in line and "in/toy_0005.png: have the same name" in line
 
 
 @pytest.mark.slow
@@ -122,17 +121,16 @@ def test_files_of_other_settings_are_refused_with_the_names_that_differ(
     first, second, maps = toy / "test/Image/toy_0000.jpg", toy / "test/Image/toy_0001.jpg", tmp_path / "maps"
     predict(micro_checkpoint, first, maps, "--save", "map,mask")
     before = contents(maps)
-    for args, folder, names in (
-        (arguments(other_checkpoint, second, maps), maps, "checkpoint"),
-        (arguments(micro_checkpoint, first, maps, "--flip"), maps, "flip"),
-        (arguments(micro_checkpoint, first, maps, "--size", 96, "--no_stretch"), maps, "size and stretch"),
-        (arguments(micro_checkpoint, first, maps, "--white", 255), maps, "white"),
-        (arguments(micro_checkpoint, first, maps, "--save", "mask", "--threshold", 0.4), maps / "mask", "threshold"),
-        (arguments(micro_checkpoint, first, maps, "--test_gt_path", toy / "test/Mask"), maps, "ground_truth"),
+    for more, problem in (
+        (("--test_image_path", second, "--checkpoint", other_checkpoint), "maps: was made with another checkpoint"),
+        (("--flip",), "maps: was made with another flip"),
+        (("--size", 96, "--no_stretch"), "maps: was made with another size and stretch"),
+        (("--white", 255), "maps: was made with another white"),
+        (("--save", "mask", "--threshold", 0.4), "maps/mask: was made with another threshold"),
+        (("--test_gt_path", toy / "test/Mask"), "maps: was made with another ground_truth"),
     ):
-        status, line = failure(script.main, args, capsys)
-        assert status == 2 and f"{folder}: was made with another {names}, see settings.json" in line
-        assert "--overwrite" in line
+        told = f"{problem}, see settings.json there; replace its files with --overwrite or name another folder"
+        assert told in refusal(capsys, micro_checkpoint, first, maps, *more)
     predict(micro_checkpoint, first, maps, "--threshold", 0.4)  # no map depends on it
     assert contents(maps) == before
 
@@ -144,9 +142,8 @@ def test_overwritten_files_are_never_mixed_with_those_of_other_settings(
     again = arguments(other_checkpoint, first, tmp_path / "maps", *both, "--overwrite")
     predict(micro_checkpoint, first, tmp_path / "maps", *both)
     before, write = contents(tmp_path / "maps"), script.write
-    args = arguments(other_checkpoint, first, tmp_path / "maps", "--overwrite")
-    status, line = failure(script.main, args, capsys)
-    assert status == 2 and "another checkpoint, see settings.json there; --overwrite leaves toy_0001.png: name" in line
+    told = "another checkpoint, see settings.json there; --overwrite leaves toy_0001.png: name another folder"
+    assert told in refusal(capsys, other_checkpoint, first, tmp_path / "maps", "--overwrite")
     assert contents(tmp_path / "maps") == before
 
     def interrupt(prediction, sample, args):
@@ -175,12 +172,11 @@ def test_files_of_other_images_or_another_program_are_replaced_only_on_request(
         ("test/Image", (), "other images or another program (toy_0001.png); replace its files with --overw"),
         ("test/Image/toy_0002.jpg", ("--overwrite",), "(toy_0001.png); --overwrite leaves toy_0001.png: name another"),
     ):
-        status, line = failure(script.main, arguments(micro_checkpoint, toy / images, tmp_path, *more), capsys)
-        assert status == 2 and told in line
+        assert told in refusal(capsys, micro_checkpoint, toy / images, tmp_path, *more)
     pretend_torchrun(monkeypatch, 0, 1)
     predict(micro_checkpoint, toy / "test/Image", tmp_path, "--overwrite")
-    status, line = failure(script.main, arguments(micro_checkpoint, toy / "train/Image", tmp_path), capsys)
-    assert status == 2 and "has files of other images or another program (toy_0000.png, toy_0001" in line
+    told = "has files of other images or another program (toy_0000.png, toy_0001"
+    assert told in refusal(capsys, micro_checkpoint, toy / "train/Image", tmp_path)
     predict(micro_checkpoint, toy / "train/Image/toy_0005.jpg", tmp_path)  # of another name
 
 
