@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
@@ -44,14 +45,14 @@ def predict(model: SAM2UNeXT, path: str) -> Prediction:
     return Prediction(stretch(torch.from_numpy(probability)).numpy(), probability, image)
 
 
-def overlay_and_mask(prediction: Prediction | None, threshold: float | None) -> list[np.ndarray | None]:
+def overlay_and_mask(prediction: Prediction | None, threshold: float | None) -> list[Image.Image | np.ndarray | None]:
     """Overlay and mask; None without a prediction, or while the field of the threshold is empty."""
     if prediction is None or threshold is None:
         return [None, None]
     return [KINDS[kind].render(prediction, argparse.Namespace(threshold=threshold)) for kind in ("overlay", "mask")]
 
 
-def cutout(prediction: Prediction | None, cropped: bool, filled: bool, colour: str | None) -> np.ndarray | None:
+def cutout(prediction: Prediction | None, cropped: bool, filled: bool, colour: str | None) -> Image.Image | None:
     """The cutout, cropped and on a background of the colour if asked for; None without a prediction."""
     if prediction is None:
         return None
@@ -59,7 +60,7 @@ def cutout(prediction: Prediction | None, cropped: bool, filled: bool, colour: s
     if filled:
         with suppress(ValueError):  # it is still being typed
             shown = composite(shown, plain_background(colour or ""))
-    return np.asarray(shown)
+    return shown
 
 
 def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Blocks":

@@ -56,28 +56,29 @@ def render_mask(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
     return (prediction.grey >= args.threshold * 255) * np.uint8(255)
 
 
-def render_overlay(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
+def render_overlay(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
     pixels, grey = np.asarray(on_white(prediction.image)), prediction.grey  # (H, W, 3), (H, W)
     if grey.shape != pixels.shape[:2]:
         grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     mask = (grey >= args.threshold * 255).astype(np.uint8)
     pixels = np.where(mask[..., None] > 0, cv2.LUT(pixels, TINTED.astype(np.uint8)), pixels)
     outline, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(pixels, outline, -1, TINT, thickness=max(1, round(max(mask.shape) / 400)))
+    cv2.drawContours(pixels, outline, -1, TINT, thickness=max(1, round(max(mask.shape) / 400)))
+    return Image.fromarray(pixels)
 
 
-def render_cutout(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
-    return np.asarray(crop(prediction.cutout, args.crop))
+def render_cutout(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
+    return crop(prediction.cutout, args.crop)
 
 
-def render_composite(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
-    return np.asarray(composite(crop(prediction.cutout, args.crop), load_background(args.background)))
+def render_composite(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
+    return composite(crop(prediction.cutout, args.crop), load_background(args.background))
 
 
 class Kind(NamedTuple):
     """A kind of file."""
 
-    render: Callable[[Prediction, argparse.Namespace], np.ndarray]  # returns pixels: grey (H, W), RGB or RGBA
+    render: Callable[[Prediction, argparse.Namespace], np.ndarray | Image.Image]  # grey (H, W), or RGB, RGBA
     extension: str
     options: Sequence[str] = ()  # that shape it
     needs: Sequence[str] = ()  # of Prediction, beside the map
@@ -136,16 +137,16 @@ def files_of(prediction: Prediction, task: Task, args: argparse.Namespace) -> di
     return contents
 
 
-def encode(pixels: np.ndarray, extension: str, info: dict[str, Any]) -> bytes:
+def encode(pixels: np.ndarray | Image.Image, extension: str, info: dict[str, Any]) -> bytes:
     """An image file; `info` is that of the image, with its ICC profile and resolution. Raises InputError."""
-    if pixels.ndim == 2:
+    if isinstance(pixels, np.ndarray):
         return cv2.imencode(extension, pixels)[1].tobytes()
     options = ENCODERS[extension]
     limit = MAX_SIDES.get(options["format"])
-    if limit and max(pixels.shape) > limit:
+    if limit and max(pixels.size) > limit:
         raise InputError(f"the sides of a {options['format']} file are at most {limit:,} px")
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, **options, **info)
+    pixels.save(buffer, **options, **info)
     return buffer.getvalue()
 
 
