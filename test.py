@@ -110,7 +110,7 @@ def write(prediction: Prediction | OSError, sample: Sample, args: argparse.Names
     if isinstance(contents, OSError):
         return contents
     if args.crop is not None and not object_box(prediction.cutout):
-        tqdm.write(files.printable(f"{sample.task.image}: no object is found, so it is not cropped"))
+        tqdm.write(files.printable(f"{sample.task.image}: has no object, so it is not cropped"))
     for path, content in contents.items():
         with files.replacing(path) as file:
             file.write(content)
@@ -206,8 +206,8 @@ def tasks_of_images(
         print(f"{number} without ground truth, whose maps get the image's size: {files.listing(without)}")
     deeper = 0 if recursive else sum(pairing.images_below(folder, skip) for folder in folders)
     hint = f"{files.count(deeper, 'image')} in sub-folders (--recursive reads them)" if deeper else ""
-    read = [folder for top in folders for folder in (pairing.tree(top, skip) if recursive else [top])]
-    if others := ", ".join(filter(None, [pairing.left_out(read), hint])):
+    searched = [folder for top in folders for folder in (pairing.tree(top, skip) if recursive else [top])]
+    if others := ", ".join(filter(None, [pairing.left_out(searched), hint])):
         print(f"left out: {others}")
     return tasks
 
@@ -233,17 +233,17 @@ def main(args: argparse.Namespace) -> None:
         configure_reading(args.max_pixels, args.white)
         rank, _, processes = device.ranks()
         output.check_options(args)
-        every = tasks_of(args)
-        output.check_folders(every, args)
-        # Of several processes, each takes every n-th batch and handles the files of these only.
-        tasks = [task for i, task in enumerate(every) if i // args.batch_size % processes == rank]
+        all_tasks = tasks_of(args)
+        output.check_folders(all_tasks, args)
+        # Of several processes, each takes every n-th batch.
+        tasks = [task for i, task in enumerate(all_tasks) if i // args.batch_size % processes == rank]
         if rank == 0:
             stack.enter_context(files.locked(args.save_path))
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         model.size = args.size or model.size
         settings = settings_of(args, model)
-        output.check_settings(every, args, settings)
+        output.check_settings(all_tasks, args, settings)
         if args.compile:
             # A CUDA graph launches all kernels at once.
             model.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
@@ -251,13 +251,13 @@ def main(args: argparse.Namespace) -> None:
         command.started()
         command.after_interrupt = f"; the same command{' without --overwrite' if args.overwrite else ''} continues"
         if rank == 0:
-            output.prepare(every, args, settings)
+            output.prepare(all_tasks, args, settings)
         device.wait_for_all()
         todo = output.remaining(tasks, args)
         share = f", of which this process takes {len(tasks):,}" if processes > 1 else ""
         kept = f"; {len(tasks) - len(todo):,} of {len(tasks):,} exist and are kept, --overwrite makes them again"
         where = f"{args.checkpoint} on {args.device} in {settings['precision']}"
-        print(f"{where}; {files.count(len(every), 'image')}{share}{kept if len(todo) < len(tasks) else ''}")
+        print(f"{where}; {files.count(len(all_tasks), 'image')}{share}{kept if len(todo) < len(tasks) else ''}")
         with progress_bar(total=len(tasks), initial=len(tasks) - len(todo), unit="img", disable=rank > 0) as bar:
             failed = predict(model, todo, args, bar)
         if failed:
@@ -291,7 +291,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for the maps")
     writing.add_argument("--save", type=kinds, default="map", metavar="KINDS", help=f"some of {','.join(KINDS)}")
     writing.add_argument("--threshold", type=cli.number(float, 0, 1), default=0.5, help="of masks and overlays")
-    writing.add_argument("--background", metavar="COLOUR", help="of composites: a CSS colour name, #rrggbb or an image")
+    writing.add_argument("--background", help="of composites: a CSS colour name, #rrggbb or an image")
     writing.add_argument(
         "--crop",
         type=cli.number(float, 0),

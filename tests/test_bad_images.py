@@ -45,8 +45,8 @@ def test_odd_names_work_in_all_three_programs(odd_names, micro_checkpoint, from_
     images, masks, maps = odd_names / "Image", odd_names / "Mask", tmp_path / "maps"
     predicted = predict(micro_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6)
     assert sorted(predicted) == sorted(f"{name}.png" for name in NAMES)
-    words = ["--pred_path", maps, "--gt_path", masks, "--image_path", images, "--dataset_name", "odd"]
-    evaluation.main(eval_arguments(*words, "--save_path", tmp_path / "results", "--workers", 1))
+    options = ["--pred_path", maps, "--gt_path", masks, "--image_path", images, "--dataset_name", "odd"]
+    evaluation.main(eval_arguments(*options, "--save_path", tmp_path / "results", "--workers", 1))
     args = arguments("--epoch 1 --batch_size 6", tmp_path, tmp_path / "run", from_files)
     args.train_image_path, args.train_mask_path = [images], [masks]
     train.main(args)
@@ -116,8 +116,8 @@ def test_masks_with_wrong_values_cause_warnings(folder, tmp_path, without_figure
     check_files(pairing.pair([folder / "Image"], [folder / "Mask"]), workers=2)
     trained = capsys.readouterr().out
     shutil.copytree(folder / "Mask", tmp_path / "maps")
-    words = ["--pred_path", tmp_path / "maps", "--gt_path", folder / "Mask", "--dataset_name", "set", "--workers", 1]
-    evaluation.main(eval_arguments(*words, "--save_path", tmp_path / "results"))
+    options = ["--pred_path", tmp_path / "maps", "--gt_path", folder / "Mask", "--dataset_name", "set", "--workers", 1]
+    evaluation.main(eval_arguments(*options, "--save_path", tmp_path / "results"))
     scored = capsys.readouterr().out
     for text, start in ((trained, "warning: "), (scored, "warning: set: ")):
         lines = [line for line in text.splitlines() if f"{start}1 of 6 masks: " in line]

@@ -95,12 +95,12 @@ def plant(root):
     return root
 
 
-def run(*words):
+def run(*options):
     """What the tool prints, and its exit status."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
-            check_dataset.main(check_dataset.get_args_parser().parse_args([str(word) for word in words]))
+            check_dataset.main(check_dataset.get_args_parser().parse_args([str(option) for option in options]))
         except SystemExit as stop:
             return printed.getvalue(), stop.code
     return printed.getvalue(), 0
@@ -110,8 +110,8 @@ def run(*words):
 def planted(tmp_path_factory):
     """(the printed text, exit status, JSON) of the archive with faults."""
     root = plant(tmp_path_factory.mktemp("planted") / "archive")
-    text, status = run("cod", root, "--json", root.parent / "out" / "found.json", "--workers", "2")
-    return text, status, json.loads((root.parent / "out" / "found.json").read_text())
+    text, status = run("cod", root, "--json", root.parent / "out" / "findings.json", "--workers", "2")
+    return text, status, json.loads((root.parent / "out" / "findings.json").read_text())
 
 
 SMALL = sorted(f"small{i}.png" for i in range(77))
@@ -179,16 +179,16 @@ def test_the_table_keeps_its_width_shows_names_on_one_line_and_ends_with_the_ver
 
 
 def test_a_valid_data_set_passes(toy, capsys, tmp_path):
-    text, status = run(toy / "train/Image", f"{toy}/train/Mask/", "--json", tmp_path / "found.json")
+    text, status = run(toy / "train/Image", f"{toy}/train/Mask/", "--json", tmp_path / "findings.json")
     assert (status, text.splitlines()[-1]) == (0, "6 pairs, 0 errors, 0 warnings, 0 notes: sound")
-    assert json.loads((tmp_path / "found.json").read_text())["findings"] == []
+    assert json.loads((tmp_path / "findings.json").read_text())["findings"] == []
     assert "checking" in capsys.readouterr().err
 
 
 def test_a_custom_benchmark_with_only_warnings_passes(toy, tmp_path):
-    (tmp_path / "own.yaml").write_text("{train: {folder: train, count: 7}, test: {mine: {folder: test}}}")
-    text, status = run(tmp_path / "own.yaml", toy)
-    assert "own training       1  train/Image (6 of 7 pairs)" in text
+    (tmp_path / "mine.yaml").write_text("{train: {folder: train, count: 7}, test: {mine: {folder: test}}}")
+    text, status = run(tmp_path / "mine.yaml", toy)
+    assert "mine training       1  train/Image (6 of 7 pairs)" in text
     verdict = "10 pairs, 0 errors, 1 warning, 0 notes: usable, but see the warnings"
     assert (status, text.splitlines()[-1]) == (0, verdict)
 

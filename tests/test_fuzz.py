@@ -116,14 +116,14 @@ def test_options_are_accepted_or_refused_with_status_2(name, data):
     make, needed = PARSERS[name]
     parser = make()
     options = sorted(option for option in parser._option_string_actions if option not in ("-h", "--help"))
-    words = needed.split()
+    given = needed.split()
     for option in data.draw(st.lists(st.sampled_from(options), max_size=4)):
-        words += [option, *data.draw(st.lists(TEXTS, max_size=2))]
-    words = [word for word in words if word not in ("-h", "--help")]
+        given += [option, *data.draw(st.lists(TEXTS, max_size=2))]
+    given = [text for text in given if text not in ("-h", "--help")]
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            args = parser.parse_args(words)
+            args = parser.parse_args(given)
     except SystemExit as stop:
         assert stop.code == 2 and errors.getvalue().endswith("; --help lists all options\n")
         return

@@ -36,8 +36,8 @@ def lines_of(capsys):
     return capsys.readouterr().out.splitlines()
 
 
-def check(*words):
-    check_dataset.main(check_dataset.get_args_parser().parse_args([str(word) for word in words]))
+def check(*options):
+    check_dataset.main(check_dataset.get_args_parser().parse_args([str(option) for option in options]))
 
 
 def test_what_is_transparent_stays_so_in_the_cutout(micro_model, micro_checkpoint, tmp_path):
@@ -145,19 +145,19 @@ def test_the_first_image_far_from_white_is_named_with_the_option_that_says_what_
 
 def test_sub_folders_keep_their_structure(micro_checkpoint, tmp_path, capsys):
     photos, out = tmp_path / "in", tmp_path / "in" / "maps"
-    for name in ("a.png", "one/a.png", "one/two/b.png"):
+    for name in ("a.png", "sub/a.png", "sub/deep/b.png"):
         save_image(photos / name, PHOTO)
     more = ("--save", "map,mask")
-    (photos / "one/x.mp4").write_bytes(b"x")
+    (photos / "sub/x.mp4").write_bytes(b"x")
     predict(micro_checkpoint, photos, out, *more)
     assert "left out: 2 images in sub-folders (--recursive reads them)" in lines_of(capsys)
     for _ in range(2):  # the second time, there are maps in a sub-folder
         predict(micro_checkpoint, photos, out, *more, "--recursive")
         assert "left out: 1 .mp4" in lines_of(capsys)
     made = {str(path.relative_to(out)) for path in out.rglob("*.png")}
-    names = {"a.png", "one/a.png", "one/two/b.png"}
+    names = {"a.png", "sub/a.png", "sub/deep/b.png"}
     assert made == names | {f"mask/{name}" for name in names}
-    assert (out / "mask/one/two" / output.SETTINGS).exists()
+    assert (out / "mask/sub/deep" / output.SETTINGS).exists()
 
 
 def test_ground_truth_in_sub_folders_is_used(micro_checkpoint, tmp_path):
@@ -179,8 +179,8 @@ def test_each_command_says_in_one_line_what_is_left_out(toy, micro_checkpoint, t
     assert "left out: 1 .mp4, 1 broken link" in lines_of(capsys)
     train.find_pairs(train_arguments("", tmp_path, tmp_path / "run"))
     assert "left out: 1 .txt" in lines_of(capsys)
-    words = ["--pred_path", tmp_path / "maps", "--gt_path", tmp_path / "test/Mask", "--dataset_name", "set"]
-    args = eval_arguments(*words, "--save_path", tmp_path / "results", "--workers", 1)
+    options = ["--pred_path", tmp_path / "maps", "--gt_path", tmp_path / "test/Mask", "--dataset_name", "set"]
+    args = eval_arguments(*options, "--save_path", tmp_path / "results", "--workers", 1)
     evaluation.main(args)
     assert "left out: 1 .md" in lines_of(capsys)
     (tmp_path / "maps/gone.png").symlink_to("nowhere")
@@ -196,7 +196,7 @@ def shared_folder(toy, tmp_path):
         shutil.copy(image, tmp_path / "data")
         shutil.copy(toy / f"train/Mask/{image.stem}.png", tmp_path / "data" / f"{image.stem}_mask.png")
     place = "{images: data, masks: data, mask_suffix: _mask}"
-    (tmp_path / "own.yaml").write_text(f"train: {place}\ntest: {{own: {place}}}\n")
+    (tmp_path / "mine.yaml").write_text(f"train: {place}\ntest: {{mine: {place}}}\n")
     return tmp_path
 
 
@@ -208,36 +208,36 @@ def test_masks_with_a_suffix_in_one_folder_serve_every_command(shared_folder, mi
     assert read_log(shared_folder / "run")[-1]["Smeasure"] > 0
     more = ("--test_gt_path", data, "--mask_suffix", "_mask")
     assert len(predict(micro_checkpoint, data, shared_folder / "maps", *more)) == 6
-    words = f"--pred_path {shared_folder}/maps --gt_path {data} --image_path {data} --mask_suffix _mask"
-    words += f" --dataset_name own --save_path {shared_folder}/results --workers 1"
-    evaluation.main(eval_arguments(*words.split()))
+    options = f"--pred_path {shared_folder}/maps --gt_path {data} --image_path {data} --mask_suffix _mask"
+    options += f" --dataset_name mine --save_path {shared_folder}/results --workers 1"
+    evaluation.main(eval_arguments(*options.split()))
     assert (shared_folder / "results/report.html").read_text().count('alt="image') in (0, 6)
     capsys.readouterr()
     check(data, data, "--mask_suffix", "_mask")
     assert "6 pairs, 0 errors" in lines_of(capsys)[-1]
 
 
-def test_a_benchmark_of_ones_own_may_name_the_suffix(shared_folder, micro_checkpoint, without_figures, capsys):
-    own, maps = str(shared_folder / "own.yaml"), shared_folder / "maps"
-    splits = benchmarks.find_train(benchmarks.load(own), shared_folder)
+def test_a_custom_benchmark_may_name_the_suffix(shared_folder, micro_checkpoint, without_figures, capsys):
+    path, maps = str(shared_folder / "mine.yaml"), shared_folder / "maps"
+    splits = benchmarks.find_train(benchmarks.load(path), shared_folder)
     assert [len(split.pairs) for split in splits] == [6]
-    benchmark = ["--benchmark", own, str(shared_folder)]
+    benchmark = ["--benchmark", path, str(shared_folder)]
     parse = script.get_args_parser().parse_args
     script.main(parse([*benchmark, "--checkpoint", str(micro_checkpoint), "--save_path", str(maps)]))
     evaluation.main(eval_arguments(*benchmark, "--pred_path", maps, "--save_path", maps / "results", "--workers", 1))
-    check(own, shared_folder)
+    check(path, shared_folder)
     assert "12 pairs, 0 errors" in lines_of(capsys)[-1]
-    for main, parser, words in (
+    for main, parser, options in (
         (train.main, train.get_args_parser(), [*NETWORK.split(), "--save_path", f"{shared_folder}/run"]),
         (evaluation.main, evaluation.get_args_parser(), ["--pred_path", str(maps)]),
     ):
-        status, line = failure(main, parser.parse_args([*words, *benchmark, "--mask_suffix", "_mask"]), capsys)
+        status, line = failure(main, parser.parse_args([*options, *benchmark, "--mask_suffix", "_mask"]), capsys)
         assert status == 2 and "a benchmark's YAML file" in line
 
 
 def test_a_folder_of_maps_is_not_scored_against_itself(toy, tmp_path, capsys):
-    words = f"--pred_path {toy}/test/Mask --gt_path {toy}/test/Mask --dataset_name x --save_path {tmp_path}/results"
-    status, line = failure(evaluation.main, evaluation.get_args_parser().parse_args(words.split()), capsys)
+    options = f"--pred_path {toy}/test/Mask --gt_path {toy}/test/Mask --dataset_name x --save_path {tmp_path}/results"
+    status, line = failure(evaluation.main, evaluation.get_args_parser().parse_args(options.split()), capsys)
     assert status == 2 and "test/Mask: is given as the folder of both images and masks" in line
     assert not (tmp_path / "results").exists()
 
@@ -265,11 +265,8 @@ def test_maps_in_the_alpha_channel_are_scored_as_such(tmp_path):
 
 
 def test_larger_images_are_read_with_max_pixels(micro_checkpoint, tmp_path, capsys):
-    (tmp_path / "x.pgm").write_bytes(b"P5 60 40 255 " + DISC.tobytes())
+    image = save_image(tmp_path / "x.png", DISC)
     with pytest.raises(SystemExit):
-        predict(micro_checkpoint, tmp_path / "x.pgm", tmp_path / "maps", "--max_pixels", 2399)
-    assert "2,400 pixels exceed the limit of 2,399: it could be a decompression bomb; --max_pixels allows more" in (
-        capsys.readouterr().err
-    )
-    maps = predict(micro_checkpoint, tmp_path / "x.pgm", tmp_path / "maps", "--max_pixels", 2400)
-    assert maps["x.png"].shape == (40, 60)
+        predict(micro_checkpoint, image, tmp_path / "maps", "--max_pixels", 2399)
+    assert "2,400 pixels exceed the limit of 2,399: " in capsys.readouterr().err
+    assert predict(micro_checkpoint, image, tmp_path / "maps", "--max_pixels", 2400)["x.png"].shape == (40, 60)

@@ -17,8 +17,8 @@ ASKING = ("stat", "lstat", "scandir", "listdir", "readlink")
 
 
 def start_prediction(folder):
-    words = f"--checkpoint x --save_path {folder}/out --save map,overlay --test_image_path {folder}/images"
-    args = prediction.get_args_parser().parse_args(words.split())
+    options = f"--checkpoint x --save_path {folder}/out --save map,overlay --test_image_path {folder}/images"
+    args = prediction.get_args_parser().parse_args(options.split())
     tasks = prediction.tasks_of(args)
     output.check_folders(tasks, args)
     output.check_settings(tasks, args, {"size": 64})
@@ -28,15 +28,15 @@ def start_prediction(folder):
 
 
 def start_evaluation(folder):
-    words = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
-    _, datasets = evaluation.find_datasets(evaluation.get_args_parser().parse_args(words))
+    options = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
+    _, datasets = evaluation.find_datasets(evaluation.get_args_parser().parse_args(options))
     return evaluation.images_to_score(datasets, allow_missing=False)
 
 
 def start_training(folder):
-    words = f"--hiera_path random --save_path {folder}/run --train_image_path {folder}/images"
-    words += f" --train_mask_path {folder}/masks"
-    return train.find_pairs(train.get_args_parser().parse_args(words.split()))
+    options = f"--hiera_path random --save_path {folder}/run --train_image_path {folder}/images"
+    options += f" --train_mask_path {folder}/masks"
+    return train.find_pairs(train.get_args_parser().parse_args(options.split()))
 
 
 PROGRAMS = {start_prediction: 1, start_evaluation: 2, start_training: 2}  # and the files of an image

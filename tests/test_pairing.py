@@ -93,8 +93,8 @@ def test_names_of_masks_are_proposed_and_then_paired(options, mask_folder, stems
         save_image(tmp_path / mask_folder / mask.format(stem), GREY)
     with pytest.raises(ValueError, match=rf"; give {re.escape(options)}, or say so in a benchmark's YAML file$"):
         pairing.pair([tmp_path / "data"], [tmp_path / mask_folder])
-    words = dict(word.removeprefix("--mask_").split("=", 1) for word in shlex.split(options))
-    pairs = pairing.pair([tmp_path / "data"], [tmp_path / mask_folder], names=pairing.MaskNames(**words))
+    given = dict(option.removeprefix("--mask_").split("=", 1) for option in shlex.split(options))
+    pairs = pairing.pair([tmp_path / "data"], [tmp_path / mask_folder], names=pairing.MaskNames(**given))
     assert sorted(names(pairs)) == sorted((image.format(stem), mask.format(stem)) for stem in stems)
 
 

@@ -59,12 +59,6 @@ def test_a_stretched_map_cuts_off_fractions_and_is_black_if_constant():
     assert not script.stretch(torch.full((3, 4), 0.7)).any()
 
 
-def test_without_the_stretch_a_map_is_the_probability(micro_model, micro_checkpoint, toy, tmp_path):
-    image = toy / "test/Image/toy_0001.jpg"
-    maps = predict(micro_checkpoint, image, tmp_path, "--no_stretch")
-    assert np.array_equal(maps["toy_0001.png"], (micro_model.predict(Image.open(image)) * 255).astype(np.uint8))
-
-
 def test_flip_averages_with_the_mirrored_image(micro_model, micro_checkpoint, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     save_image(tmp_path / "in" / "a.png", image)

@@ -63,10 +63,10 @@ def test_a_composite_is_the_cutout_on_the_background(micro_checkpoint, photo, tm
 
 def test_crop_leaves_the_object_and_a_margin(micro_checkpoint, photo, tmp_path):
     (top, bottom), (left, right) = ((rows.min(), rows.max() + 1) for rows in np.nonzero(DISC > 0.5))
-    words = ("--save", "map,cutout,composite", "--background", "white")
-    predict(micro_checkpoint, photo, tmp_path / "whole", *words)
-    maps = predict(micro_checkpoint, photo, tmp_path / "tight", *words, "--crop")
-    predict(micro_checkpoint, photo, tmp_path / "loose", *words, "--crop", 0.2)
+    more = ("--save", "map,cutout,composite", "--background", "white")
+    predict(micro_checkpoint, photo, tmp_path / "whole", *more)
+    maps = predict(micro_checkpoint, photo, tmp_path / "tight", *more, "--crop")
+    predict(micro_checkpoint, photo, tmp_path / "loose", *more, "--crop", 0.2)
     whole = read(tmp_path / "whole/cutout/a.png")
     assert np.array_equal(read(tmp_path / "tight/cutout/a.png"), whole[top:bottom, left:right])
     more = round(0.2 * max(bottom - top, right - left))
@@ -80,7 +80,7 @@ def test_an_image_without_an_object_is_not_cropped_and_named(micro_checkpoint, p
     predict_map(monkeypatch, 0.4 * DISC)
     predict(micro_checkpoint, photo, tmp_path / "out", "--save", "cutout", "--crop")
     assert read(tmp_path / "out/cutout/a.png").shape == (40, 60, 4)
-    assert f"{photo}: no object is found, so it is not cropped" in capsys.readouterr().out
+    assert f"{photo}: has no object, so it is not cropped" in capsys.readouterr().out
 
 
 def test_webp_has_the_same_alpha_and_almost_the_same_colours(micro_checkpoint, photo, tmp_path):

@@ -23,6 +23,9 @@ from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import checkpoint, output
 
 
+parse = script.get_args_parser().parse_args
+
+
 def contents(folder):
     """The files below a folder, but its lock, by name."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
@@ -138,9 +141,9 @@ def test_files_of_other_settings_are_refused_with_the_names_that_differ(
 def test_overwritten_files_are_never_mixed_with_those_of_other_settings(
     micro_checkpoint, other_checkpoint, toy, tmp_path, monkeypatch, capsys
 ):
-    first, both = toy / "test/Image/toy_0000.jpg", ("--test_image_path", *sorted((toy / "test/Image").iterdir())[:2])
-    again = arguments(other_checkpoint, first, tmp_path / "maps", *both, "--overwrite")
-    predict(micro_checkpoint, first, tmp_path / "maps", *both)
+    first, two = toy / "test/Image/toy_0000.jpg", ("--test_image_path", *sorted((toy / "test/Image").iterdir())[:2])
+    again = arguments(other_checkpoint, first, tmp_path / "maps", *two, "--overwrite")
+    predict(micro_checkpoint, first, tmp_path / "maps", *two)
     before, write = contents(tmp_path / "maps"), script.write
     told = "another checkpoint, see settings.json there; --overwrite leaves toy_0001.png: name another folder"
     assert told in refusal(capsys, other_checkpoint, first, tmp_path / "maps", "--overwrite")
@@ -158,7 +161,7 @@ def test_overwritten_files_are_never_mixed_with_those_of_other_settings(
     again.overwrite = False
     script.main(again)
     assert "1 of 2 exist and are kept" in capsys.readouterr().out
-    predict(other_checkpoint, first, tmp_path / "fresh", *both)
+    predict(other_checkpoint, first, tmp_path / "fresh", *two)
     assert contents(tmp_path / "maps") == contents(tmp_path / "fresh")
 
 
@@ -197,11 +200,10 @@ def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_pat
     for name in ("CAMO", "NC4K"):
         shutil.copytree(toy / "test/Image", root / "TestDataset" / name / "Imgs")
         shutil.copytree(toy / "test/Mask", root / "TestDataset" / name / "GT")
-    words = ["--checkpoint", str(micro_checkpoint), "--benchmark", "COD", f"{root}", "--save_path", f"{tmp_path}/maps"]
-    parse = script.get_args_parser().parse_args
-    status, line = failure(script.main, parse(words), capsys)
+    options = f"--checkpoint {micro_checkpoint} --benchmark COD {root} --save_path {tmp_path}/maps"
+    status, line = failure(script.main, parse(options.split()), capsys)
     assert status == 2 and "CHAMELEON: not found" in line and "TestDataset/NC4K/Imgs" in line
-    script.main(parse([*words, "--sets", "NC4K", "CAMO"]))
+    script.main(parse([*options.split(), "--sets", "NC4K", "CAMO"]))
     names = ("settings.json", *(f"toy_{i:04}.png" for i in range(4)))
     assert [*contents(tmp_path / "maps")] == [f"{folder}/{name}" for folder in ("CAMO", "NC4K") for name in names]
     assert "CAMO: 4 of 250 pairs" in capsys.readouterr().out
@@ -209,11 +211,11 @@ def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_pat
 
 @pytest.mark.slow
 def test_processes_divide_the_images_and_write_the_maps_of_one_process(micro_checkpoint, toy, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += program("test.py")[1:]
-    command += ["--checkpoint", micro_checkpoint, "--test_image_path", toy / "train/Image", "--precision", "fp32"]
-    command += ["--save_path", tmp_path / "two", "--batch_size", "2", "--device", "cpu"]
-    result = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = f"--checkpoint {micro_checkpoint} --test_image_path {toy}/train/Image --save_path {tmp_path}/two "
+    options += "--precision fp32 --batch_size 2 --device cpu"
+    command = [*torchrun, *program("test.py", *options.split())[1:]]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "6 images, of which this process takes 4" in result.stdout
     single = predict(micro_checkpoint, toy / "train/Image", tmp_path / "single", "--batch_size", 2)
@@ -277,7 +279,7 @@ def test_input_to_mend_is_named_in_one_line_with_status_2_and_nothing_is_changed
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "link").symlink_to("in")
     before = contents(tmp_path)
-    words = ["--checkpoint", str(micro_checkpoint), "--save_path", "out", *options]
-    status, line = failure(lambda words: script.main(script.get_args_parser().parse_args(words)), words, capsys)
+    options = ["--checkpoint", str(micro_checkpoint), "--save_path", "out", *options]
+    status, line = failure(lambda options: script.main(parse(options)), options, capsys)
     assert status == 2 and told in line
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()

@@ -111,7 +111,7 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 def measure(command: str, variant: str, path: Path, args: argparse.Namespace, repeats: int) -> Measurement:
-    """In a process of its own: `repeats` timed runs after one that does not count."""
+    """Runs in a new process: `repeats` timed runs after a first that does not count."""
     run = prepare(command, variant, path, args)
     with suppress(OSError):  # on Linux, forgets the peak of loading, when the pages of the mapped file count too
         Path("/proc/self/clear_refs").write_text("5")

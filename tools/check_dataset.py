@@ -96,7 +96,7 @@ def survey_benchmark(survey: Survey, name: str, root: str) -> str:
 
 
 def survey_folders(survey: Survey, split: str, place: benchmarks.Place, image_folder: Path, mask_folder: Path) -> None:
-    """Adds the files of a place. Raises OSError if a folder cannot be listed, InputError if both are the same one."""
+    """Adds the files of a place. Raises OSError if a folder cannot be listed, InputError if they are the same."""
 
     def add(kind: str, path: File | Path, detail: str = "") -> None:
         survey.findings.append(Finding(split, kind, path, detail))
@@ -109,8 +109,8 @@ def survey_folders(survey: Survey, split: str, place: benchmarks.Place, image_fo
         for stem, extension, is_broken in sorted(pairing.entries(folder)):
             if is_broken or not pairing.is_image(extension):
                 add("broken link" if is_broken else "not an image by its extension", folder / (stem + extension))
-    both = listed[image_folder], listed[mask_folder]
-    images, masks = pairing.tell_apart(*both, place.mask_names())
+    sides = listed[image_folder], listed[mask_folder]
+    images, masks = pairing.tell_apart(*sides, place.mask_names())
     images, masks, left_out = benchmarks.belonging(place, images, masks)
     pairs = pairing.match(images, masks, str(image_folder), skip=True)
     survey.splits.append(benchmarks.SplitFolder(split, image_folder, mask_folder, pairs, place.count, left_out))
@@ -123,7 +123,7 @@ def survey_folders(survey: Survey, split: str, place: benchmarks.Place, image_fo
     if not pairs:
         first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
         empty = [pairing.no_images(folder) for folder, by_name in listed.items() if not by_name]
-        hint = f"with {mask_folder}: for example {first}{pairing.names_hint(*both)}"
+        hint = f"with {mask_folder}: for example {first}{pairing.names_hint(*sides)}"
         add("no pair", image_folder, "; ".join(empty) or hint)
     elif place.count not in (None, len(pairs)):
         add("not the published number", image_folder, f"{len(pairs):,} of {place.count:,} pairs")

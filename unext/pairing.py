@@ -215,7 +215,7 @@ def pair(
     """
     if len(image_folders) != len(mask_folders):
         number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
-        raise InputError(f"{number}: give one of masks for each of images, in the same order")
+        raise InputError(f"{number}: give as many of masks, in the same order")
     remedy = "add the missing files or ignore these with --skip_unpaired"
     pairs: list[Pair] = []
     for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
@@ -243,9 +243,9 @@ def images_and_masks(
 def tell_apart(
     images: dict[str, File], masks: dict[str, File], names: MaskNames
 ) -> tuple[dict[str, File], dict[str, File]]:
-    """The images that are no masks, and the masks by the image's name; a folder may be listed as images and as masks.
+    """The images that are no masks, and the masks by the image's name; they may be in the same folder.
 
-    Raises InputError if one is but `names` does not tell them apart.
+    Raises InputError if they are but `names` does not tell them apart.
     """
     resolve = cache(Path.resolve)
     shared = {resolve(image.parent) for image in images.values()} & {resolve(mask.parent) for mask in masks.values()}
@@ -263,9 +263,9 @@ def tell_apart(
 
 
 def names_hint(images: Iterable[str], masks: Iterable[str], kind: str = "mask") -> str:
-    """The end of a message: the options that would pair these names, if any; they may be the names of one folder."""
+    """The end of a message: the options that would pair these names, if any. Both may be those of a single folder."""
     images, masks = {*images}, {*masks}
-    longest = max(masks, key=len, default="")  # in one folder, a mask's name is longer than its image's
+    longest = max(masks, key=len, default="")  # in a single folder, a mask's name is longer than its image's
     for stem in sorted(images, key=len, reverse=True):
         if stem and stem in longest and stem != longest:
             names = MaskNames(*longest.split(stem, 1))
