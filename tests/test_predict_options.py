@@ -22,7 +22,6 @@ import test as script
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import checkpoint, output
 
-
 parse = script.get_args_parser().parse_args
 
 
