@@ -232,10 +232,10 @@ class SAM2UNeXT(nn.Module, Hub):
 
     def cutout(self, image: Image.Image | np.ndarray) -> Image.Image:
         """The object of an image as test.py cuts it out: upright, RGBA, with its ICC profile. See `predict`."""
-        from unext.cutout import cut_out  # imports OpenCV
+        from unext.cutout import make_cutout  # imports OpenCV
 
         photo, _ = upright(image)
-        return cut_out(photo, (self._probability(photo) * 255).astype(np.uint8))
+        return make_cutout(photo, self._probability(photo))
 
     @torch.no_grad()
     def _probability(self, photo: Image.Image) -> np.ndarray:

@@ -23,7 +23,7 @@ from evaluation.benchmarks import Benchmark
 from evaluation.results import THIS_RUN, Evaluation, ImageFiles
 from unext import cli, files, output, pairing
 from unext.errors import InputError
-from unext.images import allow_pixels, set_white
+from unext.images import configure_reading
 from unext.pairing import File, MaskNames
 from unext.workers import cores
 
@@ -64,13 +64,11 @@ def datasets_of_folders(args: argparse.Namespace) -> list[Dataset]:
     datasets = []
     folders = zip(args.dataset_name, args.image_path or repeat(None), args.gt_path, args.pred_path, strict=False)
     for name, image_folder, mask_folder, map_folder in folders:
-        pairing.require_apart(map_folder, mask_folder, names)
-        maps, ground_truth = pairing.find(map_folder), pairing.find(mask_folder)
+        maps, ground_truth = pairing.images_by_name(map_folder), pairing.images_by_name(mask_folder)
         maps, masks = pairing.tell_apart(maps, ground_truth, names)
         maps, images = maps_by_image(args, maps, masks, ground_truth), {}
         if image_folder:
-            pairing.require_apart(image_folder, mask_folder, names)
-            images, _ = pairing.tell_apart(pairing.find(image_folder), ground_truth, names)
+            images, _ = pairing.tell_apart(pairing.images_by_name(image_folder), ground_truth, names)
         datasets.append(Dataset(name, images, masks, {THIS_RUN: maps}))
     return datasets
 
@@ -93,8 +91,8 @@ def datasets_of_benchmark(args: argparse.Namespace, benchmark: Benchmark, root: 
                     f"{name}: there is no folder of that name with maps below {pred_path}; write them with "
                     "test.py, choose with --sets, or score what is there with --allow_missing"
                 )
-            is_missing = folder is None or (args.allow_missing and not pairing.has_images(folder))
-            maps[method] = {} if is_missing else maps_by_image(args, pairing.find(folder), masks)
+            is_missing = folder is None or (args.allow_missing and not pairing.images_in(folder))
+            maps[method] = {} if is_missing else maps_by_image(args, pairing.images_by_name(folder), masks)
         notes = [str(split) for split in splits if split.is_incomplete()]
         datasets.append(Dataset(name, images, masks, maps, notes))
     return datasets
@@ -124,7 +122,7 @@ def map_folder(pred_path: Path, name: str, is_single: bool) -> Path | None:
     plain = re.compile(r"[\W_]")  # DIS-TE1 and dis_te1 are the same
     wanted = plain.sub("", name.casefold())
     folders = [path for path in benchmarks.tree(pred_path) if plain.sub("", path.name.casefold()) == wanted]
-    folders = [folder for folder in folders if pairing.has_images(folder)] or folders[:1]
+    folders = [folder for folder in folders if pairing.images_in(folder)] or folders[:1]
     if len(folders) > 1:
         raise InputError(f"{name}: several folders could hold its maps: {files.listing(folders)}")
     return folders[0] if folders else pred_path if is_single else None
@@ -199,8 +197,7 @@ def settings_notes(datasets: Sequence[Dataset]) -> list[str]:
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("fewer --workers need less") as command:
-        allow_pixels(args.max_pixels)
-        set_white(args.white)
+        configure_reading(args.max_pixels, args.white)
         benchmark, datasets = find_datasets(args)
         images, notes = images_to_score(datasets, args.allow_missing)
         if ignored := pairing.left_out(path.parent for image in images for path in (image.mask, *image.maps.values())):

@@ -39,7 +39,7 @@ from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import cli, device, files, pairing
 from unext.download import fetch_published
 from unext.errors import InputError
-from unext.images import allow_pixels, read_image, set_white
+from unext.images import configure_reading, read_image
 from unext.log import Log
 from unext.masks import read_mask
 from unext.pairing import Pair
@@ -188,8 +188,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train on and to validate on. Raises InputError or OSError that names the remedy."""
-    allow_pixels(args.max_pixels)
-    set_white(args.white)
+    configure_reading(args.max_pixels, args.white)
     names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
     pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
     validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, names)

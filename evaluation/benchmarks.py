@@ -223,7 +223,7 @@ def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) 
     """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
     places = []
     for place, images, masks in locate(split, alternatives, root):
-        *sides, left_out = belonging(place, *pairing.find_both(images, masks, place.mask_names()))
+        *sides, left_out = belonging(place, *pairing.images_and_masks(images, masks, place.mask_names()))
         pairs = pairing.match(*sides, f"{images} and {masks}")
         places.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
     return places

@@ -7,6 +7,7 @@ links to a few small files. Prints what each takes beyond what it takes with eig
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -25,37 +26,39 @@ from unext import cli
 
 SOURCES = 20  # an ext4 file has 65,000 links at most
 FEW = 8
-NETWORK = "--sam2 micro --aux none --hiera_path random --size 64"
+PROGRAMS = {  # module -> its object that computes the first image, options
+    "test": (
+        "predict_batch",
+        "--test_image_path {0}/images --save_path {1} --checkpoint {0}/../micro.pth --device cpu",
+    ),
+    "eval": (
+        "scoring.ImageScores",
+        "--dataset_name many --pred_path {0}/maps --gt_path {0}/masks --save_path {1} --workers 1",
+    ),
+    "train": (
+        "train_one_epoch",
+        "--train_image_path {0}/images --train_mask_path {0}/masks --save_path {1} --device cpu --workers 2 "
+        "--sam2 micro --aux none --hiera_path random --size 64",
+    ),
+}
 
 
-def begun(*_: object, **__: object) -> None:
-    """Ends the process where the first image would be computed, telling how much memory it took until then."""
+def stop(*args: object, **options: object) -> None:
+    """Ends the process where the first image would be computed; prints the peak of its memory until then."""
+    if len(args) > 1 and hasattr(args[1], "__next__"):  # train.py's batches
+        next(args[1])
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"peak": peak, "time": time.time()}), flush=True)
     os._exit(0)
 
 
-def run(program: str, words: list[str]) -> None:
+def run(program: str, options: str) -> None:
     """In a process of its own: a program up to its first image."""
-    if program == "eval":
-        import eval as script
-
-        with mock.patch.object(script.scoring, "ImageScores", begun):
-            script.main(script.get_args_parser().parse_args(words))
-    elif program == "test":
+    if program != "eval":  # which does without torch
         import micro  # noqa: F401
-
-        import test as script
-
-        with mock.patch.object(script, "predict_batch", begun):
-            script.main(script.get_args_parser().parse_args(words))
-    else:
-        import micro  # noqa: F401
-
-        import train as script
-
-        with mock.patch.object(script, "train_one_epoch", lambda _, batches, *__: begun(next(batches))):
-            script.main(script.get_args_parser().parse_args(words))
+    script = importlib.import_module(program)
+    with mock.patch(f"{program}.{PROGRAMS[program][0]}", stop):
+        script.main(script.get_args_parser().parse_args(options.split()))
 
 
 def make_checkpoint(path: Path) -> None:
@@ -77,28 +80,20 @@ def make_folder(folder: Path, mode: str, count: int) -> None:
         os.link(sources[i % len(sources)], folder / f"photograph_{i:07}.png")
 
 
-def measure(program: str, folder: Path, options: str = "") -> tuple[float, int]:
+def measure(program: str, folder: Path) -> tuple[float, int]:
     """Seconds from the start of a program to its first image, and the bytes at its peak until then."""
-    out = tempfile.mkdtemp(dir=folder)
-    words = {
-        "test": f"--test_image_path {folder}/images --save_path {out} --checkpoint {folder.parent}/micro.pth "
-        "--device cpu",
-        "eval": f"--dataset_name many --pred_path {folder}/maps --gt_path {folder}/masks --save_path {out} --workers 1",
-        "train": f"--train_image_path {folder}/images --train_mask_path {folder}/masks --save_path {out} --device cpu "
-        f"--workers 2 {NETWORK}",
-    }[program]
-    command = [sys.executable, __file__, "--program", program, f"{words} {options}"]
+    options = PROGRAMS[program][1].format(folder, tempfile.mkdtemp(dir=folder))
     start = time.time()
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, __file__, "--run", program, options], capture_output=True, text=True)
     if result.returncode:
         raise ValueError(result.stderr)
-    told = json.loads(result.stdout.splitlines()[-1])
-    return told["time"] - start, told["peak"]
+    end = json.loads(result.stdout.splitlines()[-1])
+    return end["time"] - start, end["peak"]
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.program:
-        run(args.program[0], args.program[1].split())
+    if args.run:
+        run(*args.run)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         make_checkpoint(Path(folder, "micro.pth"))
         few = {}
@@ -110,17 +105,17 @@ def main(args: argparse.Namespace) -> None:
                 seconds, peak = measure(program, top)
                 if count == FEW:
                     few[program] = seconds, peak
-                else:
-                    more, size = seconds - few[program][0], peak - few[program][1]
-                    figures = f"{more:.1f} s, {size / 2**20:.0f} MB, {size / count:.0f} bytes an image"
-                    print(f"{program}.py, {count:,}: {figures}", flush=True)
+                    continue
+                more, size = seconds - few[program][0], peak - few[program][1]
+                figures = f"{more:.1f} s, {size / 2**20:.0f} MB, {size / count:.0f} bytes an image"
+                print(f"{program}.py, {count:,}: {figures}", flush=True)
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("--files", nargs="+", type=cli.number(), default=[10_000, 100_000], help="how many")
-    parser.add_argument("--programs", nargs="+", default=["test", "eval", "train"], help="which")
+    parser.add_argument("--programs", nargs="+", default=[*PROGRAMS], help="which")
     parser.add_argument("--folder", help="where the files are made; default: the system's for temporary files")
-    parser.add_argument("--program", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     with cli.one_line_errors():
         main(parser.parse_args())

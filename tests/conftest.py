@@ -285,6 +285,19 @@ def eval_arguments(*words):
     return evaluation.get_args_parser().parse_args([str(word) for word in words])
 
 
+def predict(checkpoint, images, save_path, *more) -> dict[str, np.ndarray]:
+    """Runs test.py; returns the maps."""
+    test.main(predict_arguments(checkpoint, images, save_path, *more))
+    return read_maps(save_path)
+
+
+def refusal(capsys, checkpoint, images, save_path, *more) -> str:
+    """The line with which test.py refuses these arguments."""
+    status, line = failure(test.main, predict_arguments(checkpoint, images, save_path, *more), capsys)
+    assert status == 2
+    return line
+
+
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
     """Sets the environment of a process among several, which cannot meet."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}

@@ -2,10 +2,10 @@
 
     python tests/fuzz.py --images 2000 --weights 500
 
-Every damaged file goes through all that reads it: images through unext/images.py and tools/check_dataset.py, as image
-and as mask, weights through the networks that they fill. It must be read, or refused with a message that names it;
-neither may take longer than a minute or a process more than 1 GB. Then the property tests run with 2,000 new examples
-each. Prints counts; the exit status is 1 if something is amiss. Each run draws anew; --seed repeats one.
+Every damaged file goes through all functions that read it: images through unext/images.py, unext/masks.py and
+tools/check_dataset.py, weights through the networks that they fill. It must be read, or refused with a message that
+names it, within a minute and 1 GB. Then the property tests run with 2,000 new examples each. Prints counts; the exit
+status is 1 if a file fails. Each run draws anew; --seed repeats one.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import resource
 import secrets
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -40,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
 from tools import check_dataset, toy_dataset
 from unext import cli, workers
-from unext.images import for_network, read_image, read_photo, read_size
+from unext.images import configure_reading, for_network, read_image, read_photo, read_size
 from unext.masks import read_and_check_mask, read_mask
 
 PATIENCE = 60  # seconds a file
@@ -50,13 +49,13 @@ AUX, AUX_SIZE = "test_vit", 160  # timm's smallest transformer
 
 
 class Outcome(NamedTuple):
-    """What became of a file."""
+    """The result for a damaged file."""
 
-    kind: str  # the file it was made from
+    source: str  # the intact file
     number: int
-    verdict: str  # read, refused, or what is amiss
+    verdict: str  # read, refused, or what is wrong
     seconds: float
-    memory: float  # most that the process took so far, MB
+    memory: float  # maximum of the process so far, MB
 
 
 class Hang(BaseException):
@@ -67,45 +66,44 @@ def flip_bits(rng: np.random.Generator, content: bytes, most: int = 64) -> bytes
     """The content with up to `most` bits changed, half the time only in its first 200 bytes, which are the header."""
     damaged = np.frombuffer(content, np.uint8).copy()
     end = min(200, len(damaged)) if rng.random() < 0.5 else len(damaged)
-    for place in rng.integers(0, end, rng.integers(1, most, endpoint=True)):
-        damaged[place] ^= 1 << rng.integers(8)
+    for position in rng.integers(0, end, rng.integers(1, most, endpoint=True)):
+        damaged[position] ^= 1 << rng.integers(8)
     return damaged.tobytes()
 
 
 def damage(rng: np.random.Generator, content: bytes, deepen: Callable[[np.random.Generator, bytes], bytes]) -> bytes:
     """Bits flipped, cut short, both, or bits flipped behind the checksums."""
-    way = rng.integers(4)
-    if way == 3:
+    method = rng.integers(4)
+    if method == 3:
         return deepen(rng, content)
-    content = flip_bits(rng, content) if way != 1 else content
-    return content[: rng.integers(len(content))] if way else content
+    content = flip_bits(rng, content) if method != 1 else content
+    return content[: rng.integers(len(content))] if method else content
 
 
 def deepen_image(rng: np.random.Generator, content: bytes) -> bytes:
-    """Bits flipped in a PNG whose checksums are put right again, so that the decoder sees the damage."""
+    """Bits flipped in a PNG with its checksums corrected, so that the decoder sees the damage."""
     if not content.startswith(b"\x89PNG"):
         return flip_bits(rng, content, most=3)
     damaged = bytearray(content[:8] + flip_bits(rng, content[8:], most=8))
-    place = 8
-    while place + 12 <= len(content):  # by the lengths of the whole file
-        length = struct.unpack(">I", content[place : place + 4])[0]
-        damaged[place : place + 4] = content[place : place + 4]
-        body = bytes(damaged[place + 4 : place + 8 + length])
-        damaged[place + 8 + length : place + 12 + length] = struct.pack(">I", zlib.crc32(body))
-        place += 12 + length
+    start = 8
+    while start + 12 <= len(content):  # by the lengths of the intact file
+        damaged[start : start + 4] = content[start : start + 4]
+        end = start + 8 + int.from_bytes(content[start : start + 4], "big")
+        damaged[end : end + 4] = zlib.crc32(damaged[start + 4 : end]).to_bytes(4, "big")
+        start = end + 4
     return bytes(damaged)
 
 
 def deepen_weights(rng: np.random.Generator, content: bytes) -> bytes:
-    """Bits flipped in the pickle of an archive whose checksums are right, or in the header of safetensors."""
+    """Bits flipped in the pickle of an archive with right checksums, or in the header of safetensors."""
     if not content.startswith(b"PK"):
-        length = struct.unpack("<Q", content[:8])[0] if content[8:9] == b"{" else len(content) - 8
-        return content[:8] + flip_bits(rng, content[8 : 8 + length], most=4) + content[8 + length :]
+        end = 8 + int.from_bytes(content[:8], "little") if content[8:9] == b"{" else len(content)
+        return content[:8] + flip_bits(rng, content[8:end], most=4) + content[end:]
     archive = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(archive, "w") as new:
         for name in old.namelist():
-            part = old.read(name)
-            new.writestr(name, flip_bits(rng, part, most=4) if name.endswith("data.pkl") else part)
+            member = old.read(name)
+            new.writestr(name, flip_bits(rng, member, most=4) if name.endswith("data.pkl") else member)
     return archive.getvalue()
 
 
@@ -117,72 +115,67 @@ def write_images(folder: Path) -> None:
     notes.add_text("prompt", "x" * 2_000_000, zip=True)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = profile.replace("sRGB".encode("utf-16-be"), "ours".encode("utf-16-be"))  # so that it is applied
-    bases = {
-        "baseline.jpg": (photo, {}),
-        "progressive.jpg": (photo, {"progressive": True, "exif": exif}),
+    labels = np.where(mask > 128, np.uint8(1), mask | np.tri(*mask.shape, -9, np.uint8) * 255)
+    white = mask | 255
+    images = {
+        "baseline.jpg": (pixels, {}),
+        "progressive.jpg": (pixels, {"progressive": True, "exif": exif}),
         "grey.jpg": (photo.convert("L"), {}),
         "cmyk.jpg": (photo.convert("CMYK"), {}),
-        "colour.png": (photo, {"exif": exif}),
-        "mask.png": (Image.fromarray(mask), {}),
+        "colour.png": (pixels, {"exif": exif}),
+        "mask.png": (mask, {}),
         "palette.png": (photo.convert("P"), {"transparency": 3}),
-        "deep.png": (Image.fromarray(mask * np.uint16(257)), {}),
+        "deep.png": (mask * np.uint16(257), {}),
         "rgba.png": (photo.convert("RGBA"), {"compress_level": 1}),
-        "cutout.png": (Image.fromarray(np.dstack([pixels, mask])), {"pnginfo": notes}),
-        "alpha.png": (Image.fromarray(np.dstack([mask | 255, mask])), {}),
-        "alpha.webp": (Image.fromarray(np.dstack([mask | 255] * 3 + [mask])), {"lossless": True}),
-        "labels.png": (
-            Image.fromarray(np.where(mask > 128, np.uint8(1), mask | np.tri(*mask.shape, -9, np.uint8) * 255)),
-            {},
-        ),
-        "profile.jpg": (photo, {"icc_profile": profile, "exif": exif}),
-        "profile.png": (photo, {"icc_profile": profile}),
+        "cutout.png": (np.dstack([pixels, mask]), {"pnginfo": notes}),
+        "alpha.png": (np.dstack([white, mask]), {}),
+        "alpha.webp": (np.dstack([white, white, white, mask]), {"lossless": True}),
+        "labels.png": (labels, {}),
+        "profile.jpg": (pixels, {"icc_profile": profile, "exif": exif}),
+        "profile.png": (pixels, {"icc_profile": profile}),
         "cmyk.tif": (photo.convert("CMYK"), {"icc_profile": profile}),
-        "turned.tif": (photo, {"exif": exif}),
-        "float.tif": (Image.fromarray(mask / np.float32(255)), {}),
-        "two.mpo": (photo, {"save_all": True, "append_images": [photo]}),
-        "moving.gif": (photo, {"save_all": True, "append_images": [photo]}),
+        "turned.tif": (pixels, {"exif": exif}),
+        "float.tif": (mask / np.float32(255), {}),
+        "two.mpo": (pixels, {"save_all": True, "append_images": [photo]}),
+        "moving.gif": (pixels, {"save_all": True, "append_images": [photo]}),
     }
+    for name, (image, options) in images.items():
+        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(folder / name, **options)
     for name in ("deep_colour.png", "deep_colour.tif"):
         cv2.imwrite(str(folder / name), pixels * np.uint16(16))
     for path in REAL.glob("[im]*s/*.[jp][pn]g"):
         shutil.copy(path, folder)
-    for name, (image, options) in bases.items():
-        image.save(folder / name, **options)
 
 
 def read_every_way(path: Path) -> None:
-    """Reads a file in every way, and check_dataset, which never fails, must agree. Raises OSError that names it."""
+    """Reads a file with every function; check_dataset, which never fails, must agree. Raises OSError that names it."""
     errors = []
-    ways = {
-        True: (read_mask, read_and_check_mask),
-        False: (read_size, read_image, lambda path: for_network(read_photo(path))),
-    }
-    for is_mask, functions in ways.items():
+    for is_mask, functions in (
+        (True, (read_mask, read_and_check_mask)),
+        (False, (read_size, read_image, lambda path: for_network(read_photo(path)))),
+    ):
         failed = []
         for function in functions:
             try:
                 function(path)
             except OSError as error:
                 failed.append(error)
-        found = check_dataset.inspect(path, is_mask).size is not None
-        assert found == (not failed), f"check_dataset disagrees: {failed}"
+        is_readable = check_dataset.inspect(path, is_mask).size is not None
+        assert is_readable == (not failed), f"check_dataset disagrees: {failed}"
         errors += failed if not is_mask or "alpha channel" not in str(failed) else []  # a cutout is no mask
     if errors:
         raise errors[0]
 
 
 def write_weights(folder: Path) -> None:
-    """Intact files of weights of each kind.
-
-    All tensors but those of safetensors are one number in the file, spread over a shape.
-    """
+    """Intact files of each kind; except in safetensors, a tensor is a number in the file, expanded to its shape."""
     import safetensors.torch
     import torch
 
     from SAM2UNeXT import SAM2UNeXT, build_aux
     from unext import checkpoint
 
-    def spread(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def expanded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
 
     golden = json.loads((ROOT / "tests/golden/sam2_hiera_tiny.keys.json").read_text())
@@ -193,19 +186,19 @@ def write_weights(folder: Path) -> None:
     options: dict[str, Any] = {"sam2": "tiny", "aux": AUX, "aux_size": AUX_SIZE, "size": 64}
     model = SAM2UNeXT(folder / "sam2_hiera_tiny.pt", folder / f"{AUX}.safetensors", **options)
     content = checkpoint.network_content(model, whole=False) | {"epoch": 1}
-    content["state_dict"] = spread(content["state_dict"])
+    content["state_dict"] = expanded(content["state_dict"])
     torch.save(content, folder / "trained.pth")
-    parts = {"optimizer": {"state": {0: {"step": torch.ones(3)}}, "param_groups": []}, "scheduler": {}, "scaler": {}}
+    states = {"optimizer": {"state": {0: {"step": torch.ones(3)}}, "param_groups": []}, "scheduler": {}, "scaler": {}}
     progress = {"epoch": 1, "step": 2, "images": 3, "terms": {"bce": 0.5, "wiou": 0.5}, "best": 0.5}
-    torch.save(content | parts | {"progress": progress, "recipe": {"--epoch": 3}}, folder / "last.pth")
-    original = spread(SAM2UNeXT(sam2="tiny", aux="none").state_dict())
+    torch.save(content | states | {"progress": progress, "recipe": {"--epoch": 3}}, folder / "last.pth")
+    original = expanded(SAM2UNeXT(sam2="tiny", aux="none").state_dict())
     torch.save(original, folder / "original.pth")
     wrapped = {f"model._orig_mod.{key}": tensor for key, tensor in original.items()}
-    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer_states": [parts["optimizer"]]}, folder / "wrapped.ckpt")
+    torch.save({"epoch": 1, "state_dict": wrapped, "optimizer_states": [states["optimizer"]]}, folder / "wrapped.ckpt")
 
 
 def read_weights(path: Path) -> None:
-    """Fills what a file is for. Raises OSError or ValueError that names it."""
+    """Fills the network or encoder of a file. Raises OSError or ValueError that names it."""
     from sam2.build_sam import build_sam2_trunk
     from SAM2UNeXT import SAM2UNeXT, build_aux
     from unext import weights
@@ -225,8 +218,8 @@ KINDS = {
 
 
 @cache
-def read_bases(folder: Path) -> dict[str, bytes]:
-    """The intact files by name."""
+def intact_files(folder: Path) -> dict[str, bytes]:
+    """The files in a folder by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -234,19 +227,19 @@ def expire(number: int, frame: object) -> None:
     raise Hang
 
 
-def attempt(number: int, what: str, seed: int, bases_folder: Path) -> Outcome:
-    """Makes the damaged file `number` in a folder of its own, from an intact one, and reads it."""
+def attempt(number: int, what: str, seed: int, folder: Path) -> Outcome:
+    """Makes the damaged file `number` from an intact one of `folder`, and reads it."""
     _, deepen, read = KINDS[what]
     rng = np.random.default_rng([seed, number, list(KINDS).index(what)])
-    bases = read_bases(bases_folder)
-    name = list(bases)[rng.integers(len(bases))]
+    intact = intact_files(folder)
+    name = list(intact)[rng.integers(len(intact))]
     start = time.monotonic()
     before = signal.signal(signal.SIGALRM, expire)
     signal.alarm(PATIENCE)
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            path = Path(folder, name)
-            path.write_bytes(damage(rng, bases[name], deepen))
+        with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
+            path = Path(temporary, name)
+            path.write_bytes(damage(rng, intact[name], deepen))
             verdict = judge(read, path)
     except Hang:
         verdict = "hangs"
@@ -258,7 +251,7 @@ def attempt(number: int, what: str, seed: int, bases_folder: Path) -> Outcome:
 
 
 def judge(read: Callable[[Path], None], path: Path) -> str:
-    """Whether the file was read, refused with its name, or what is amiss."""
+    """ "read", "refused" with the file's name, or what is wrong."""
     try:
         read(path)
     except (OSError, ValueError) as error:
@@ -269,36 +262,37 @@ def judge(read: Callable[[Path], None], path: Path) -> str:
 
 
 def summary(what: str, outcomes: list[Outcome]) -> tuple[str, list[str]]:
-    """Counts in a line, and a line for each file that something is amiss with."""
-    counts = Counter(one.verdict if one.verdict in ("read", "refused") else "amiss" for one in outcomes)
-    memory = max(one.memory for one in outcomes)
-    amiss = [f"{what} {one.number}, {one.kind}: {one.verdict}" for one in outcomes if one.verdict not in counts]
-    if memory > MEMORY:
-        amiss.append(f"{what}: a process took {memory:,.0f} MB")
+    """Counts in a line, and a line for each failure."""
+    failures = [outcome for outcome in outcomes if outcome.verdict not in ("read", "refused")]
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    memory = max(outcome.memory for outcome in outcomes)
+    lines = [f"{what} {outcome.number}, {outcome.source}: {outcome.verdict}" for outcome in failures]
+    lines += [f"{what}: a process took {memory:,.0f} MB"] if memory > MEMORY else []
     line = (
-        f"{len(outcomes):,} {what}: {counts['read']:,} read, {counts['refused']:,} refused, {counts['amiss']:,} amiss; "
+        f"{len(outcomes):,} {what}: {counts['read']:,} read, {counts['refused']:,} refused, {len(failures):,} failed; "
     )
-    return f"{line}longest {max(one.seconds for one in outcomes):.1f} s, most memory {memory:,.0f} MB", amiss
+    longest = max(outcome.seconds for outcome in outcomes)
+    return f"{line}longest {longest:.1f} s, most memory {memory:,.0f} MB", lines
 
 
 def main(args: argparse.Namespace) -> None:
-    amiss = []
+    failures = []
     print(f"--seed {args.seed}")
     with cli.one_line_errors():
+        configure_reading(cli.MAX_PIXELS)
         for what, number in (("images", args.images), ("weights", args.weights)):
             with tempfile.TemporaryDirectory() as folder:
                 KINDS[what][0](Path(folder))
-                function = partial(attempt, what=what, seed=args.seed, bases_folder=Path(folder))
-                results = workers.in_processes(function, range(number), args.workers)
-                with closing(results):
-                    line, wrong = summary(what, list(tqdm(results, what, number)))
+                function = partial(attempt, what=what, seed=args.seed, folder=Path(folder))
+                with closing(workers.in_processes(function, range(number), args.workers)) as outcomes:
+                    line, lines = summary(what, list(tqdm(outcomes, what, number)))
             print(line)
-            amiss += wrong
+            failures += lines
         options = ["-q", "-m", "hypothesis", "--hypothesis-profile", "anew", "--hypothesis-seed", str(args.seed)]
         if subprocess.run([sys.executable, "-m", "pytest", *options], cwd=ROOT).returncode:
-            amiss.append("a property does not hold, see above")
-    if amiss:
-        print(*amiss, sep="\n")
+            failures.append("a property does not hold, see above")
+    if failures:
+        print(*failures, sep="\n")
         raise SystemExit(cli.NOT_COMPLETED)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from processes import free_port
 
 from tools import app
+from unext.output import Prediction
 
 PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
 PROGRAMS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
@@ -23,42 +24,38 @@ needs_gradio = pytest.mark.skipif("gradio" in PACKAGES, reason="requirements-app
 needs_a_browser = pytest.mark.skipif(bool(PACKAGES + PROGRAMS), reason=f"needs {', '.join(PACKAGES + PROGRAMS)}")
 
 
-def test_an_answer_has_the_pixels_of_test_py(micro_model, toy, expected_files):
-    _, grey, _ = answer = app.find_object(micro_model, str(toy / "test/Image/toy_0001.jpg"))
-    overlay, mask = app.cut(answer, 0.5)
-    assert np.array_equal(grey, expected_files["map"]) and np.array_equal(mask, expected_files["mask"])
-    assert np.array_equal(app.present(answer, False, False, "#ffffff"), expected_files["cutout"])
-    composite = app.present(answer, False, True, "#ffffff").astype(int)
+def test_the_page_shows_the_pixels_of_test_py(micro_model, toy, expected_files):
+    prediction = app.predict(micro_model, str(toy / "test/Image/toy_0001.jpg"))
+    overlay, mask = map(np.array, app.overlay_and_mask(prediction, 0.5))
+    assert np.array_equal(prediction.grey, expected_files["map"]) and np.array_equal(mask, expected_files["mask"])
+    assert np.array_equal(app.cutout(prediction, False, False, "#ffffff"), expected_files["cutout"])
+    composite = np.array(app.cutout(prediction, False, True, "#ffffff"), int)
     assert np.abs(composite - expected_files["composite"]).mean() < 8  # which is a JPEG
     assert np.abs(overlay.astype(int) - expected_files["overlay"]).mean() < 8  # which is a JPEG
-    assert np.array_equal(app.cut(answer, 0.9)[1], np.where(grey >= 0.9 * 255, 255, 0))
-    assert app.cut(None, 0.5) == app.cut(answer, None) == [None, None]
-    assert app.present(None, True, True, "#ffffff") is None
+    assert np.array_equal(app.overlay_and_mask(prediction, 0.9)[1], np.where(prediction.grey >= 0.9 * 255, 255, 0))
+    assert app.overlay_and_mask(None, 0.5) == app.overlay_and_mask(prediction, None) == [None, None]
+    assert app.cutout(None, True, True, "#ffffff") is None
 
 
-def test_a_cropped_cutout_is_as_large_as_its_object():
-    cut = Image.new("RGBA", (50, 40))
-    cut.paste((9, 8, 7, 255), (10, 20, 30, 35))
-    answer = cut, np.zeros((40, 50), np.uint8), cut
-    assert app.present(answer, True, False, None).shape == (15, 20, 4)
-    assert (app.present(answer, True, True, "red") == (9, 8, 7)).all()
-    assert app.present(answer, False, True, "red")[0, 0].tolist() == [255, 0, 0]
-
-
-def test_the_page_reads_no_file_as_a_background(tmp_path):
+def test_a_cutout_is_cropped_and_put_on_a_colour_but_on_no_file(tmp_path):
+    prediction = Prediction(np.zeros((40, 50), np.uint8))
+    prediction.cutout = Image.new("RGBA", (50, 40))
+    prediction.cutout.paste((9, 8, 7, 255), (10, 20, 30, 35))
+    assert app.cutout(prediction, True, False, None).size == (20, 15)
+    assert (np.array(app.cutout(prediction, True, True, "red")) == (9, 8, 7)).all()
+    assert app.cutout(prediction, False, True, "red").getpixel((0, 0)) == (255, 0, 0)
     Image.new("RGB", (5, 5), "red").save(tmp_path / "secret.png")
-    answer = (cut := Image.new("RGBA", (5, 5))), np.zeros((5, 5), np.uint8), cut
-    assert app.present(answer, False, True, str(tmp_path / "secret.png")).shape == (5, 5, 4)
+    assert app.cutout(prediction, False, True, str(tmp_path / "secret.png")).mode == "RGBA"
 
 
 @pytest.fixture(scope="module")
 def server(micro_checkpoint, toy, tmp_path_factory):
     """The page's address and the folder of its temporary files; SIGTERM must end it and empty the folder."""
     folder, port = tmp_path_factory.mktemp("temporary"), free_port()
-    words = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--precision", "fp32", "--port", port)
+    command = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--precision", "fp32", "--port", port)
     environment = os.environ | {"TMPDIR": str(folder), "GRADIO_SHARE": "True"}  # the latter without effect
-    words += ["--examples", str(toy / "test/Image")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    command += ["--examples", str(toy / "test/Image")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     with process:
         try:
             assert process.stdout.readline() == (
@@ -76,10 +73,10 @@ def server(micro_checkpoint, toy, tmp_path_factory):
 @needs_gradio
 def test_a_port_in_use_is_one_line_and_status_2(server, micro_checkpoint):
     port = server[0].rpartition(":")[2].strip("/")
-    words = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--port", port)
-    ended = subprocess.run(words, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr == f"app.py: --host 127.0.0.1 --port {port}: no page can be served there; give others\n"
+    command = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--port", port)
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == f"app.py: --host 127.0.0.1 --port {port}: no page can be served there; give others\n"
 
 
 @pytest.fixture
@@ -88,8 +85,8 @@ def browser():
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(word)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     yield driver
     driver.quit()
@@ -106,16 +103,16 @@ def wait_for(condition):
 
 def images(browser) -> dict[str, np.ndarray]:
     """What the page shows, by kind."""
-    found = browser.execute_script(
+    sources = browser.execute_script(
         "return ['map', 'mask', 'overlay', 'cutout'].map(kind => [kind, document.querySelector(`#${kind} img`)?.src])"
     )
-    urls = {kind: url for kind, url in found if url}
+    urls = {kind: url for kind, url in sources if url}
     return {kind: np.array(Image.open(io.BytesIO(urllib.request.urlopen(url).read()))) for kind, url in urls.items()}
 
 
-def same(found, expected_files):
+def same(shown, expected_files):
     exact = ("map", "mask", "cutout")
-    return len(found) == 4 and all(np.array_equal(found[kind], expected_files[kind]) for kind in exact)
+    return len(shown) == 4 and all(np.array_equal(shown[kind], expected_files[kind]) for kind in exact)
 
 
 @pytest.mark.slow

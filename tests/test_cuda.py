@@ -189,26 +189,26 @@ def test_a_step_waits_for_the_gpu_once():
 # Memory
 
 
-@pytest.mark.parametrize("way", ["train", "checkpointed", "infer"])
+@pytest.mark.parametrize("mode", ["train", "checkpointed", "infer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_predicted_peak_is_what_the_gpu_allocates(dtype, way, monkeypatch):
+def test_the_predicted_peak_is_what_the_gpu_allocates(dtype, mode, monkeypatch):
     # As the programs run. Without TF32, cuDNN has no channels-last kernels and converts into workspaces.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gc.collect()
     before = torch.cuda.memory_allocated()
-    model = network(dtype).train(way != "infer")
-    model.size, model.sam.grad_checkpointing = 1024, way == "checkpointed"
+    model = network(dtype).train(mode != "infer")
+    model.size, model.sam.grad_checkpointing = 1024, mode == "checkpointed"
     images, masks = recipe.image("peak", (2, 3, 1024, 1024)), recipe.mask("peak", (2, 1, 1024, 1024))
     torch.cuda.reset_peak_memory_stats()
-    if way == "infer":
+    if mode == "infer":
         logits_of(model, images)
     else:
         optimizer, _ = train.make_optimizer(model, lr=1e-3, weight_decay=0, epochs=1)
         batches = [(images, masks, ["a", "b"])] * 2  # the second step has the optimiser's state
         list(train.train_one_epoch(model, batches, optimizer, GradScaler(DEVICE, enabled=False)))
     allocated = torch.cuda.max_memory_allocated() - before
-    found = memory.predict(model, 2, None if way == "infer" else train.structure_loss)
-    assert found.peak == pytest.approx(allocated, rel=0.15)
+    predicted = memory.predict(model, 2, None if mode == "infer" else train.structure_loss)
+    assert predicted.peak == pytest.approx(allocated, rel=0.15)
 
 
 # Resizing's backward adds up in any order, which half precision rounds to other last bits.
@@ -292,17 +292,17 @@ def test_a_compiled_network_has_the_logits_and_gradients_of_the_eager_one(dtype,
     loss, expected = loss_and_gradients(model)
     model.compile()
     assert relative_error(logits_of(model, IMAGES), logits.numpy()) < 0.25 * tolerance
-    compiled, found = loss_and_gradients(model)
+    compiled, gradients = loss_and_gradients(model)
     assert compiled == pytest.approx(loss, rel=0.1 * tolerance)
-    assert_close(found, expected, tolerance)
+    assert_close(gradients, expected, tolerance)
 
 
 # Processes
 
 
 @pytest.fixture
-def one_process(monkeypatch):
-    """The environment in which torchrun starts one process."""
+def single_process(monkeypatch):
+    """The environment in which torchrun starts a single process."""
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", free_port())):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -312,7 +312,7 @@ def one_process(monkeypatch):
 
 
 @pytest.mark.parametrize("sync_bn", [False, True])
-def test_a_distributed_network_takes_the_same_step(sync_bn, one_process, monkeypatch):
+def test_a_distributed_network_takes_the_same_step(sync_bn, single_process, monkeypatch):
     model = network()
     expected, gradients = loss_and_gradients(model.train())
     statistics = model.up1.conv.double_conv[1].running_mean.cpu()
@@ -323,9 +323,9 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process, monkeyp
     assert dist.get_backend() == "nccl"
     synchronised = [module for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
     assert len(synchronised) == (8 if sync_bn else 0)
-    loss, found = loss_and_gradients(distributed.train())
+    loss, theirs = loss_and_gradients(distributed.train())
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert_close({name.removeprefix("module."): gradient for name, gradient in found.items()}, gradients, 1e-4)
+    assert_close({name.removeprefix("module."): gradient for name, gradient in theirs.items()}, gradients, 1e-4)
     device.share_buffers(model)
     assert torch.allclose(model.up1.conv.double_conv[1].running_mean.cpu(), statistics, atol=1e-6)
     assert device.reduce_all(torch.tensor([2.0], device=DEVICE)).item() == 2
@@ -333,11 +333,11 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, one_process, monkeyp
 
 
 def test_torchrun_with_one_process_trains_validates_and_ends(toy, tmp_path):
-    words = f"{NETWORK} --sync_bn --save_path {tmp_path} --epoch 1 --batch_size 3 --workers 1 --device {DEVICE}"
+    options = f"{NETWORK} --sync_bn --save_path {tmp_path} --epoch 1 --batch_size 3 --workers 1 --device {DEVICE}"
     for kind, folder in (("train", "train"), ("val", "test")):
-        words += f" --{kind}_image_path {toy}/{folder}/Image --{kind}_mask_path {toy}/{folder}/Mask"
+        options += f" --{kind}_image_path {toy}/{folder}/Image --{kind}_mask_path {toy}/{folder}/Mask"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
-    command = [*torchrun, *program("train.py", *words.split())[1:]]
+    command = [*torchrun, *program("train.py", *options.split())[1:]]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "training on cuda" in result.stdout and (tmp_path / "SAM2-UNeXT-1.pth").exists()

@@ -1,33 +1,28 @@
 """All commands on other systems, which elsewhere/sitecustomize.py pretends: modules, functions and signals are missing,
 open or mapped files cannot be replaced, and worker processes are spawned."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT, read_log, read_maps, train_options, validation
 
-from tools import export
-
-NEEDED = [name for name in export.PACKAGES if not importlib.util.find_spec(name)]
 COMMANDS = """
 import gc, importlib, json, sys
 sys.path[:0] = sys.argv[1:3]
 import micro, torch
-for name, words in json.loads(sys.argv[3]):
+for name, options in json.loads(sys.argv[3]):
     status = 0
     try:
         if name == "rewind":
-            content = torch.load(words)
+            content = torch.load(options)
             content["progress"] |= {"epoch": 1, "step": 0}
-            torch.save(content, words)
+            torch.save(content, options)
         else:
             module = importlib.import_module(name)
-            module.main(module.get_args_parser().parse_args(words.split()))
+            module.main(module.get_args_parser().parse_args(options.split()))
     except SystemExit as stop:
         status = stop.code
     print(f"{name}: {status}")
@@ -53,12 +48,11 @@ def test_every_command_ends_with_status_0(system, toy, from_files, tmp_path):
         ("tools.check_dataset", f"{toy}/test/Image {toy}/test/Mask --json found.json --workers 1"),
         ("tools.convert_checkpoint", "run/SAM2-UNeXT-1.pth whole.pth --to whole"),
         ("tools.convert_checkpoint", "whole.pth hub --to hub"),
-        *([] if NEEDED or torch.__version__ < export.MIN_TORCH else [("tools.export", "whole.pth graph.onnx")]),
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"ELSEWHERE": system, "PYTHONPATH": f"{ROOT}/tests/elsewhere"}
     environment |= {"ELSEWHERE_ROOT": str(ROOT), "ELSEWHERE_DATA": str(tmp_path)}
-    words = [sys.executable, "-c", COMMANDS, str(ROOT), f"{ROOT}/tests", json.dumps(commands)]
-    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", COMMANDS, str(ROOT), f"{ROOT}/tests", json.dumps(commands)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     statuses = [line for line in result.stdout.splitlines() if line.partition(": ")[0] in dict(commands)]
     assert statuses == [f"{name}: 0" for name, _ in commands], result.stdout + result.stderr
     for line in ("the run is finished", "last.pth: continuing after epoch 1, step 0"):

@@ -120,7 +120,7 @@ def spoil(path, value=0):
 @pytest.mark.slow
 @pytest.mark.parametrize("images, graph_gets", [(1, [1, 2]), (3, [1, 1, 1, 2])])
 def test_the_graph_is_checked_with_single_images_and_two_at_once(images, graph_gets, graph, micro_model, toy):
-    tasks = script.find_own_tasks(sorted((toy / "test/Image").iterdir())[:images], None, toy)
+    tasks = script.tasks_of_images(sorted((toy / "test/Image").iterdir())[:images])
     function = export.load_graph(graph)
     batches = []
     largest = export.compare(micro_model, lambda batch: batches.append(len(batch)) or function(batch), tasks)

@@ -17,26 +17,26 @@ ASKING = ("stat", "lstat", "scandir", "listdir", "readlink")
 
 
 def start_prediction(folder):
-    tasks = prediction.find_own_tasks([f"{folder}/images"], None, folder / "out")
-    kinds = ("map", "overlay")
-    output.check_outputs(tasks, kinds)
-    output.check_settings(tasks, kinds, {"size": 64}, overwrite=False)
-    output.make_folders(tasks, kinds)
-    output.write_settings(tasks, kinds, {"size": 64})
-    assert len(output.remaining(tasks, kinds)) == len(tasks)
+    options = f"--checkpoint x --save_path {folder}/out --save map,overlay --test_image_path {folder}/images"
+    args = prediction.get_args_parser().parse_args(options.split())
+    tasks = prediction.tasks_of(args)
+    output.check_folders(tasks, args)
+    output.check_settings(tasks, args, {"size": 64})
+    output.prepare(tasks, args, {"size": 64})
+    assert len(output.remaining(tasks, args)) == len(tasks)
     return tasks
 
 
 def start_evaluation(folder):
-    words = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
-    _, datasets = evaluation.find_datasets(evaluation.get_args_parser().parse_args(words))
+    options = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
+    _, datasets = evaluation.find_datasets(evaluation.get_args_parser().parse_args(options))
     return evaluation.images_to_score(datasets, allow_missing=False)
 
 
 def start_training(folder):
-    words = f"--hiera_path random --save_path {folder}/run --train_image_path {folder}/images"
-    words += f" --train_mask_path {folder}/masks"
-    return train.find_pairs(train.get_args_parser().parse_args(words.split()))
+    options = f"--hiera_path random --save_path {folder}/run --train_image_path {folder}/images"
+    options += f" --train_mask_path {folder}/masks"
+    return train.find_pairs(train.get_args_parser().parse_args(options.split()))
 
 
 PROGRAMS = {start_prediction: 1, start_evaluation: 2, start_training: 2}  # and the files of an image
@@ -80,7 +80,7 @@ def test_a_file_takes_few_bytes(start, folder_of):
 
 def test_a_file_is_a_path(tmp_path):
     (tmp_path / "a.b.jpg").write_bytes(b"x")
-    (file,) = pairing.scan(tmp_path).images
+    (file,) = pairing.images_in(tmp_path)
     assert (file.parent, file.stem, file.name) == (tmp_path, "a.b", "a.b.jpg")
     assert f"{file}" == os.fspath(file) == str(tmp_path / "a.b.jpg") and os.path.getsize(file) == 1
     assert str(pairing.File(type(tmp_path)(), "a", ".jpg")) == "a.jpg"

@@ -108,7 +108,7 @@ def test_edge_cases_agree_with_pysodmetrics(mask, kind):
 @pytest.mark.skipif(not SUIM8.is_dir(), reason="the real images are not here")
 def test_real_masks_agree_with_pysodmetrics():
     rng = np.random.default_rng(0)
-    for path in pairing.find(SUIM8 / "masks").values():
+    for path in pairing.images_by_name(SUIM8 / "masks").values():
         mask = np.array(read_mask(path))
         blurred = cv2.GaussianBlur(mask, (0, 0), 9)
         noisy = np.clip(blurred.astype(int) + rng.integers(-60, 60, mask.shape), 0, 255).astype(np.uint8)

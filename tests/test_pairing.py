@@ -1,4 +1,4 @@
-"""pairing.py: images and masks are found, and paired by name."""
+"""pairing.py: the images and masks of folders, paired by name."""
 
 import re
 import shlex
@@ -33,56 +33,39 @@ def test_files_are_paired_by_stem_whatever_the_extension(folders):
     assert names(pairs) == [("a#1.png", "a#1.png"), ("b.jpg", "b.jpg"), ("c.JPG", "c.bmp")]
 
 
-def test_unpaired_files_are_an_error_that_lists_them(folders):
-    save_image(folders / "images" / "d.png", GREY)
-    save_image(folders / "masks" / "e.png", GREY)
-    with pytest.raises(ValueError, match=r"without their mask: d\.png; without their image: e\.png"):
+def test_unpaired_files_are_an_error_that_lists_the_first(folders):
+    for name in ("images/d.png", "masks/e.png", *(f"images/x{i:02}.png" for i in range(25))):
+        save_image(folders / name, GREY)
+    told = r"without their mask: d\.png, x00\.png, .*x08\.png and 16 more; without their image: e\.png; add the missing"
+    with pytest.raises(ValueError, match=told):
         pairing.pair([folders / "images"], [folders / "masks"])
     assert len(pairing.pair([folders / "images"], [folders / "masks"], skip_unpaired=True)) == 3
-
-
-def test_a_long_list_is_shortened(folders):
-    for i in range(25):
-        save_image(folders / "images" / f"x{i:02}.png", GREY)
-    with pytest.raises(ValueError, match=r"x00\.png, .*x09\.png and 15 more"):
-        pairing.pair([folders / "images"], [folders / "masks"])
 
 
 def test_folders_are_joined_in_their_order(folders):
     save_image(folders / "more" / "b.jpg", GREY)
     save_image(folders / "more_masks" / "b.png", GREY)
     pairs = pairing.pair([folders / "more", folders / "images"], [folders / "more_masks", folders / "masks"])
-    assert names(pairs)[:2] == [("b.jpg", "b.png"), ("a#1.png", "a#1.png")]
-    assert len(pairs) == 4
-
-
-def test_folders_of_images_and_masks_must_be_equally_many(folders):
+    assert names(pairs)[:2] == [("b.jpg", "b.png"), ("a#1.png", "a#1.png")] and len(pairs) == 4
     with pytest.raises(ValueError, match="2 folder.*of images but 1 of masks"):
         pairing.pair([folders / "images"] * 2, [folders / "masks"])
-
-
-def test_folders_without_a_common_name_are_an_error(folders):
-    save_image(folders / "other" / "z.png", GREY)
-    with pytest.raises(ValueError, match="no image in .* has the name of a mask"):
-        pairing.pair([folders / "images"], [folders / "other"], skip_unpaired=True)
 
 
 def test_files_that_are_not_images_are_ignored(folders):
     for name in ("Thumbs.db", "readme.txt", "._b.jpg", ".hidden.png"):
         (folders / "images" / name).write_bytes(b"x")
     (folders / "images" / "folder.png").mkdir()
-    assert list(pairing.find(folders / "images")) == ["a#1", "b", "c"]
+    assert list(pairing.images_by_name(folders / "images")) == ["a#1", "b", "c"]
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'none'}: there is no such folder")):
-        pairing.find(tmp_path / "none")
+        pairing.images_by_name(tmp_path / "none")
     with pytest.raises(ValueError, match="has no images$"):
-        pairing.find(tmp_path)
+        pairing.images_by_name(tmp_path)
     (tmp_path / "a.xml").write_bytes(b"")
-    for read in (pairing.find, lambda folder: pairing.gather([folder])):
-        with pytest.raises(ValueError, match="only files that are not read: 1 .xml; how to make masks of annotations"):
-            read(tmp_path)
+    with pytest.raises(ValueError, match="only files that are not read: 1 .xml; how to make masks of annotations"):
+        pairing.images_by_name(tmp_path)
 
 
 def test_one_folder_for_images_and_masks_is_refused_however_it_is_spelled(folders):
@@ -108,30 +91,32 @@ def test_names_of_masks_are_proposed_and_then_paired(options, mask_folder, stems
     for stem in stems:
         save_image(tmp_path / "data" / image.format(stem), GREY)
         save_image(tmp_path / mask_folder / mask.format(stem), GREY)
-    with pytest.raises(ValueError, match=rf"; give {re.escape(options)} \(in a benchmark's YAML file: mask_[^)]*\)$"):
+    with pytest.raises(ValueError, match=rf"; give {re.escape(options)}, or say so in a benchmark's YAML file$"):
         pairing.pair([tmp_path / "data"], [tmp_path / mask_folder])
-    words = dict(word.removeprefix("--mask_").split("=", 1) for word in shlex.split(options))
-    pairs = pairing.pair([tmp_path / "data"], [tmp_path / mask_folder], names=pairing.MaskNames(**words))
+    given = dict(option.removeprefix("--mask_").split("=", 1) for option in shlex.split(options))
+    pairs = pairing.pair([tmp_path / "data"], [tmp_path / mask_folder], names=pairing.MaskNames(**given))
     assert sorted(names(pairs)) == sorted((image.format(stem), mask.format(stem)) for stem in stems)
 
 
-def test_nothing_is_proposed_that_does_not_pair_every_mask(folders):
-    for name in ("b_mask.png", "c_mask.png", "other.png"):
+@pytest.mark.parametrize(
+    "masks, given, told",
+    [
+        (["z.png"], "", r"has the name of a mask in .* \(for example a#1\.png and z\.png\)$"),
+        (["b_mask.png", "c_mask.png", "other.png"], "", r"\(for example a#1\.png and b_mask\.png\)$"),
+        (["b.png"], "_mask", r"has the name of a mask .*\(for example a#1\.png and nothing\)"),
+        (
+            ["b_mask.png", "c_mask.png"],
+            "_mask.png",
+            "; give --mask_suffix=_mask, or say so in a benchmark's YAML file$",
+        ),
+    ],
+)
+def test_only_options_that_pair_every_mask_are_proposed(masks, given, told, folders):
+    for name in masks:
         save_image(folders / "more" / name, GREY)
-    with pytest.raises(ValueError, match=r"for example a#1\.png and b_mask\.png\)$"):
-        pairing.pair([folders / "images"], [folders / "more"])
-
-
-def test_masks_without_the_suffix_are_an_error(folders):
-    with pytest.raises(ValueError, match=r"has the name of a mask .*\(for example a#1\.png and nothing\)"):
-        pairing.pair([folders / "images"], [folders / "masks"], names=pairing.MaskNames(suffix="_mask"))
-
-
-def test_a_wrong_suffix_gets_the_right_one_as_remedy(folders):
-    for name in ("b_mask.png", "c_mask.png"):
-        save_image(folders / "more" / name, GREY)
-    with pytest.raises(ValueError, match=r"; give --mask_suffix=_mask "):
-        pairing.pair([folders / "images"], [folders / "more"], names=pairing.MaskNames(suffix="_mask.png"))
+    for skip in (False, True):
+        with pytest.raises(ValueError, match=told):
+            pairing.pair([folders / "images"], [folders / "more"], skip, pairing.MaskNames(suffix=given))
 
 
 def test_an_image_may_end_like_a_mask(tmp_path):
@@ -141,14 +126,9 @@ def test_an_image_may_end_like_a_mask(tmp_path):
     assert names(pairs) == [("a.png", "a_m.png"), ("a_m.png", "a_m_m.png")]
 
 
-def test_one_file_spelled_twice_is_one(folders, monkeypatch):
+def test_a_file_named_twice_is_gathered_once(folders, monkeypatch):
     monkeypatch.chdir(folders)
     assert len(pairing.gather(["images", folders / "images", "masks/../images/b.jpg"])) == 3
-
-
-def test_a_link_to_itself_is_a_broken_one(folders):
-    (folders / "images" / "loop.png").symlink_to("loop.png")
-    assert pairing.scan(folders / "images").broken == ["loop.png"]
 
 
 def test_names_are_paired_whatever_the_form_of_their_accents(tmp_path):
@@ -173,22 +153,33 @@ def test_what_is_left_out_is_counted(folders):
 
 
 def test_a_broken_link_to_an_image_is_an_error_in_training_and_scoring(folders):
-    (folders / "masks" / "d.png").symlink_to("nowhere")
-    with pytest.raises(OSError, match=r"masks: broken links; fetch the files, or remove the links: d\.png"):
+    for name, target in (("d.png", "nowhere"), ("loop.png", "loop.png")):
+        (folders / "masks" / name).symlink_to(target)
+    with pytest.raises(OSError, match=r"masks: broken links; fetch the files, or remove the links: d\.png, loop\.png"):
         pairing.pair([folders / "images"], [folders / "masks"])
-    assert "d" not in pairing.gather([folders / "masks"])
+    assert list(pairing.gather([folders / "masks"])) == ["a#1", "b", "c"]
 
 
 def test_sub_folders_are_read_on_request_without_hidden_linked_and_skipped_ones(folders):
+    top = folders / "images"
     for name in ("sub/a.png", "sub/deep/b.png", ".git/c.png", "__MACOSX/d.png", "skipped/below/e.png"):
-        save_image(folders / "images" / name, GREY)
-    (folders / "images" / "link").symlink_to(folders / "masks")
-    found = pairing.gather([folders / "images"], recursive=True, skip=lambda folder: folder.name == "skipped")
-    assert sorted(found) == ["a#1", "b", "c", "sub/a", "sub/deep/b"]
-    assert sorted(pairing.gather([folders / "images"])) == ["a#1", "b", "c"]
-    assert pairing.images_below(folders / "images") == 3
-    with pytest.raises(ValueError, match="/images: has no images; 6 images in sub-folders, which --recursive reads"):
-        (folders / "top").mkdir()
-        (folders / "images").rename(folders / "top" / "images")
-        (folders / "top").rename(folders / "images")
-        pairing.gather([folders / "images"])
+        save_image(top / name, GREY)
+    (top / "link").symlink_to(folders / "masks")
+    images = pairing.gather([top], recursive=True, skip=lambda folder: folder.name == "skipped")
+    assert sorted(images) == ["a#1", "b", "c", "sub/a", "sub/deep/b"]
+    assert sorted(pairing.gather([top])) == ["a#1", "b", "c"]
+    assert pairing.images_below(top) == 3
+    with pytest.raises(
+        ValueError, match="/skipped: has no images; 1 image in sub-folders: name these, or give test.py"
+    ):
+        pairing.gather([top / "skipped"])
+
+
+def test_images_of_one_name_are_an_error_or_keep_their_extensions(folders):
+    save_image(folders / "images/b.png", GREY)
+    with pytest.raises(ValueError, match="images/b.jpg and .*images/b.png: have the same name; keep one of them"):
+        pairing.images_by_name(folders / "images")
+    images = pairing.gather([folders / "images"], keep_extensions=True)
+    assert {name: file.stem for name, file in images.items()} == {
+        "a#1": "a#1", "b.jpg": "b.jpg", "b.png": "b.png", "c": "c"
+    }  # fmt: skip

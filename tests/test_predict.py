@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import GOLDEN, SUIM8, failure, read_maps, save_image
-from conftest import predict_arguments as arguments
+from conftest import GOLDEN, SUIM8, predict, save_image
 from PIL import Image
 
 import test as script
@@ -27,26 +26,23 @@ def full_maps(_empty_full_model, tmp_path_factory):
     for name in SUIM8_NAMES:
         shutil.copy(SUIM8 / "images" / f"{name}.jpg", folder / "images")
         shutil.copy(SUIM8 / "masks" / f"{name}.png", folder / "masks")
-    torch.save(recipe.fill(_empty_full_model, 0).state_dict(), folder / "SAM2-UNeXT-20.pth")
+    path = folder / "SAM2-UNeXT-20.pth"
+    torch.save(recipe.fill(_empty_full_model, 0).state_dict(), path)
     try:
-        more = ("--test_gt_path", folder / "masks", "--device", "cpu")
-        script.main(arguments(folder / "SAM2-UNeXT-20.pth", folder / "images", folder / "maps", *more))
+        return predict(path, folder / "images", folder, "--test_gt_path", folder / "masks", "--device", "cpu")
     finally:
-        (folder / "SAM2-UNeXT-20.pth").unlink()
-    return folder / "maps"
+        path.unlink()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, original", [("a", GOLDEN), ("b", GOLDEN), *((name, SUIM8) for name in SUIM8_NAMES)])
 def test_maps_are_those_of_the_original(name, original, full_maps):
-    folders = (full_maps, original / "predictions")
-    ours, theirs = (np.array(Image.open(folder / f"{name}.png"), int) for folder in folders)
+    ours, theirs = full_maps[f"{name}.png"].astype(int), np.array(Image.open(original / f"predictions/{name}.png"))
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
 
 
 def test_a_map_is_the_stretched_prediction(micro_model, micro_checkpoint, toy, tmp_path):
-    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps"))
-    maps = read_maps(tmp_path / "maps")
+    maps = predict(micro_checkpoint, toy / "test/Image", tmp_path)
     assert list(maps) == [f"toy_{i:04}.png" for i in range(4)]
     for name, written in maps.items():
         image = Image.open(toy / "test/Image" / name.replace("png", "jpg"))
@@ -58,25 +54,44 @@ def test_a_map_is_the_stretched_prediction(micro_model, micro_checkpoint, toy, t
         assert written.min() == 0 and written.max() >= 254
 
 
-def test_maps_have_the_size_of_the_ground_truth_if_there_is_one(micro_checkpoint, toy, tmp_path, capsys):
+def test_a_stretched_map_cuts_off_fractions_and_is_black_if_constant():
+    assert script.stretch(torch.tensor([[0, 0.5, 1]])).tolist() == [[0, 127, 255]]
+    assert not script.stretch(torch.full((3, 4), 0.7)).any()
+
+
+def test_flip_averages_with_the_mirrored_image(micro_model, micro_checkpoint, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    save_image(tmp_path / "in" / "a.png", image)
+    save_image(tmp_path / "in" / "mirrored.png", image[:, ::-1])
+    maps = predict(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--flip", "--no_stretch")
+    expected = (micro_model.predict(image) + micro_model.predict(image[:, ::-1].copy())[:, ::-1]) / 2
+    assert np.abs(maps["a.png"] - expected * 255).max() <= 1.01
+    assert np.abs(maps["a.png"].astype(int) - maps["mirrored.png"][:, ::-1]).max() <= 1
+
+
+def test_maps_and_masks_have_the_size_of_the_ground_truth_if_there_is_one(micro_checkpoint, toy, tmp_path, capsys):
     save_image(tmp_path / "masks" / "toy_0001.png", np.zeros((33, 55), np.uint8))
     save_image(tmp_path / "masks" / "surplus.png", np.zeros((5, 5), np.uint8))
-    script.main(
-        arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps", "--test_gt_path", tmp_path / "masks")
-    )
-    maps = read_maps(tmp_path / "maps")
+    more = ("--test_gt_path", tmp_path / "masks", "--save", "map,mask,overlay,cutout")
+    maps = predict(micro_checkpoint, toy / "test/Image", tmp_path / "out", *more)
+    assert "3 images without ground truth" in capsys.readouterr().out
     assert maps["toy_0001.png"].shape == (33, 55)
     assert maps["toy_0000.png"].shape == np.array(Image.open(toy / "test/Mask/toy_0000.png")).shape
-    assert "3 images without ground truth" in capsys.readouterr().out
+    sizes = {
+        kind: Image.open(next((tmp_path / "out" / kind).glob("toy_0001.*"))).size
+        for kind in ("mask", "overlay", "cutout")
+    }
+    size = Image.open(toy / "test/Image/toy_0001.jpg").size
+    assert sizes == {"mask": (55, 33), "overlay": size, "cutout": size}
 
 
 def test_batches_and_threads_change_nothing(micro_checkpoint, toy, tmp_path):
-    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path / "one", "--workers", 1))
-    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path / "four", "--batch_size", 4, "--workers", 3))
-    one, four = read_maps(tmp_path / "one"), read_maps(tmp_path / "four")
-    assert one.keys() == four.keys() and len(one) == 6
-    for name in one:
-        assert np.abs(one[name].astype(int) - four[name]).max() <= 1
+    single = predict(micro_checkpoint, toy / "train/Image", tmp_path / "single", "--workers", 1)
+    more = ("--batch_size", 4, "--workers", 3)
+    batches = predict(micro_checkpoint, toy / "train/Image", tmp_path / "batches", *more)
+    assert single.keys() == batches.keys() and len(single) == 6
+    for name in single:
+        assert np.abs(single[name].astype(int) - batches[name]).max() <= 1
 
 
 def test_the_network_gets_its_next_batch_before_the_maps_of_the_last_one_are_written(
@@ -84,61 +99,51 @@ def test_the_network_gets_its_next_batch_before_the_maps_of_the_last_one_are_wri
 ):
     predict_batch, write, batches, second = script.predict_batch, script.write, [], threading.Event()
 
-    def predict_and_tell(*words):
-        batches.append(words)
+    def predict_and_tell(*args):
+        batches.append(args)
         if len(batches) == 2:
             second.set()
-        return predict_batch(*words)
+        return predict_batch(*args)
 
-    def write_late(*words):
+    def write_late(*args):
         assert second.wait(60)
-        write(*words)
+        write(*args)
 
     monkeypatch.setattr(script, "predict_batch", predict_and_tell)
     monkeypatch.setattr(script, "write", write_late)
-    script.main(arguments(micro_checkpoint, toy / "train/Image", tmp_path, "--batch_size", 4, "--workers", 1))
-    assert len(batches) == 2 and len(read_maps(tmp_path)) == 6
+    maps = predict(micro_checkpoint, toy / "train/Image", tmp_path, "--batch_size", 4, "--workers", 1)
+    assert len(batches) == 2 and len(maps) == 6
 
 
 def test_the_size_is_that_of_the_training_unless_given(micro_checkpoint, toy, tmp_path, monkeypatch):
-    seen = []
+    shapes = []
     forward = SAM2UNeXT.forward
-    monkeypatch.setattr(SAM2UNeXT, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
-    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / "one"))
-    script.main(arguments(micro_checkpoint, toy / "test/Image", tmp_path / "two", "--size", 96, "--batch_size", 3))
-    assert seen == [(1, 3, 64, 64)] * 4 + [(3, 3, 96, 96), (1, 3, 96, 96)]
+    monkeypatch.setattr(SAM2UNeXT, "forward", lambda self, x: shapes.append(tuple(x.shape)) or forward(self, x))
+    predict(micro_checkpoint, toy / "test/Image", tmp_path / "trained")
+    predict(micro_checkpoint, toy / "test/Image", tmp_path / "given", "--size", 96, "--batch_size", 3)
+    assert shapes == [(1, 3, 64, 64)] * 4 + [(3, 3, 96, 96), (1, 3, 96, 96)]
 
 
-def test_a_constant_map_is_written_as_black():
-    assert not script.stretch(torch.full((3, 4), 0.7)).any()
+def test_a_compiled_network_gets_whole_batches(micro_checkpoint, toy, tmp_path, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(SAM2UNeXT, "compile", lambda self, **_: self.register_forward_pre_hook(
+        lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    )  # fmt: skip
+    plain = predict(micro_checkpoint, toy / "test/Image", tmp_path / "plain", "--batch_size", 3)
+    compiled = predict(micro_checkpoint, toy / "test/Image", tmp_path / "compiled", "--batch_size", 3, "--compile")
+    assert shapes == [(3, 3, 64, 64)] * 2  # of four images
+    assert plain.keys() == compiled.keys() and len(plain) == 4
+    assert all(np.abs(compiled[name].astype(int) - plain[name]).max() <= 1 for name in plain)
 
 
-def test_fractions_of_a_grey_level_are_cut_off():
-    assert script.stretch(torch.tensor([[0, 0.5, 1]])).tolist() == [[0, 127, 255]]
-
-
-def test_input_that_needs_mending_is_one_line_and_status_2(micro_checkpoint, toy, tmp_path, capsys):
-    images = toy / "test/Image"
-    save_image(tmp_path / "gt" / "other.png", np.zeros((5, 5), np.uint8))
-    for args, message in (
-        (arguments(tmp_path / "none.pth", images, tmp_path), "none.pth: there is no such file"),
-        (arguments(micro_checkpoint, tmp_path / "none", tmp_path), "none: there is no such folder"),
-        (arguments(micro_checkpoint, images, tmp_path, "--test_gt_path", tmp_path / "x"), "x: there is no such folder"),
-        (arguments(micro_checkpoint, images, micro_checkpoint), "nothing can be written there"),
-        (arguments(micro_checkpoint, images, tmp_path, "--test_gt_path", tmp_path / "gt"), "no ground truth in"),
-    ):
-        status, line = failure(script.main, args, capsys)
-        assert status == 2 and message in line
-
-
-def test_maps_are_never_written_over_their_input(micro_checkpoint, toy, tmp_path, capsys):
-    shutil.copytree(toy / "test/Mask", tmp_path / "images")
-    (tmp_path / "link").symlink_to(tmp_path / "images")
-    before = read_maps(tmp_path / "images")
-    for args in (
-        arguments(micro_checkpoint, tmp_path / "images", tmp_path / "link"),
-        arguments(micro_checkpoint, toy / "test/Image", tmp_path / "images", "--test_gt_path", tmp_path / "images"),
-    ):
-        status, line = failure(script.main, args, capsys)
-        assert status == 2 and "has images or ground truth; name another folder" in line
-    assert all(np.array_equal(before[name], after) for name, after in read_maps(tmp_path / "images").items())
+def test_exif_rotation_is_applied_unless_there_is_ground_truth(micro_model, micro_checkpoint, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png", exif=exif)
+    save_image(tmp_path / "gt" / "a.png", pixels[..., 0])
+    for more, shown in (((), np.rot90(pixels, -1)), (("--test_gt_path", tmp_path / "gt"), pixels)):
+        grey = predict(micro_checkpoint, tmp_path / "in", tmp_path / f"maps{len(more)}", *more)["a.png"]
+        expected = script.stretch(torch.from_numpy(micro_model.predict(shown.copy()))).numpy()
+        assert grey.shape == expected.shape and np.abs(grey.astype(int) - expected).max() <= 1

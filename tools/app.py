@@ -1,11 +1,11 @@
-"""Serves a page on which to try a trained SAM2-UNeXT: drop an image, see and download map, mask, overlay and cutout,
-the latter cropped or on another background.
+"""Serves a page to try a trained SAM2-UNeXT: drop an image, see and download map, mask, overlay and cutout, the latter
+cropped or on another background.
 
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth
-    python tools/app.py runs/mine/SAM2-UNeXT-20.pth --examples images/       with some of your images to click on
+    python tools/app.py runs/mine/SAM2-UNeXT-20.pth --examples images/       offers some of your images
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --host 0.0.0.0           for other machines too
 
-Images are processed as test.py does it, one at a time. Uploads and results are deleted after minutes. Ctrl-C ends it.
+Images are processed as by test.py, one at a time. Uploads and results are deleted after minutes. Ctrl-C ends it.
 """
 
 import argparse
@@ -23,96 +23,94 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
-from unext import cli, cutout, device, output, pairing
+from unext import cli, device, pairing
+from unext.cutout import composite, crop, plain_background
 from unext.errors import diagnosis
-from unext.images import allow_pixels, in_srgb, read_photo, set_white
+from unext.images import configure_reading, in_srgb, read_photo
+from unext.output import KINDS, Prediction
 from unext.pairing import File
 
 if TYPE_CHECKING:
     import gradio
 
-Answer = tuple[Image.Image, np.ndarray, Image.Image]  # the image, its map in grey levels, uint8 (H, W), its cutout
-
 MAX_EXAMPLES = 12
 MAX_UPLOAD = "200mb"
-KEPT = 300  # seconds that files and answers are kept after they were made
+LIFETIME = 300  # seconds until files and predictions are deleted
 
 
-def find_object(model: SAM2UNeXT, path: str) -> Answer:
-    """The answer to an image file. Raises OSError that names it, and what lack of memory raises."""
+def predict(model: SAM2UNeXT, path: str) -> Prediction:
+    """The prediction for an image file, in sRGB. Raises OSError that names it, and what lack of memory raises."""
     image = in_srgb(read_photo(path))
     probability = model.predict(image)
-    cut = cutout.cut_out(image, (probability * 255).astype(np.uint8))
-    return image, stretch(torch.from_numpy(probability)).numpy(), cut
+    return Prediction(stretch(torch.from_numpy(probability)).numpy(), probability, image)
 
 
-def cut(answer: Answer | None, threshold: float | None) -> list[np.ndarray | None]:
-    """Overlay and mask of an answer; nothing without one, or while the field of the threshold is empty."""
-    if answer is None or threshold is None:
+def overlay_and_mask(prediction: Prediction | None, threshold: float | None) -> list[Image.Image | np.ndarray | None]:
+    """Overlay and mask; None without a prediction, or while the field of the threshold is empty."""
+    if prediction is None or threshold is None:
         return [None, None]
-    image, grey, _ = answer
-    return [output.render(kind, grey, image, threshold) for kind in ("overlay", "mask")]
+    return [KINDS[kind].render(prediction, argparse.Namespace(threshold=threshold)) for kind in ("overlay", "mask")]
 
 
-def present(answer: Answer | None, crop: bool, filled: bool, colour: str | None) -> np.ndarray | None:
-    """The cutout of an answer, cropped if `crop` and on a background of the colour if `filled`; nothing without one."""
-    if answer is None:
+def cutout(prediction: Prediction | None, cropped: bool, filled: bool, colour: str | None) -> Image.Image | None:
+    """The cutout, cropped and on a background of the colour if asked for; None without a prediction."""
+    if prediction is None:
         return None
-    shown = answer[2].crop(cutout.find_box(answer[2]) if crop else None)
+    shown = crop(prediction.cutout, 0 if cropped else None)
     if filled:
         with suppress(ValueError):  # it is still being typed
-            shown = cutout.on_background(shown, cutout.plain(colour or ""))
-    return np.asarray(shown)
+            shown = composite(shown, plain_background(colour or ""))
+    return shown
 
 
 def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Blocks":
     """The page; whatever the number of visitors, one image is in the network at a time."""
     import gradio
 
-    def predict(path: str | None) -> tuple[Answer | None, np.ndarray | None]:
-        """The answer to an uploaded file, and its map, on which nothing has an influence."""
+    def show(path: str | None) -> tuple[Prediction | None, np.ndarray | None]:
+        """The prediction for an uploaded file, and its map."""
         try:
             if path:
-                answer = find_object(model, path)
-                return answer, answer[1]
+                prediction = predict(model, path)
+                return prediction, prediction.grey
         except (OSError, RuntimeError, MemoryError) as error:
             line = diagnosis(error, "try a smaller image") or str(error)
             gradio.Warning(line.rpartition(os.sep)[2])  # without the folder
         return None, None
 
-    with gradio.Blocks(title=title, delete_cache=(60, KEPT)) as page:
+    with gradio.Blocks(title=title, delete_cache=(60, LIFETIME)) as page:
         gradio.Markdown(f"# SAM2-UNeXT\n{title}. Drop, paste or choose an image to find the object in it.")
-        answer = gradio.State(time_to_live=KEPT)
+        prediction = gradio.State(time_to_live=LIFETIME)
         with gradio.Row():
             with gradio.Column(scale=1):
                 upload = gradio.Image(
                     label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id="upload"
                 )
-                upload.preprocess = lambda file: file and file.path  # its own fails on what is no image
+                upload.preprocess = lambda file: file and file.path  # gradio's fails on what is no image
                 threshold = gradio.Slider(0, 1, 0.5, step=0.01, label="Threshold", elem_id="threshold")
-                crop = gradio.Checkbox(label="Crop the cutout", elem_id="crop")
+                cropped = gradio.Checkbox(label="Crop the cutout", elem_id="crop")
                 filled = gradio.Checkbox(label="Put it on a background", elem_id="filled")
                 colour = gradio.ColorPicker("#ffffff", label="Background", elem_id="background")
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], upload, cache_examples=False)
             with gradio.Column(scale=2):
                 shown = {}
-                for pair in (("overlay", "mask"), ("cutout", "map")):
+                for row in (("overlay", "mask"), ("cutout", "map")):
                     with gradio.Row():
-                        for kind in pair:
-                            form = output.KINDS[kind].removeprefix(".").replace("jpg", "jpeg")
-                            options = {"format": form, "image_mode": None, "buttons": ["download", "fullscreen"]}
+                        for kind in row:
                             shown[kind] = gradio.Image(
-                                label=kind.capitalize(), interactive=False, elem_id=kind, **options
-                            )
-        cuts = {"fn": cut, "inputs": [answer, threshold], "outputs": [shown["overlay"], shown["mask"]]}
-        presents = {"fn": present, "inputs": [answer, crop, filled, colour], "outputs": shown["cutout"]}
-        found = upload.change(predict, upload, [answer, shown["map"]], concurrency_limit=1, trigger_mode="always_last")
-        found.then(**cuts)
-        found.then(**presents)
-        threshold.change(**cuts, trigger_mode="always_last", show_progress="hidden")
-        for control in (crop, filled, colour):
-            control.change(**presents, trigger_mode="always_last", show_progress="hidden")
+                                label=kind.capitalize(), interactive=False, elem_id=kind, image_mode=None,
+                                format=KINDS[kind].extension.removeprefix(".").replace("jpg", "jpeg"),
+                                buttons=["download", "fullscreen"],
+                            )  # fmt: skip
+        cut = {"fn": overlay_and_mask, "inputs": [prediction, threshold], "outputs": [shown["overlay"], shown["mask"]]}
+        extract = {"fn": cutout, "inputs": [prediction, cropped, filled, colour], "outputs": shown["cutout"]}
+        event = upload.change(show, upload, [prediction, shown["map"]], concurrency_limit=1, trigger_mode="always_last")
+        event.then(**cut)
+        event.then(**extract)
+        threshold.change(**cut, trigger_mode="always_last", show_progress="hidden")
+        for control in (cropped, filled, colour):
+            control.change(**extract, trigger_mode="always_last", show_progress="hidden")
     return page
 
 
@@ -121,9 +119,8 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("--precision bf16 needs less"), ExitStack() as stack:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
-        allow_pixels(cli.MAX_PIXELS)
-        set_white(args.white)
-        examples = pairing.scan(args.examples).images[:MAX_EXAMPLES] if args.examples else []
+        configure_reading(cli.MAX_PIXELS, args.white)
+        examples = pairing.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         tempfile.tempdir = stack.enter_context(tempfile.TemporaryDirectory())  # where uploads are collected
@@ -145,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="SAM2-UNeXT-<epoch>.pth, of this program or the original")
-    parser.add_argument("--examples", metavar="DIR", help="a folder of images, the first of which are offered")
+    parser.add_argument("--examples", metavar="DIR", help="a folder, whose first images are offered")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines too")
     parser.add_argument("--port", type=cli.number(maximum=65535), default=7860, help="of the page")
     cli.add_white(parser)

@@ -1,10 +1,10 @@
-"""Checks a data set: decodes every image and mask and reports what would break or spoil training and scoring.
+"""Checks a data set: decodes every image and mask and reports what would stop or spoil training and scoring.
 
     python tools/check_dataset.py COD data/COD              all splits of a benchmark, training and test
     python tools/check_dataset.py mine.yaml data/mine       the same for a benchmark of your own
     python tools/check_dataset.py data/images data/masks    two folders
 
-An error stops a run or silently spoils it, a warning deserves a look, a note is good to know. The table names the
+An error stops a run or silently spoils it, a warning deserves a look, a note is for information. The table names the
 first files of each finding; --json writes all. Exit status: 0 without errors, 1 with errors, 2 if nothing was checked.
 """
 
@@ -13,7 +13,6 @@ import hashlib
 import json
 import sys
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation import benchmarks
 from unext import cli, files, pairing
 from unext.errors import InputError
-from unext.images import FAR, TURNS, allow_pixels, changes_colours, decoded, is_deep, opened, orientation, set_white
+from unext.images import FAR, TURNS, changes_colours, configure_reading, decoded, is_deep, opened, orientation
 from unext.masks import LOSSY, MASK_PROBLEMS, OBJECT, TOLERANCE, alpha_of, mask_of, mask_problem
 from unext.pairing import File
 from unext.workers import cores, in_processes, progress_bar
@@ -34,12 +33,11 @@ from unext.workers import cores, in_processes, progress_bar
 ERRORS_FOUND = 1  # exit status
 WIDTH = 112  # of the table, in characters
 SOFT = 0.05  # share of grey pixels up to which they are soft edges
-PLAIN = ("1", "L", "P", "RGB")  # modes without surprises
+PLAIN = ("1", "L", "P", "RGB")  # modes that need no conversion of colours
 
 SEVERITIES = ("error", "warning", "note")
 ROTATED = "rotated by EXIF"
-NOT_FOUND = "split not found or ambiguous"
-KINDS: dict[str, tuple[str, str]] = {  # finding -> severity, remedy
+KINDS: dict[str, tuple[str, str]] = {  # of findings -> severity, remedy
     kind: (severity, remedy or MASK_PROBLEMS[kind])
     for kind, (severity, remedy) in yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text("utf-8")).items()
 }
@@ -60,87 +58,79 @@ class Finding(NamedTuple):
     detail: str = ""
 
     def __str__(self) -> str:
-        return files.printable(
-            f"{self.path.parent.name}/{self.path.name}" + (f" ({self.detail})" if self.detail else "")
-        )
+        detail = f" ({self.detail})" if self.detail else ""
+        return files.printable(f"{self.path.parent.name}/{self.path.name}{detail}")
 
 
 class Inspection(NamedTuple):
     """The content of a file, if it can be read."""
 
     size: tuple[int, int] | None = None  # (width, height)
-    kinds: dict[str, str] = {}  # finding -> detail
+    kinds: dict[str, str] = {}  # of findings -> detail
     digest: bytes | None = None  # of an image's pixels
 
 
 class Survey(NamedTuple):
-    """What there is to check, and what the file names alone reveal."""
+    """The files to check, and what their names alone reveal."""
 
     splits: list[benchmarks.SplitFolder]
     jobs: list[Job]
     findings: list[Finding]
 
 
-def survey_benchmark(everything: Survey, name: str, root: str) -> str:
+def survey_benchmark(survey: Survey, name: str, root: str) -> str:
     """Adds all splits of a benchmark; returns the name of the training split. Raises OSError or InputError."""
     benchmark = benchmarks.load(name)
     training = f"{benchmark.name} training"
-    splits = ({training: benchmark.train} if benchmark.train else {}) | benchmark.test
-    for split, alternatives in splits.items():
+    for split, layouts in {training: benchmark.train, **benchmark.test}.items():
         try:
-            for place, images, masks in benchmarks.locate(split, alternatives, root):
-                survey(everything, split, place, images, masks)
+            for place, image_folder, mask_folder in benchmarks.locate(split, layouts, root) if layouts else ():
+                survey_folders(survey, split, place, image_folder, mask_folder)
         except (InputError, PermissionError) as error:
-            everything.findings.append(Finding(split, NOT_FOUND, Path(root), str(error).removeprefix(f"{split}: ")))
-    if not everything.splits:
-        reasons = [f"{finding.split}: {finding.detail}" for finding in everything.findings] or ["it has none"]
+            reason = str(error).removeprefix(f"{split}: ")
+            survey.findings.append(Finding(split, "split not found or ambiguous", Path(root), reason))
+    if not survey.splits:
+        reasons = [f"{finding.split}: {finding.detail}" for finding in survey.findings] or ["it has none"]
         raise InputError(f"{name}: none of its splits exists; {reasons[0]}")
     return training
 
 
-def survey(everything: Survey, split: str, place: benchmarks.Place, images: Path, masks: Path) -> None:
-    """Adds the files of a place. Raises OSError if a folder cannot be listed, InputError if both are one."""
+def survey_folders(survey: Survey, split: str, place: benchmarks.Place, image_folder: Path, mask_folder: Path) -> None:
+    """Adds the files of a place. Raises OSError if a folder cannot be listed, InputError if they are the same."""
 
     def add(kind: str, path: File | Path, detail: str = "") -> None:
-        everything.findings.append(Finding(split, kind, path, detail))
+        survey.findings.append(Finding(split, kind, path, detail))
 
-    names = place.mask_names()
-    pairing.require_apart(images, masks, names)
-    sides: list[dict[str, File]] = [{}, {}]
-    repeated: list[Job] = []
-    for folder, side in dict(zip((images, masks), sides, strict=True)).items():
-        found = pairing.scan(folder)
-        for path in found.images:
-            if (other := side.setdefault(pairing.name_of(path), path)) is not path:
+    listed: dict[Path, dict[str, File]] = {image_folder: {}, mask_folder: {}}
+    for folder, by_name in listed.items():
+        for path in pairing.images_in(folder):
+            if (other := by_name.setdefault(pairing.name_of(path), path)) is not path:
                 add("two files of one name", path, f"beside {other.name}")
-                repeated.append(Job(split, path, None) if folder == images else Job(split, None, path))
-        for kind, listed in (("broken link", found.broken), ("not an image by its extension", found.others)):
-            for name in listed:
-                add(kind, folder / name)
-    if images == masks:
-        sides[0] = sides[1]
-    left, right, left_out = benchmarks.belonging(place, *pairing.tell_apart(*sides, names))
-    pairs = pairing.match(left, right, str(images), skip=True)
-    everything.splits.append(benchmarks.SplitFolder(split, images, masks, pairs, place.count, left_out))
-    everything.jobs.extend(Job(split, image, mask) for image, mask in pairs)
-    for path in (path for name, path in left.items() if name not in right):
-        add("image without mask", path)
-        everything.jobs.append(Job(split, path, None))
-    for path in (path for name, path in right.items() if name not in left):
-        add("mask without image", path)
-        everything.jobs.append(Job(split, None, path))
-    everything.jobs.extend(repeated)
+        for stem, extension, is_broken in sorted(pairing.entries(folder)):
+            if is_broken or not pairing.is_image(extension):
+                add("broken link" if is_broken else "not an image by its extension", folder / (stem + extension))
+    sides = listed[image_folder], listed[mask_folder]
+    images, masks = pairing.tell_apart(*sides, place.mask_names())
+    images, masks, left_out = benchmarks.belonging(place, images, masks)
+    pairs = pairing.match(images, masks, str(image_folder), skip=True)
+    survey.splits.append(benchmarks.SplitFolder(split, image_folder, mask_folder, pairs, place.count, left_out))
+    for name in images | masks:
+        survey.jobs.append(Job(split, images.get(name), masks.get(name)))
+        if name not in masks:
+            add("image without mask", images[name])
+        if name not in images:
+            add("mask without image", masks[name])
     if not pairs:
-        first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (left, right))
-        detail = f"with {masks}: for example {first}{pairing.names_hint(*sides)}"
-        empty = [folder for folder, side in zip((images, masks), sides, strict=True) if not side]
-        add("no pair", images, "; ".join(map(pairing.no_images, empty)) or detail)
+        first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
+        empty = [pairing.no_images(folder) for folder, by_name in listed.items() if not by_name]
+        hint = f"with {mask_folder}: for example {first}{pairing.names_hint(*sides)}"
+        add("no pair", image_folder, "; ".join(empty) or hint)
     elif place.count not in (None, len(pairs)):
-        add("not the published number", images, f"{len(pairs):,} of {place.count:,} pairs")
+        add("not the published number", image_folder, f"{len(pairs):,} of {place.count:,} pairs")
 
 
 def examine(job: Job) -> tuple[list[Finding], bytes | None]:
-    """Decodes the files of a job: what is wrong with them, and a digest of the image's pixels."""
+    """The findings about the files of a job, which are decoded, and a digest of the image's pixels."""
     image = inspect(job.image, is_mask=False) if job.image else Inspection()
     mask = inspect(job.mask, is_mask=True) if job.mask else Inspection()
     if image.size and mask.size and image.size != mask.size:
@@ -148,38 +138,39 @@ def examine(job: Job) -> tuple[list[Finding], bytes | None]:
         if ROTATED in image.kinds and image.size == mask.size[::-1]:
             detail += ", as if rotated by EXIF"
         mask.kinds["mask of another size"] = detail
-    found = [(path, one.kinds) for path, one in ((job.image, image), (job.mask, mask)) if path]
-    return [Finding(job.split, kind, path, kinds[kind]) for path, kinds in found for kind in kinds], image.digest
+    kinds = [(job.image, *item) for item in image.kinds.items()] + [(job.mask, *item) for item in mask.kinds.items()]
+    return [Finding(job.split, kind, path, detail) for path, kind, detail in kinds], image.digest
 
 
 def inspect(path: File, is_mask: bool) -> Inspection:
-    """Decodes a file as training does, and finds what is unusual about it."""
+    """The findings about a file, which is decoded as in training."""
     try:
         with opened(path) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # in MPO, the second is a preview
             kinds = {"animated or several pages": f"{frames}"} if frames > 1 else {}
-            if deep := is_deep(image):
-                kinds["16 bits or floats"] = f"mode {image.mode}"
-            flat = decoded(image, is_mask)
-            if FAR in flat.info:
-                kinds[FAR] = flat.info[FAR]
-            if (turned := orientation(image)) in TURNS:
-                kinds[ROTATED] = f"orientation {turned}"
-            if alpha_of(flat):
-                kinds["mask in the alpha channel" if is_mask else "transparent pixels"] = f"mode {image.mode}"
+            mode, deep = f"mode {image.mode}", is_deep(image)
+            if deep:
+                kinds["16 bits or floats"] = mode
+            eight_bits = decoded(image, is_mask)
+            if FAR in eight_bits.info:
+                kinds[FAR] = eight_bits.info[FAR]
+            if (turn := orientation(image)) in TURNS:
+                kinds[ROTATED] = f"orientation {turn}"
+            if alpha_of(eight_bits):
+                kinds["mask in the alpha channel" if is_mask else "transparent pixels"] = mode
             elif not deep and image.mode not in PLAIN:
-                kinds["unusual colour mode"] = f"mode {image.mode}"
+                kinds["unusual colour mode"] = mode
             if is_mask:
-                return Inspection(image.size, kinds | mask_kinds(image, mask_of(flat)))
-            if profile := image.info.get("icc_profile"):
-                kinds |= {"colours of a profile": ""} if changes_colours(profile) else {}
-            return Inspection(image.size, kinds, fingerprint(flat.convert("RGB")))
+                return Inspection(image.size, kinds | mask_kinds(image, mask_of(eight_bits)))
+            if changes_colours(image.info.get("icc_profile", b"")):
+                kinds["colours of a profile"] = ""
+            return Inspection(image.size, kinds, fingerprint(eight_bits.convert("RGB")))
     except OSError as error:
         return Inspection(kinds={"unreadable": str(error).partition(": cannot be read as an image: ")[2]})
 
 
 def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
-    """What is wrong with the values of an opened mask, of which `mask_of` made `mask`: finding -> detail."""
+    """The findings about the values of an opened mask, which `mask_of` read as `mask`, with details."""
     counts = mask.histogram()
     levels = [level for level, count in enumerate(counts) if count]
     if levels[-1] <= (TOLERANCE if image.format in LOSSY else 0):
@@ -197,14 +188,14 @@ def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
 
 
 def fingerprint(image: Image.Image) -> bytes:
-    """A digest of the pixels, the same for every lossless format."""
+    """A hash of the pixels, the same for every lossless format."""
     return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
 
 
-def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
-    """The images that are twice in a split, and the test images that are in training too."""
+def duplicates(digests: Sequence[tuple[Job, bytes]], training: str) -> Iterator[Finding]:
+    """Findings about images that are twice in a split, and test images that are in training too."""
     first: dict[tuple[str, bytes], File] = {}
-    for job, digest in images:  # all of them, before test is compared with training
+    for job, digest in digests:  # all of them, before test is compared with training
         earlier = first.setdefault((job.split, digest), job.image)
         if earlier != job.image:
             yield Finding(job.split, "image twice in a split", job.image, f"as {earlier.name}")
@@ -213,77 +204,70 @@ def duplicates(images: Sequence[tuple[Job, bytes]], training: str) -> Iterator[F
             yield Finding(split, "test image in training", path, f"as {first[training, digest].name}")
 
 
-def group(findings: Sequence[Finding]) -> dict[str, dict[str, list[Finding]]]:
-    """Findings by kind, in the order of KINDS, and by split."""
-    grouped: dict[str, dict[str, list[Finding]]] = {kind: defaultdict(list) for kind in KINDS}
-    for finding in findings:
-        grouped[finding.kind][finding.split].append(finding)
-    return {kind: splits for kind, splits in grouped.items() if splits}
-
-
-def table(findings: Sequence[Finding]) -> str:
-    """For people: each kind of finding with its remedy, the number of files in each split and the first of them."""
-    width = max(len(finding.split) for finding in findings)
-    lines = [f"{'':9}{'split':<{width}}  {'files':>6}  the first of them", "-" * WIDTH]
-    for kind, splits in group(findings).items():
-        severity, remedy = KINDS[kind]
-        lines += textwrap.wrap(f"{severity:<9}{kind}: {remedy}", WIDTH, subsequent_indent=" " * 9)
-        for split, found in splits.items():
-            start = f"{'':9}{split:<{width}}  {len(found):>6,}  "
-            lines += textwrap.wrap(start + files.listing(found), WIDTH, subsequent_indent=" " * len(start))
+def table(groups: dict[tuple[str, str], list[Finding]]) -> str:
+    """Each kind of finding with its remedy, the number of files in each split and the first of them, as text."""
+    width = max(len(split) for _, split in groups)
+    lines, last = [f"{'':9}{'split':<{width}}  {'files':>6}  the first of them", "-" * WIDTH], ""
+    for (kind, split), findings in groups.items():
+        if kind != last:
+            severity, remedy = KINDS[kind]
+            lines += textwrap.wrap(f"{severity:<9}{kind}: {remedy}", WIDTH, subsequent_indent=" " * 9)
+        start = f"{'':9}{split:<{width}}  {len(findings):>6,}  "
+        lines += textwrap.wrap(start + files.listing(findings), WIDTH, subsequent_indent=" " * len(start))
+        last = kind
     return "\n".join(lines)
+
+
+def report(pairs: int, findings: Sequence[Finding], path: Path | None) -> dict[str, int]:
+    """Prints the table and the verdict, writes everything as JSON; returns the number of findings by severity."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda finding: [*KINDS].index(finding.kind)):
+        groups.setdefault((finding.kind, finding.split), []).append(finding)
+    severities = [KINDS[finding.kind][0] for finding in findings]
+    totals = {severity: severities.count(severity) for severity in SEVERITIES}
+    verdict = "fix the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
+    if findings:
+        print(f"\n{table(groups)}")
+    counts = ", ".join(files.count(number, severity) for severity, number in totals.items())
+    print(f"\n{pairs:,} pairs, {counts}: {verdict}")
+    if path:
+        content = {"pairs": pairs, **{f"{severity}s": number for severity, number in totals.items()}}
+        content["findings"] = [
+            {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(group)}
+            | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in group]}
+            for (kind, split), group in groups.items()
+        ]
+        with files.replacing(path) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+    return totals
 
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("fewer --workers need less") as command:
-        allow_pixels(args.max_pixels)
-        set_white(args.white)
-        everything, training = Survey([], [], []), ""
+        configure_reading(args.max_pixels, args.white)
+        survey, training = Survey([], [], []), ""
         if benchmarks.is_benchmark(args.first):
             pairing.names_given(args, None)
-            training = survey_benchmark(everything, args.first, args.second)
+            training = survey_benchmark(survey, args.first, args.second)
         else:
             place = benchmarks.Place(mask_prefix=args.mask_prefix, mask_suffix=args.mask_suffix)
-            survey(everything, Path(args.first).resolve().name, place, Path(args.first), Path(args.second))
-        if not everything.jobs:
+            survey_folders(survey, Path(args.first).resolve().name, place, Path(args.first), Path(args.second))
+        if not survey.jobs:
             raise InputError(f"{files.listing([args.first, args.second])}: have no images")
         files.check_output_file("--json", args.json)
 
         command.started()
-        print(*everything.splits, sep="\n", flush=True)
-        findings = list(everything.findings)
-        images = []
-        with closing(in_processes(examine, everything.jobs, args.workers)) as results:
-            bar = progress_bar(results, total=len(everything.jobs), desc="checking", unit="img")
-            for job, (wrong, digest) in zip(everything.jobs, bar, strict=True):
-                findings += wrong
+        print(*survey.splits, sep="\n", flush=True)
+        findings, digests = list(survey.findings), []
+        with closing(in_processes(examine, survey.jobs, args.workers)) as results:
+            bar = progress_bar(results, total=len(survey.jobs), desc="checking", unit="img")
+            for job, (of_job, digest) in zip(survey.jobs, bar, strict=True):
+                findings += of_job
                 if digest:
-                    images.append((job, digest))
-        findings += duplicates(images, training)
-        report(everything.splits, findings, args.json)
-        if any(KINDS[finding.kind][0] == "error" for finding in findings):
+                    digests.append((job, digest))
+        findings += duplicates(digests, training)
+        if report(sum(len(split.pairs) for split in survey.splits), findings, args.json)["error"]:
             raise SystemExit(ERRORS_FOUND)
-
-
-def report(splits: Sequence[benchmarks.SplitFolder], findings: Sequence[Finding], path: Path | None) -> None:
-    """Prints the table and the verdict, and writes everything as JSON."""
-    totals = {one: sum(KINDS[finding.kind][0] == one for finding in findings) for one in SEVERITIES}
-    pairs = sum(len(split.pairs) for split in splits)
-    verdict = "fix the errors" if totals["error"] else "usable, but see the warnings" if totals["warning"] else "sound"
-    if findings:
-        print(f"\n{table(findings)}")
-    counted = ", ".join(files.count(number, severity) for severity, number in totals.items())
-    print(f"\n{pairs:,} pairs, {counted}: {verdict}")
-    if path:
-        content = {"pairs": pairs} | {f"{one}s": count for one, count in totals.items()}
-        content["findings"] = [
-            {"finding": kind, "severity": KINDS[kind][0], "split": split, "count": len(found)}
-            | {"files": [{"file": str(finding.path), "detail": finding.detail} for finding in found]}
-            for kind, splits in group(findings).items()
-            for split, found in splits.items()
-        ]
-        with files.replacing(path) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def get_args_parser() -> argparse.ArgumentParser:

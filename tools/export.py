@@ -32,7 +32,7 @@ from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files
 from unext.errors import InputError
-from unext.images import allow_pixels, read_size
+from unext.images import configure_reading, read_size
 from unext.output import Task
 from unext.workers import progress_bar
 
@@ -106,7 +106,7 @@ def write_synthetic(folder: Path) -> list[Task]:
     rng = np.random.default_rng(0)
     for i, size in enumerate(SYNTHETIC):
         Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(size).save(folder / f"{i}.png")
-    return test.find_own_tasks([str(folder)], None, folder)
+    return test.tasks_of_images([folder])
 
 
 def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
@@ -142,7 +142,7 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
                 names = files.listing(task.image for task in group)
                 raise InputError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
         for sample, *pair in zip(batch, *results.values(), strict=True):
-            maps = [test.grey_maps(logits, sample.size).grey for logits in pair]
+            maps = [test.make_prediction(logits, sample, stretched=True).grey for logits in pair]
             differences.append(np.abs(np.subtract(*maps, dtype=int)))
     largest, mean = max(int(levels.max()) for levels in differences), np.mean([levels.mean() for levels in differences])
     print(f"maps differ by at most {files.count(largest, 'grey level')}, {mean:.4f} on average")
@@ -155,8 +155,8 @@ def main(args: argparse.Namespace) -> None:
         cli.require(PACKAGES, "requirements-export.txt")
         if torch.__version__ < MIN_TORCH:
             raise InputError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
-        allow_pixels(cli.MAX_PIXELS)
-        tasks = test.find_own_tasks(args.check, None, args.output.parent) if args.check else []
+        configure_reading(cli.MAX_PIXELS)
+        tasks = test.tasks_of_images(args.check) if args.check else []
         for task in tasks:
             read_size(task.image)
         paths = args.checkpoint, args.hiera_path, args.dinov2_path

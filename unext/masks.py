@@ -1,4 +1,4 @@
-"""Reads masks and prediction maps as 8-bit greyscale, and tells what is wrong with a mask. Free of torch."""
+"""Reads masks and prediction maps as 8-bit greyscale and detects wrong masks. Free of torch."""
 
 import os
 
@@ -9,13 +9,12 @@ from unext.errors import InputError
 from unext.images import DEEP, decoded, opened
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # formats
-OBJECT = 128  # scores count pixels above as the object
-TOLERANCE = 16  # grey levels that JPEG, resizing and rounding may change
+OBJECT = 128  # in scores, pixels above are the object
+TOLERANCE = 16  # grey levels by which JPEG, resizing and rounding change a pixel
 MAX_LABEL = 120  # grey level of a class; 127 and 128 mean "unknown" in trimaps
 MAX_LABELS = 40  # classes in a mask
 
-# What may be wrong with a mask -> what it means, and the remedy.
-MASK_PROBLEMS = {
+MASK_PROBLEMS = {  # problem -> meaning and remedy
     "0/1 mask": "reads as black; make the object 255",
     "mask too dark": f"no pixel is above {OBJECT}, so scores see no object; make the object 255",
     "mask of labels": "has small labels and one bright level, such as PASCAL VOC's border, which alone counts as the "
@@ -31,7 +30,7 @@ def read_mask(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]:
-    """The mask as `read_mask` returns it, and what is wrong with it: a key of MASK_PROBLEMS, or empty."""
+    """The mask as `read_mask` returns it, and its problem: a key of MASK_PROBLEMS, or empty."""
     with opened(path) as image:
         mask = mask_of(image)
         return mask, mask_problem(image, mask)
@@ -40,24 +39,24 @@ def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]
 def mask_of(image: Image.Image) -> Image.Image:
     """The mask in an opened image (mode L): its grey levels, or its alpha channel if what is visible has one colour.
 
-    Raises InputError if both could be the mask.
+    Raises InputError if either could be the mask.
     """
     image = decoded(image, is_mask=True)
     grey, channel = image.convert("L"), alpha_of(image)
     if channel is None:
         return grey
     colours, alpha = np.asarray(image.convert("RGBA"))[..., :3], np.asarray(channel)  # (H, W, 3), (H, W)
-    has_key = image.mode in ("1", "L", "P", "RGB")  # a colour that is transparent
-    if has_key and np.ptp(colours, axis=2).max() <= TOLERANCE:
+    has_transparent_colour = image.mode in ("1", "L", "P", "RGB")
+    if has_transparent_colour and np.ptp(colours, axis=2).max() <= TOLERANCE:
         return grey
-    if np.ptp(alpha) <= TOLERANCE and np.ptp(grey) > TOLERANCE:  # the one is empty, the other is not
+    if np.ptp(alpha) <= TOLERANCE and np.ptp(grey) > TOLERANCE:  # only alpha is constant
         return grey
     visible = alpha >= TOLERANCE
     if visible.any() and np.abs(np.subtract(grey, alpha, dtype=np.int16)).max() > TOLERANCE:
         if np.ptp(colours[visible], axis=0).max() > TOLERANCE:
             raise InputError("its colours and its alpha channel could both be the mask; save the mask as greyscale")
         if np.max(grey) - int(np.asarray(grey)[visible].max()) > TOLERANCE:
-            raise InputError("white lies hidden where its alpha channel is 0; save the mask as greyscale")
+            raise InputError("it has white where its alpha channel is 0; save the mask as greyscale")
     return channel
 
 
@@ -70,7 +69,7 @@ def alpha_of(image: Image.Image) -> Image.Image | None:
 
 
 def mask_problem(image: Image.Image, mask: Image.Image) -> str:
-    """What is wrong with an opened mask, of which `mask_of` made `mask`: a key of MASK_PROBLEMS, or empty."""
+    """The problem of an opened mask, which `mask_of` read as `mask`: a key of MASK_PROBLEMS, or empty."""
     brightest, is_lossy = mask.getextrema()[1], image.format in LOSSY
     if (TOLERANCE if is_lossy else 0) < brightest <= OBJECT:
         return "0/1 mask" if brightest == 1 else "mask too dark"
@@ -90,7 +89,7 @@ def is_coloured(image: Image.Image) -> bool:
 
 
 def has_grey_regions(mask: np.ndarray) -> bool:
-    """Whether 3 x 3 pixels of a mask, uint8 (H, W), are grey, which those of soft edges are not."""
+    """Whether a mask, uint8 (H, W), has 3 x 3 grey pixels, which soft edges do not have."""
     import cv2
 
     grey = cv2.inRange(mask, TOLERANCE + 1, 254 - TOLERANCE)
@@ -98,10 +97,7 @@ def has_grey_regions(mask: np.ndarray) -> bool:
 
 
 def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
-    """Whether a mask (H, W) with these levels has regions of a few small labels, and one brighter level.
-
-    Edges of a few grey levels are no region: they have no 3 x 3 pixels of such levels.
-    """
+    """Whether a mask (H, W) of these levels has regions (3 x 3 pixels) of a few small labels, and a brighter level."""
     import cv2
 
     labels = levels[(levels >= 1) & (levels <= MAX_LABEL) & (levels < levels.max())]

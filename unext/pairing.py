@@ -1,4 +1,4 @@
-"""Finds images and masks, and pairs them by name. Free of torch, which keeps its users small."""
+"""Lists the images and masks of folders, and pairs them by name. Free of torch."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import shlex
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -20,11 +20,11 @@ from unext.masks import MASK_PROBLEMS
 
 HEIC = (".heic", ".heif")
 ANNOTATIONS = (".json", ".txt", ".xml", ".csv")
-UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, this one's too
+UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, test.py among them
 
 
 class File(NamedTuple):
-    """A path in a third of a Path's memory, of which there may be a million: most of its parts are shared."""
+    """A path in a third of a Path's memory: a data set may have a million, in few folders with few extensions."""
 
     parent: Path
     stem: str
@@ -40,8 +40,11 @@ class File(NamedTuple):
     __str__ = __fspath__
 
 
+Pair = tuple[File, File]  # image, mask
+
+
 class MaskNames(NamedTuple):
-    """What the names of masks, or of maps, have before and behind those of their images."""
+    """What precedes and follows an image's name in the name of its mask, or map."""
 
     prefix: str = ""
     suffix: str = ""
@@ -49,47 +52,34 @@ class MaskNames(NamedTuple):
     def image_of(self, mask: str) -> str | None:
         """The name of a mask's image; None for a name that no mask has."""
         folder, slash, mask = mask.rpartition("/")
-        before, behind = (unicodedata.normalize("NFC", part) for part in self)
-        fits = mask.startswith(before) and mask.endswith(behind) and len(mask) > len(before + behind)
-        return folder + slash + mask[len(before) : len(mask) - len(behind)] if fits else None
+        prefix, suffix = (unicodedata.normalize("NFC", text) for text in self)
+        fits = mask.startswith(prefix) and mask.endswith(suffix) and len(mask) > len(prefix + suffix)
+        return folder + slash + mask[len(prefix) : len(mask) - len(suffix)] if fits else None
 
     def by_image(self, masks: Mapping[str, File]) -> dict[str, File]:
-        """The masks by the image's name, without files that are called otherwise."""
+        """The masks by the image's name, without files that have other names."""
         return {image: file for name, file in masks.items() if (image := self.image_of(name)) is not None}
 
     def options(self, kind: str = "mask") -> str:
-        """How the commands are told."""
-        return " ".join(f"--{kind}_{key}={shlex.quote(part)}" for key, part in self._asdict().items() if part)
-
-    def entries(self) -> str:
-        """How a YAML file says it."""
-        return ", ".join(f"mask_{key}: {part!r}" for key, part in self._asdict().items() if part)
+        """The options that say so."""
+        return " ".join(f"--{kind}_{key}={shlex.quote(text)}" for key, text in self._asdict().items() if text)
 
 
 SAME = MaskNames()
-Pair = tuple[File, File]  # image, mask
 
 
 def names_given(args: argparse.Namespace, mask_folders: object) -> MaskNames:
-    """What --mask_prefix and --mask_suffix say. Raises InputError if no folder of masks is given."""
+    """The names that --mask_prefix and --mask_suffix describe. Raises InputError if no folder of masks is given."""
     names = MaskNames(args.mask_prefix, args.mask_suffix)
     if names != SAME and not mask_folders:
         raise InputError(f"{names.options()}: no folder of masks is given; a benchmark's YAML file says it itself")
     return names
 
 
-class Listing(NamedTuple):
-    """What is in a folder, sorted, except hidden files."""
-
-    images: list[File]  # by their extension
-    broken: list[str]  # links that lead nowhere, as those of git-annex do until the file is fetched
-    others: list[str]
-
-
 def entries(folder: str | Path) -> Iterator[tuple[str, str, bool]]:
-    """Of each file in a folder, except hidden ones: stem, extension, whether it is a broken link. Raises OSError."""
-    with os.scandir(require_folder(folder)) as found:
-        for entry in found:
+    """(stem, extension, whether it is a broken link) of each file in a folder, without hidden ones. Raises OSError."""
+    with os.scandir(require_folder(folder)) as scanned:
+        for entry in scanned:
             is_link = entry.is_symlink()
             if not entry.name.startswith(".") and not (os.path.isdir(entry.path) if is_link else entry.is_dir()):
                 yield *os.path.splitext(entry.name), is_link and not os.path.exists(entry.path)
@@ -99,28 +89,21 @@ def is_image(extension: str) -> bool:
     return extension.lower() in extensions()
 
 
-def scan(folder: str | Path) -> Listing:
-    """What is in a folder. Raises OSError if it cannot be listed."""
-    folder, found = Path(folder), Listing([], [], [])
-    for stem, extension, is_broken in entries(folder):
-        if is_broken:
-            found.broken.append(stem + extension)
-        elif is_image(extension):
-            found.images.append(File(folder, stem, sys.intern(extension)))
-        else:
-            found.others.append(stem + extension)
-    found.images.sort(key=attrgetter("suffix"))
-    found.images.sort(key=name_of)
-    return found._replace(broken=sorted(found.broken), others=sorted(found.others))
-
-
-def has_images(folder: str | Path) -> bool:
-    """Whether an image is directly in a folder. Raises OSError if it cannot be listed."""
-    return any(is_image(extension) and not is_broken for _, extension, is_broken in entries(folder))
+def images_in(folder: str | Path) -> list[File]:
+    """The images of a folder, by their extensions, sorted. Raises OSError if it cannot be listed."""
+    folder = Path(folder)
+    images = [
+        File(folder, stem, sys.intern(extension))
+        for stem, extension, is_broken in entries(folder)
+        if is_image(extension) and not is_broken
+    ]
+    images.sort(key=attrgetter("suffix"))
+    images.sort(key=name_of)
+    return images
 
 
 def left_out(folders: Iterable[str | Path]) -> str:
-    """What is in these folders beside images, in words; empty if there is nothing."""
+    """The files in these folders that are no images, counted by extension; empty if there are none."""
     kinds: Counter[str] = Counter()
     broken = 0
     for stem, extension, is_broken in chain.from_iterable(map(entries, dict.fromkeys(folders))):
@@ -128,112 +111,97 @@ def left_out(folders: Iterable[str | Path]) -> str:
             broken += 1
         elif not is_image(extension) and (stem + extension).lower() not in UNMENTIONED:
             kinds[extension or stem] += 1
-    words = [
+    counts = [
         f"{number:,} {kind}" + (f" ({GET_HEIF})" if kind.lower() in HEIC else "")
         for kind, number in sorted(kinds.items())
     ]
-    return listing(words + ([count(broken, "broken link")] if broken else []))
+    return listing(counts + ([count(broken, "broken link")] if broken else []))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder by name, except hidden ones and those that macOS adds to archives."""
+    """The folders in a folder by name, without hidden ones and those that macOS adds to archives."""
     try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
+        with os.scandir(folder) as scanned:
+            names = [entry.name for entry in scanned if entry.is_dir()]
     except PermissionError:
         return []
     return [folder / name for name in sorted(names) if not name.startswith((".", "__MACOSX"))]
 
 
-def tree(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
-    """The folder and all below it, without links and without those to skip and all below them."""
+def tree(folder: Path, skip: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """The folder and all below it, without links, and without those to skip and all below them."""
     yield folder
-    for one in subfolders(folder):
-        if not one.is_symlink() and not skip(one):
-            yield from tree(one, skip)
+    for subfolder in subfolders(folder):
+        if not subfolder.is_symlink() and not (skip and skip(subfolder)):
+            yield from tree(subfolder, skip)
 
 
 def name_of(path: File) -> str:
-    """By which a file is paired: its name without extension, in the form NFC (macOS keeps accents apart)."""
+    """The name by which a file is paired: without extension, in the form NFC (macOS stores accents apart)."""
     return unicodedata.normalize("NFC", path.stem)
 
 
-def find(folder: str | Path) -> dict[str, File]:
-    """The images in `folder` by name, sorted.
-
-    Raises OSError if it cannot be listed or an image is a broken link, InputError for no image or two of one name.
-    """
-    found = scan(folder)
-    broken = [name for name in found.broken if is_image(os.path.splitext(name)[1])]
-    if broken:
-        raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(broken)}")
-    if not found.images:
-        raise InputError(no_images(folder))
-    return by_name(found.images)
+def images_below(folder: Path, skip: Callable[[Path], bool] | None = None) -> int:
+    """The number of images in the sub-folders of a folder, see `tree`."""
+    return sum(len(images_in(subfolder)) for subfolder in tree(folder, skip) if subfolder != folder)
 
 
-def no_images(folder: str | Path) -> str:
-    """A message about a folder without images, which says what is there instead."""
+def no_images(folder: Path, skip: Callable[[Path], bool] | None = None) -> str:
+    """A message about a folder without images: what there is instead."""
     others = left_out([folder])
-    hint = "; how to make masks of annotations: docs/input.md" if any(one in others for one in ANNOTATIONS) else ""
-    return f"{folder}: has no images" + (f", only files that are not read: {others}{hint}" if others else "")
-
-
-def by_name(images: Iterable[File]) -> dict[str, File]:
-    """The files of a folder by name. Raises InputError if two have the same."""
-    found: dict[str, File] = {}
-    repeated = [f"{found[name_of(file)].name} and {file.name}" for file in images if not add(found, "", file)]
-    if repeated:
-        where = next(iter(found.values())).parent
-        raise InputError(f"{where}: files that differ only in their extension, keep one of each: {listing(repeated)}")
-    return found
+    line = f"{folder}: has no images" + (f", only files that are not read: {others}" if others else "")
+    if any(kind in others for kind in ANNOTATIONS):
+        line += "; how to make masks of annotations: docs/input.md"
+    if deeper := images_below(folder, skip):
+        line += f"; {count(deeper, 'image')} in sub-folders: name these, or give test.py --recursive"
+    return line
 
 
 def gather(
-    paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] = lambda folder: False,
-    with_extension: bool = False,
+    paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] | None = None,
+    keep_extensions: bool = False,
 ) -> dict[str, File]:  # fmt: skip
-    """The images in `paths`, folders and single files, by name; if `recursive`, those in `tree` as "folder/name".
+    """The images in `paths`, folders and single files, by name, without broken links.
 
-    Broken links are left out. Raises OSError if a folder cannot be listed, InputError if it has no image or images have
-    the same name; `with_extension` lets these, and their Files' stems, keep their extension: x.JPG and x.png.
+    With `recursive`, those in `tree` too, by "folder/name". With `keep_extensions`, images of the same name, and the
+    stems of their Files, keep their extensions: x.JPG and x.png; else two of the same name raise InputError. So does a
+    folder without images. Raises OSError if a folder cannot be listed.
     """
-    found: dict[str, File] = {}
-    repeated: list[tuple[str, File]] = []
+    images: dict[str, list[File]] = {}
     for path in map(Path, paths):
         if path.is_file():
-            groups = {path.parent: [File(path.parent, *os.path.splitext(path.name))]}
+            listings = {path.parent: [File(path.parent, *os.path.splitext(path.name))]}
         else:
             folders = tree(require_folder(path), skip) if recursive else [path]
-            groups = {folder: scan(folder).images for folder in folders}
-        if not any(groups.values()):
-            deeper = 0 if recursive else images_below(path, skip)
-            hint = f"; {count(deeper, 'image')} in sub-folders, which --recursive reads" if deeper else ""
-            raise InputError(no_images(path) + hint)
-        for folder, images in groups.items():
+            listings = {folder: images_in(folder) for folder in folders}
+        if not any(listings.values()):
+            raise InputError(no_images(path, skip))
+        for folder, listed in listings.items():
             below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
-            repeated += [(below, image) for image in images if not add(found, below, image)]
-    if with_extension:
-        names = {below + name_of(image): below for below, image in repeated}
-        firsts = [(below, found.pop(name)) for name, below in names.items()]
-        whole = [(below, File(image.parent, image.name, "")) for below, image in firsts + repeated]
-        repeated = [(below, image) for below, image in whole if not add(found, below, image)]
-    if repeated:
-        clashes = listing(f"{found[below + name_of(image)]} and {image}" for below, image in repeated)
-        raise InputError(f"{clashes}: have the same name; keep one of them, or write them to different folders")
-    return found
+            for image in listed:
+                same_name = images.setdefault(below + name_of(image), [])
+                if not any(os.path.samefile(image, other) for other in same_name):
+                    same_name.append(image)
+    gathered: dict[str, File] = {}
+    clashes = []
+    for name, same_name in images.items():
+        for image in same_name:
+            key = name
+            if keep_extensions and len(same_name) > 1:
+                key, image = name + image.suffix, File(image.parent, image.name, "")
+            if (other := gathered.setdefault(key, image)) is not image:
+                clashes.append(f"{other} and {image}")
+    if clashes:
+        raise InputError(f"{listing(clashes)}: have the same name; keep one of them, or write to different folders")
+    return gathered
 
 
-def add(images: dict[str, File], below: str, image: File) -> bool:
-    """Adds an image of a sub-folder by its name; False if another image has it."""
-    other = images.setdefault(below + name_of(image), image)
-    return other is image or os.path.samefile(other, image)
-
-
-def images_below(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> int:
-    """The number of images in the sub-folders of a folder, see `tree`."""
-    found = chain.from_iterable(entries(one) for one in tree(folder, skip) if one != folder)
-    return sum(is_image(extension) and not is_broken for _, extension, is_broken in found)
+def images_by_name(folder: str | Path) -> dict[str, File]:
+    """The images of a folder by name, sorted. Raises as `gather`, and OSError for broken links to images."""
+    broken = [stem + extension for stem, extension, broken in entries(folder) if broken and is_image(extension)]
+    if broken:
+        raise OSError(f"{folder}: broken links; fetch the files, or remove the links: {listing(sorted(broken))}")
+    return gather([folder])
 
 
 def pair(
@@ -243,80 +211,71 @@ def pair(
     """The (image, mask) files of the same name in the i-th folder of either, joined.
 
     Raises InputError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
-    is no pair; and what `find_both` raises.
+    is no pair; and what `images_and_masks` raises.
     """
-    remedy = "add the missing files or ignore these with --skip_unpaired"
     if len(image_folders) != len(mask_folders):
         number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
-        raise InputError(f"{number}: give one of masks for each of images, in the same order")
+        raise InputError(f"{number}: give as many of masks, in the same order")
+    remedy = "add the missing files or ignore these with --skip_unpaired"
     pairs: list[Pair] = []
     for image_folder, mask_folder in zip(image_folders, mask_folders, strict=True):
-        images, masks = find_both(image_folder, mask_folder, names)
+        images, masks = images_and_masks(image_folder, mask_folder, names)
         pairs += match(images, masks, f"{image_folder} and {mask_folder}", skip_unpaired, remedy)
     return pairs
 
 
-def find_both(
+def images_and_masks(
     image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME
 ) -> tuple[dict[str, File], dict[str, File]]:
-    """The images and the masks by the image's name. Both may be in one folder if `names` tells them apart.
+    """The images of a folder and the masks of another, or the same, by the image's name.
 
-    Raises InputError if it does not, or if none has a partner; and what `find` raises.
+    Raises InputError if no mask has an image, and what `images_by_name` and `tell_apart` raise.
     """
-    require_apart(image_folder, mask_folder, names)
-    both = find(image_folder), find(mask_folder)
-    images, masks = tell_apart(*both, names)
+    listed = images_by_name(image_folder), images_by_name(mask_folder)
+    images, masks = tell_apart(*listed, names)
     if not images.keys() & masks.keys():
-        first = " and ".join(next(iter(side.values())).name if side else "nothing" for side in (images, masks))
-        raise InputError(
-            f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {first})"
-            + names_hint(*both)
-        )
+        first = " and ".join(next(iter(files.values())).name if files else "nothing" for files in (images, masks))
+        problem = f"no image in {image_folder} has the name of a mask in {mask_folder} (for example {first})"
+        raise InputError(problem + names_hint(*listed))
     return images, masks
-
-
-def require_apart(image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME) -> None:
-    """Raises InputError if both are one folder and `names` does not tell images and masks apart."""
-    if names == SAME and Path(image_folder).resolve() == Path(mask_folder).resolve():
-        every = {name_of(file) for file in scan(image_folder).images}
-        hint = names_hint(every, every) or "; move the masks to a folder of their own, or give --mask_suffix"
-        raise InputError(f"{image_folder}: is given as the folder of both images and masks{hint}")
 
 
 def tell_apart(
     images: dict[str, File], masks: dict[str, File], names: MaskNames
 ) -> tuple[dict[str, File], dict[str, File]]:
-    """The files of a folder of images and of one of masks, which may be the same, by the image's name."""
+    """The images that are no masks, and the masks by the image's name; they may be in the same folder.
+
+    Raises InputError if they are but `names` does not tell them apart.
+    """
+    resolve = cache(Path.resolve)
+    shared = {resolve(image.parent) for image in images.values()} & {resolve(mask.parent) for mask in masks.values()}
+    if names == SAME and shared:
+        hint = names_hint(images, masks) or "; move the masks to another folder, or give --mask_suffix"
+        raise InputError(f"{min(shared)}: is given as the folder of both images and masks{hint}")
     if names == SAME:
         return images, masks
-    resolved = cache(Path.resolve)
     images = {
-        name: path for name, path in images.items()
-        if name not in masks or names.image_of(name) is None
-        or resolved(masks[name].parent) != resolved(path.parent)
-    }  # fmt: skip
+        name: image
+        for name, image in images.items()
+        if names.image_of(name) is None or resolve(image.parent) not in shared
+    }
     return images, names.by_image(masks)
 
 
 def names_hint(images: Iterable[str], masks: Iterable[str], kind: str = "mask") -> str:
-    """The end of a message: which options would pair the files of these names, if there are such."""
-    if not (guess := guess_names({*images}, {*masks})):
-        return ""
-    in_yaml = f" (in a benchmark's YAML file: {guess.entries()})" if kind == "mask" else ""
-    return f"; give {guess.options(kind)}{in_yaml}"
-
-
-def guess_names(images: Set[str], masks: Set[str]) -> MaskNames | None:
-    """What the names of all masks have beside those of their images, if there is such; both may be the same set."""
-    longest = max(masks, key=len, default="")  # in one set, an image's name is shorter than its mask's
-    for part in sorted(images, key=len, reverse=True):
-        if part and part in longest and part != longest:
-            names = MaskNames(*longest.split(part, 1))
-            named = {names.image_of(mask) for mask in masks} - {None}
+    """The end of a message: the options that would pair these names, if any. Both may be those of a single folder."""
+    images, masks = {*images}, {*masks}
+    longest = max(masks, key=len, default="")  # in a single folder, a mask's name is longer than its image's
+    for stem in sorted(images, key=len, reverse=True):
+        if stem and stem in longest and stem != longest:
+            names = MaskNames(*longest.split(stem, 1))
             others = {mask for mask in masks if names.image_of(mask) is None}
+            named = {names.image_of(mask) for mask in masks - others}
             if named == others if images == masks else not others and named <= images:
-                return names
-    return None
+                return f"; give {names.options(kind)}" + (
+                    ", or say so in a benchmark's YAML file" if kind == "mask" else ""
+                )
+    return ""
 
 
 def match(
@@ -324,8 +283,8 @@ def match(
 ) -> list[Pair]:
     """The pairs of the same name. Raises InputError, about `where`, if a file has no partner, unless `skip`."""
     problems = []
-    for wanted, side, other in (("mask", images, masks), ("image", masks, images)):
-        if alone := [path.name for name, path in side.items() if name not in other]:
+    for wanted, files, partners in (("mask", images, masks), ("image", masks, images)):
+        if alone := [path.name for name, path in files.items() if name not in partners]:
             problems.append(f"without their {wanted}: {listing(alone)}")
     if problems and not skip:
         raise InputError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
@@ -333,9 +292,9 @@ def match(
 
 
 def mask_warnings(problems: Mapping[File, str]) -> list[str]:
-    """Lines about masks that were looked at, by their problems: keys of MASK_PROBLEMS, or empty."""
+    """Lines about the masks that have problems: keys of MASK_PROBLEMS, or empty."""
     return [
-        f"{len(found):,} of {count(len(problems), 'mask')}: {problem}: {remedy} ({listing(found)})"
+        f"{len(names):,} of {count(len(problems), 'mask')}: {problem}: {remedy} ({listing(names)})"
         for problem, remedy in MASK_PROBLEMS.items()
-        if (found := sorted(path.name for path, one in problems.items() if one == problem))
+        if (names := sorted(path.name for path in problems if problems[path] == problem))
     ]
