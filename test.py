@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import cv2
 import torch
 from PIL import Image
 from torch import Tensor
@@ -98,7 +99,7 @@ def attempt(function: Callable[..., T], sample: Sample, *args: Any) -> T | OSErr
     """The function's result, or the error that names the image of which no files can be made."""
     try:
         return function(*args)
-    except Exception as error:  # the libraries raise almost anything
+    except (InputError, OSError, RuntimeError, MemoryError, cv2.error) as error:  # of the libraries, not of a bug
         return OSError(f"{sample.task.image}: its files cannot be made: {diagnosis(error, LESS_MEMORY) or error}")
 
 

@@ -105,7 +105,7 @@ def test_a_file_larger_than_its_format_allows_fails_for_its_image_alone(
     assert sorted(path.stem for path in (tmp_path / "out").rglob("[ab].*")) == ["b", "b"]
 
 
-@pytest.mark.parametrize("error", [cv2.error("odd"), MemoryError(), ValueError("odd"), RuntimeError("bad_alloc")])
+@pytest.mark.parametrize("error", [cv2.error("odd"), MemoryError(), OSError("odd"), RuntimeError("bad_alloc")])
 def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp_path, monkeypatch, capsys):
     module, name = (script, "make_prediction") if isinstance(error, RuntimeError) else (output, "files_of")
     function = getattr(module, name)
