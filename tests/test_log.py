@@ -125,7 +125,7 @@ def test_checkpoints_are_the_best_each_fifth_and_the_last_epoch(tmp_path, monkey
     kept = [("SAM2-UNeXT-5.pth", 5), ("SAM2-UNeXT-6.pth", 6)]
     assert saved == [("best.pth", 1), ("best.pth", 2), ("best.pth", 5), *kept]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "epoch 3: Smeasure 0.6000; best.pth has Smeasure 0.7000"
+    assert lines[2] == "epoch 3: Smeasure 0.6000; best.pth stays, with 0.7000"
     assert [line for line in lines if line.startswith("saved")] == [f"saved {tmp_path}/{name}" for name, _ in kept]
 
 

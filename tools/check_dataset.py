@@ -126,7 +126,7 @@ def survey_folders(survey: Survey, split: str, place: benchmarks.Place, image_fo
         hint = f"with {mask_folder}: for example {first}{pairing.names_hint(*sides)}"
         add("no pair", image_folder, "; ".join(empty) or hint)
     elif place.count not in (None, len(pairs)):
-        add("not the published number", image_folder, f"{len(pairs):,} of {place.count:,} pairs")
+        add("not the published number", image_folder, f"{len(pairs):,} of {files.count(place.count, 'pair')}")
 
 
 def examine(job: Job) -> tuple[list[Finding], bytes | None]:
@@ -229,7 +229,7 @@ def report(pairs: int, findings: Sequence[Finding], path: Path | None) -> dict[s
     if findings:
         print(f"\n{table(groups)}")
     counts = ", ".join(files.count(number, severity) for severity, number in totals.items())
-    print(f"\n{pairs:,} pairs, {counts}: {verdict}")
+    print(f"\n{files.count(pairs, 'pair')}, {counts}: {verdict}")
     if path:
         content = {"pairs": pairs, **{f"{severity}s": number for severity, number in totals.items()}}
         content["findings"] = [

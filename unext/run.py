@@ -134,11 +134,13 @@ class Run:
         if device.ranks()[0]:
             return
         if scores:
+            outcome = f"{BEST} stays, with {progress.best:.4f}"
             if scores["Smeasure"] > progress.best:
+                outcome = f"{BEST} is replaced"
                 progress.best = scores["Smeasure"]
                 checkpoint.save_network(self.folder / BEST, self.model, progress.epoch)
             figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-            print(f"epoch {progress.epoch}: {figures}; {BEST} has Smeasure {progress.best:.4f}")
+            print(f"epoch {progress.epoch}: {figures}; {outcome}")
         if progress.epoch % KEPT_EVERY == 0 or progress.epoch == self.epochs:
             path = self.folder / f"SAM2-UNeXT-{progress.epoch}.pth"
             checkpoint.save_network(path, self.model, progress.epoch)
