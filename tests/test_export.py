@@ -164,13 +164,15 @@ def test_what_the_exporter_lacks_shows_its_traceback_and_leaves_nothing(micro_ch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["SAM2-UNeXT-1.pth", "link"])
-def test_the_checkpoint_is_not_replaced(name, micro_checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "link", "image", "encoder"])
+def test_no_input_is_replaced(name, small, encoders, toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda *options: pytest.fail("exported"))
-    checkpoint = Path(shutil.copy(micro_checkpoint, tmp_path))
+    checkpoint, images = Path(shutil.copy(small, tmp_path)), shutil.copytree(toy / "test/Image", tmp_path / "Image")
     (tmp_path / "link").symlink_to(checkpoint)
-    status, line = failure(export.main, arguments_of(export, checkpoint, tmp_path / name), capsys)
-    assert status == 2 and f"{tmp_path / name}: is one of the inputs and would be replaced; name another file" in line
+    outputs = {"image": images / "toy_0001.jpg", "encoder": encoders["hiera_path"]}
+    output = outputs.get(name, tmp_path / name)
+    status, line = failure(export.main, arguments_of(export, checkpoint, output, "--check", images), capsys)
+    assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another file" in line
 
 
 @pytest.mark.posix

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
         variables = card_variables(args.results)
         paths = args.input, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
-        files.require_not_input(args.output, [args.input])
+        files.require_not_input(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         files.output_folder(args.output.parent)
@@ -49,7 +49,10 @@ def card_variables(folder: Path | None) -> dict[str, Any]:
     """The variables of the model card: the nine metrics in a folder of eval.py's results. Raises InputError."""
     if folder is None:
         return {}
-    results = json.loads((folder / "results.json").read_text("utf-8"))
+    try:
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"--results {folder}: results.json is damaged; run eval.py again") from error
     if not all("images" in row for row in results.values()):
         raise InputError(f"--results {folder}: has several methods; run eval.py for this network alone")
     return {"results": {name: {key: row[key] for key in ("images", *NINE)} for name, row in results.items()}}

@@ -163,7 +163,9 @@ def main(args: argparse.Namespace) -> None:
         model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
         model.size = args.size or model.size
         network = ForRembg(model) if args.rembg else model
-        files.require_not_input(args.output, [args.checkpoint])
+        inputs = [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)]
+        for output in (args.output, Path(f"{args.output}.data")):
+            files.require_not_input(output, inputs)
         files.check_output_file("OUT.onnx", args.output)
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".export-"))
         folder = Path(folder)

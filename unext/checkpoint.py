@@ -162,6 +162,11 @@ def find_encoders(
     return encoders
 
 
+def sources(path: Path, model: "SAM2UNeXT") -> list[Path]:
+    """The files that a model was read from: the checkpoint, those in it if it is a folder, and those of encoders."""
+    return [path, *path.glob("*"), *(Path(record["path"]) for record in model.encoders.values())]
+
+
 def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -> None:
     """Loads into `model` the checkpoint that was read from `path`.
 
