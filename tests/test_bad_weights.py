@@ -101,6 +101,7 @@ DAMAGED = r"is truncated, damaged or not weights \(.*\); download the file again
         ("array.pt", pickle.dumps(np.ones(3)), "is not a file of weights, or a pickle with code"),
         ("list.pt", pickle.dumps([1, 2]), ""),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else None,  # the time in an archive would differ between processes
 )
 def test_files_without_weights_are_named_for_what_they_are(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
