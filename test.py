@@ -16,12 +16,12 @@ on --background). settings.json records how they were made. The same command con
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import torch
@@ -33,7 +33,7 @@ from dataset import image_tensor
 from evaluation import benchmarks
 from SAM2UNeXT import SAM2UNeXT, probability_map, stretch
 from unext import checkpoint, cli, device, files, output, pairing
-from unext.cutout import identity, load_background, object_box
+from unext.cutout import identity, object_box
 from unext.errors import InputError, diagnosis
 from unext.images import FAR, configure_reading, for_network, read_photo, read_size
 from unext.log import versions
@@ -42,7 +42,6 @@ from unext.pairing import SAME, MaskNames
 from unext.workers import cores, in_order, progress_bar
 
 LESS_MEMORY = "--precision bf16, or a smaller --batch_size or --size, need less"
-T = TypeVar("T")
 
 
 class Sample(NamedTuple):
@@ -52,7 +51,7 @@ class Sample(NamedTuple):
     tensor: Tensor  # (3, S, S) normalised
     size: tuple[int, int]  # (height, width) of the map
     image: Image.Image | None  # RGB or RGBA, for files that show it
-    far: str  # how far its values are from white; empty if they are not
+    far: str  # a warning about an unusual range of values, or empty
 
 
 def read(task: Task, size: int, keep_image: bool = False) -> Sample | OSError:
@@ -95,21 +94,13 @@ def make_prediction(logits: Tensor, sample: Sample, stretched: bool, with_probab
     return Prediction(grey, probability.cpu().numpy() if with_probability else None, sample.image)
 
 
-def attempt(function: Callable[..., T], sample: Sample, *args: Any) -> T | OSError:
-    """The function's result, or the error that names the image of which no files can be made."""
-    try:
-        return function(*args)
-    except (InputError, OSError, RuntimeError, MemoryError, cv2.error) as error:  # of the libraries, not of a bug
-        return OSError(f"{sample.task.image}: its files cannot be made: {diagnosis(error, LESS_MEMORY) or error}")
-
-
-def write(prediction: Prediction | OSError, sample: Sample, args: argparse.Namespace) -> OSError | None:
+def finish(logits: Tensor, sample: Sample, args: argparse.Namespace) -> OSError | None:
     """Writes the files of one image, or returns the error that names it. Raises OSError if one cannot be written."""
-    if isinstance(prediction, OSError):
-        return prediction
-    contents = attempt(output.files_of, sample, prediction, sample.task, args)
-    if isinstance(contents, OSError):
-        return contents
+    try:
+        prediction = make_prediction(logits, sample, not args.no_stretch, "probability" in output.needs(args.save))
+        contents = output.files_of(prediction, sample.task, args)
+    except (InputError, OSError, RuntimeError, MemoryError, cv2.error) as error:  # raised by libraries on bad input
+        return OSError(f"{sample.task.image}: its files cannot be made: {diagnosis(error, LESS_MEMORY) or error}")
     if args.crop is not None and not object_box(prediction.cutout):
         tqdm.write(files.printable(f"{sample.task.image}: has no object, so it is not cropped"))
     for path, content in contents.items():
@@ -121,23 +112,16 @@ def write(prediction: Prediction | OSError, sample: Sample, args: argparse.Names
 def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, bar: tqdm) -> list[OSError]:
     """Reads, predicts and writes: threads decode the next images and encode the last maps while the network runs.
 
-    Whatever the number of images, about 4 batches and 2 maps per worker, or those of a batch, are in memory. Returns
-    the errors of the images that cannot be read or rendered. Raises OSError for a file that cannot be written.
+    At any time at most about 4 batches, and 2 maps per worker or those of a batch, are in memory. Returns the errors of
+    the images that cannot be read or rendered. Raises OSError for a file that cannot be written.
     """
-    needs = {name for kind in args.save for name in KINDS[kind].needs}
-
-    def make(logits: Tensor, sample: Sample) -> Prediction | OSError:
-        return attempt(make_prediction, sample, logits, sample, not args.no_stretch, "probability" in needs)
-
-    def finish(logits: Tensor, sample: Sample) -> OSError | None:
-        return write(make(logits, sample), sample, args)
-
+    keep_image = "image" in output.needs(args.save)
     written: deque[Future[OSError | None]] = deque()
     failed: list[OSError | None] = []
     far: list[Sample] = []
     with ThreadPoolExecutor(args.workers) as readers, ThreadPoolExecutor(args.workers) as writers:
         ahead = max(args.workers, 2 * args.batch_size)
-        samples = in_order(readers, lambda task: read(task, model.size, "image" in needs), tasks, ahead)
+        samples = in_order(readers, lambda task: read(task, model.size, keep_image), tasks, ahead)
         while group := list(islice(samples, args.batch_size)):
             failed += [sample for sample in group if isinstance(sample, OSError)]
             batch = [sample for sample in group if isinstance(sample, Sample)]
@@ -146,11 +130,9 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
                 tqdm.write(files.printable(warning))
             logits = predict_batch(model, batch, args.flip, args.batch_size if args.compile else 1) if batch else []
             for sample, views in zip(batch, logits, strict=True):
-                if views.is_cuda:  # the writers wait for the GPU, which gets its next batch meanwhile
-                    written.append(writers.submit(finish, views, sample))
-                else:  # computing in several threads would slow the network down
-                    written.append(writers.submit(write, make(views, sample), sample, args))
-                if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the last batch
+                # Not computed here, where waiting for its logits would keep a GPU from the next batch.
+                written.append(writers.submit(finish, views, sample, args))
+                if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the batch just submitted
                     failed.append(written.popleft().result())
             bar.update(len(group))
         failed += [future.result() for future in written]
@@ -159,14 +141,10 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
 
 def tasks_of(args: argparse.Namespace) -> list[Task]:
     """A task for each image that the arguments name. Raises InputError or OSError."""
-    if bool(args.benchmark) == bool(args.test_image_path):
-        raise InputError("give either --test_image_path or --benchmark")
     if args.benchmark and args.test_gt_path:
         raise InputError("--benchmark knows the ground truth: leave out --test_gt_path")
     if args.sets and not args.benchmark:
         raise InputError("--sets belongs to --benchmark")
-    if args.recursive and args.benchmark:
-        raise InputError("--recursive belongs to --test_image_path")
     names = pairing.names_given(args, args.test_gt_path)
     if not args.benchmark:
         return tasks_of_images(args.test_image_path, args.test_gt_path, names, args.recursive)
@@ -182,18 +160,14 @@ def tasks_of(args: argparse.Namespace) -> list[Task]:
 def tasks_of_images(
     paths: Sequence[str], gt_path: str | None = None, names: MaskNames = SAME, recursive: bool = False
 ) -> list[Task]:
-    """A task for each image, with its ground truth if `gt_path` has it. Raises InputError if there is none, or OSError.
-
-    Prints what is left out.
-    """
+    """A task for each image, with its ground truth if `gt_path` has it; prints what is left out."""
 
     def skip(folder: Path) -> bool:
         return output.is_of_maps(folder) or (gt_path is not None and folder.resolve() == Path(gt_path).resolve())
 
     folders = [Path(path) for path in paths if not Path(path).is_file()]
-    for folder in folders:
-        if output.is_of_maps(folder):
-            raise InputError(f"{folder}: is a folder of maps, see {output.SETTINGS} there; name one of images")
+    if maps := list(filter(output.is_of_maps, folders)):
+        raise InputError(f"{maps[0]}: is a folder of maps, see {output.SETTINGS} there; name one of images")
     listed = pairing.gather(paths, recursive, skip, keep_extensions=not gt_path)
     ground_truth = pairing.gather([gt_path], recursive) if gt_path else {}
     images, masks = pairing.tell_apart(listed, ground_truth, names)
@@ -204,11 +178,12 @@ def tasks_of_images(
         raise InputError(f"no ground truth in {gt_path} has the name of an image in {files.listing(paths)}{hint}")
     if gt_path and without:
         number = files.count(len(without), "image")
-        print(f"{number} without ground truth, whose maps get the image's size: {files.listing(without)}")
-    deeper = 0 if recursive else sum(pairing.images_below(folder, skip) for folder in folders)
-    hint = f"{files.count(deeper, 'image')} in sub-folders (--recursive reads them)" if deeper else ""
-    searched = [folder for top in folders for folder in (pairing.tree(top, skip) if recursive else [top])]
-    if others := ", ".join(filter(None, [pairing.left_out(searched), hint])):
+        print(f"{number} without ground truth, so the maps have the size of the images: {files.listing(without)}")
+    if recursive:
+        folders = [folder for top in folders for folder in pairing.tree(top, skip)]
+    elif number := sum(pairing.images_below(folder, skip) for folder in folders):
+        print(f"left out: {files.count(number, 'image')} in sub-folders (--recursive reads them)")
+    if others := pairing.left_out(folders):
         print(f"left out: {others}")
     return tasks
 
@@ -224,7 +199,7 @@ def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
         "stretch": not args.no_stretch,
         "ground_truth": bool(args.benchmark or args.test_gt_path),  # whose size the maps have
         "versions": versions(),
-        "background": args.background and identity(load_background(args.background)),
+        "background": args.background and identity(args.background),
     } | {name: getattr(args, name) for name in ("flip", "threshold", "crop", "format")}
 
 
@@ -281,10 +256,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_encoders(parser)
 
     data = parser.add_argument_group("images")
-    data.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of images, or single images")
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument("--test_image_path", nargs="+", metavar="PATH", help="folders of images, or single images")
+    source.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--recursive", action="store_true", help="read sub-folders too, and write to the same")
     data.add_argument("--test_gt_path", metavar="DIR", help="their ground truth, only for the size of the maps")
-    data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
     cli.add_reading(data)
 
@@ -293,14 +269,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--save", type=kinds, default="map", metavar="KINDS", help=f"some of {','.join(KINDS)}")
     writing.add_argument("--threshold", type=cli.number(float, 0, 1), default=0.5, help="of masks and overlays")
     writing.add_argument("--background", help="of composites: a CSS colour name, #rrggbb or an image")
-    writing.add_argument(
-        "--crop",
-        type=cli.number(float, 0),
-        nargs="?",
-        const=0.0,
-        metavar="MARGIN",
-        help="crop cutouts and composites to the object and a margin, a share of its longer side",
-    )
+    crop = "crop cutouts and composites to the object and a margin, a share of its longer side"
+    writing.add_argument("--crop", type=cli.number(float, 0), nargs="?", const=0.0, metavar="MARGIN", help=crop)
     writing.add_argument("--format", default="png", choices=("png", "webp"), help="of cutouts")
     writing.add_argument("--no_stretch", action="store_true", help="255 x probability, not stretched to 0 to 255")
     writing.add_argument("--overwrite", action="store_true", help="make files that exist again")
@@ -312,8 +282,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     group.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
     cli.add_device(group)
-    workers = min(8, cores())
-    group.add_argument("--workers", type=cli.number(), default=workers, help="threads that read, as many that write")
+    threads = "threads that read, as many that write"
+    group.add_argument("--workers", type=cli.number(), default=min(8, cores()), help=threads)
     return parser
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import recipe
-from conftest import eval_arguments, failure, predict, predict_arguments, read_maps, save_image
+from conftest import contents, eval_arguments, failure, predict, predict_arguments, read_maps, save_image
 from conftest import train_arguments as arguments
 from PIL import Image
 
@@ -17,13 +17,14 @@ import train
 from dataset import check_files
 from evaluation import results, scoring
 from tools import check_dataset
-from unext import pairing
+from unext import files, pairing
 from unext.masks import MASK_PROBLEMS
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 BOMB = b"P5 20000 20000 255 "  # its header is all of it
 NAMES = ["a b", "a#b", "a%20b", "a?b&c", "ünï—日本", "new\nline", "-dash", "Case", "case", "trailing ", "x" * 251,
-         "é" * 125, os.fsdecode(b"no\xfftext"), "'quote\"", "<b>", "$HOME", "a.b.c"]  # fmt: skip
+         "é" * 125, os.fsdecode(b"no\xfftext"), "'quote\"", "<b>", "$HOME", "a.b.c",
+         "a\nb\x1b[31m\u2028\u202e é\udcff"]  # fmt: skip
 
 
 def findings_of(path):
@@ -52,6 +53,9 @@ def test_odd_names_work_in_all_three_programs(odd_names, micro_checkpoint, from_
     train.main(args)
     assert (tmp_path / "run" / "SAM2-UNeXT-1.pth").exists()
     assert f"{len(NAMES)} pairs" in capsys.readouterr().out
+    (masks / f"{NAMES[-1]}.png").rename(masks / f"{NAMES[-1]}2.png")
+    status, line = failure(train.main, args, capsys)
+    assert status == 2 and line.isprintable() and files.printable(f"{NAMES[-1]}2.png") in line
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 5000), (5000, 1)])
@@ -91,7 +95,7 @@ def test_training_names_all_unreadable_files_before_it_starts(folder, from_files
     mask.write_bytes(mask.read_bytes()[:-200])  # noticed since some masks are decoded
     args = arguments("--epoch 1 --batch_size 6", tmp_path, tmp_path / "run", from_files)
     status, line = failure(train.main, args, capsys)
-    assert status == 2 and not (tmp_path / "run").exists()
+    assert status == 2 and not contents(tmp_path / "run")
     assert "toy_0001.jpg: cannot be read as an image: it is empty" in line
     assert "toy_0004.jpg: cannot be read as an image: its format is not known" in line
     assert "toy_0002.png: cannot be read as an image: " in line
@@ -129,8 +133,8 @@ def test_masks_with_wrong_values_cause_warnings(folder, tmp_path, without_figure
 @pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
 def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
     path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
-    files = results.ImageFiles("set", "x", None, path, {"this run": path})
-    [(scores, *map_problems)], share, problem = scoring.score_files(files, "fast", resize=False, names=())
+    image_files = results.ImageFiles("set", "x", None, path, {"this run": path})
+    [(scores, *map_problems)], share, problem = scoring.score_files(image_files, "fast", resize=False, names=())
     assert not problem and map_problems == ["", ""] and share == white / 255
     assert scores.figures()["Smeasure"] == pytest.approx(1)
     assert findings_of(path) == {kind: ""}

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, failure, predict_arguments, read_maps, save_image
-from recipe import photo
+from conftest import ROOT, failure
 
 import eval as evaluation
 import test as prediction
 import train
-from unext import cli, files
+from unext import cli
 from unext.errors import InputError
 
 ODD = "a\nb\x1b[31m\u2028\u202e é\udcff"  # a line break, a colour of terminals, right to left, not UTF-8
@@ -75,24 +74,6 @@ def test_any_other_error_is_a_bug_and_shows_its_traceback(kind):
     with pytest.raises(kind) as caught:
         raised(error)(None)
     assert caught.value is error
-
-
-def test_an_odd_name_is_one_line_in_each_command_and_no_obstacle(micro_checkpoint, tmp_path, capsys):
-    """With standard output that takes UTF-8 alone."""
-    image, broken = save_image(tmp_path / "in" / f"{ODD}.png", photo("odd", 40, 60, 0)), tmp_path / "in" / f"{ODD}2.png"
-    broken.write_bytes(b"")
-    with pytest.raises(SystemExit) as stop:
-        prediction.main(predict_arguments(micro_checkpoint, image.parent, tmp_path / "maps"))
-    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
-    assert stop.value.code == 1 and list(read_maps(tmp_path / "maps")) == [f"{ODD}.png"]
-    assert [line for line in lines if files.printable(f"{broken}: cannot be read as an image: it is empty") in line]
-    for main, parse, options in (
-        (train.main, train.get_args_parser, "--hiera_path random --aux none --save_path {0}/run "
-                                            "--train_image_path {0}/in --train_mask_path {0}/maps"),
-        (evaluation.main, evaluation.get_args_parser, "--dataset_name x --pred_path {0}/maps --gt_path {0}/in"),
-    ):  # fmt: skip
-        status, line = failure(main, parse().parse_args(options.format(tmp_path).split()), capsys)
-        assert status == 2 and line.isprintable() and files.printable(f"{ODD}2.png") in line
 
 
 def test_output_in_another_encoding_is_escaped():

@@ -4,15 +4,13 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, failure, predict_arguments, program, read_maps
+from conftest import failure, predict_arguments, read_maps
 from conftest import train_arguments as arguments
-from conftest import train_options as options
 
 import dataset
 import test as script
@@ -92,18 +90,3 @@ def test_a_killed_worker_ends_training_with_one_line_and_no_hang(toy, from_files
     monkeypatch.setattr(dataset, "read_mask", read_or_die)
     status, line = failure(train.main, arguments("--workers 2", toy, tmp_path, from_files), capsys)
     assert status == 1 and line.endswith(f": {errors.WORKER_LOST}")
-
-
-def can_mount() -> bool:
-    command = ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=64K", "tmpfs", "/dev/shm"]
-    return shutil.which("unshare") is not None and not subprocess.run(command, capture_output=True).returncode
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not can_mount(), reason="may not mount a small /dev/shm")
-def test_training_with_a_small_dev_shm_ends_with_one_line(toy, tmp_path):
-    command = " ".join(program("train.py", *options("--workers 1", toy, tmp_path)))
-    command = f"mount -t tmpfs -o size=64K tmpfs /dev/shm && exec {command}"
-    result = subprocess.run(["unshare", "-m", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("train.py: /dev/shm is too small for the workers")

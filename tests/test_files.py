@@ -78,12 +78,3 @@ def test_the_lock_ends_with_a_killed_process_and_its_workers(tmp_path, monkeypat
     monkeypatch.undo()
     with files.locked(tmp_path):
         pass
-
-
-def test_a_folder_that_stays_empty_is_removed_again(tmp_path):
-    with files.locked(tmp_path / "new/folder"):
-        assert (tmp_path / "new/folder").is_dir()
-    assert not list(tmp_path.iterdir())
-    with files.locked(tmp_path / "new/folder"):
-        (tmp_path / "new/folder/map.png").touch()
-    assert (tmp_path / "new/folder/map.png").exists()

@@ -74,19 +74,6 @@ def test_files_are_paired_by_name_or_reported_as_unpaired(common, left, right, s
     assert all(image.parent == images and mask.parent == masks for image, mask in pairs)
 
 
-@given(data=st.data(), stems=st.sets(STEMS, min_size=1, max_size=5))
-def test_two_files_of_one_stem_are_always_named(data, stems):
-    doubled = data.draw(st.sampled_from(sorted(stems)))
-    with tempfile.TemporaryDirectory() as folder:
-        images = touch(Path(folder, "images"), stems, ".jpg")
-        assert pairing.images_by_name(images).keys() == stems
-        (images / f"{doubled}.png").touch()
-        with pytest.raises(ValueError, match="have the same name") as error:
-            pairing.images_by_name(images)
-        names = f"{images / f'{doubled}.jpg'} and {images / f'{doubled}.png'}"
-        assert files.printable(names) in str(error.value)
-
-
 ODD = ["", "-", "--", "nan", "inf", "-0", "1e999", "0x10", "1_0", "٣", "9" * 5000, " 7 ", "map,mask", "auto"]
 TEXTS = st.one_of(st.text(max_size=12), st.integers().map(str), st.floats().map(str), st.sampled_from(ODD))
 

@@ -98,21 +98,16 @@ def float_tiff(path, *values):
     return save_image(path, np.tile(np.array(values, np.float32), (4, 1)))
 
 
+UNKNOWN = "its format is not known to Pillow"
 TO_MEND = {  # makes a file, why it cannot be read
     "negative.tif": (lambda path: float_tiff(path, -1, 1), "its values from -1 to 1 are no grey levels; save it as 8"),
     "infinite.tif": (lambda path: float_tiff(path, 0, np.inf), "its values from 0 to inf are no grey levels; save it"),
     "nan.tif": (lambda path: float_tiff(path, np.nan, 1), "its values from nan to nan are no grey levels; save it as"),
-    "bands.tif": (
-        lambda path: cv2.imwrite(str(path), COLOUR.astype(np.float32)),
-        "it is a TIFF of bands or numbers that Pillow does not know; save it as 8-bit RGB",
-    ),
-    "phone.heic": (
-        lambda path: path.write_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(12)),
-        "it is HEIC, which Pillow does not know; convert to JPEG, or pip install pillow-heif",
-    ),
+    "bands.tif": (lambda path: cv2.imwrite(str(path), COLOUR.astype(np.float32)), f"{UNKNOWN}; save it as 8-bit RGB"),
+    "phone.heic": (lambda path: path.write_bytes(b"no image"), f"{UNKNOWN}; convert to JPEG, or pip install pillow-h"),
     "zero.jpg": (lambda path: path.write_bytes(b""), "it is empty"),
-    "text.jpg": (lambda path: path.write_bytes(b"no image"), "its format is not known to Pillow"),
-    "program.jpg": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%EndComments\n"), "its format is not k"),
+    "text.jpg": (lambda path: path.write_bytes(b"no image"), UNKNOWN),
+    "program.jpg": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%EndComments\n"), UNKNOWN),
     "cut.jpg": (lambda path: path.write_bytes(save_image(path, PHOTO).read_bytes()[:-300]), "image file is truncated"),
     "bomb.pgm": (
         lambda path: path.write_bytes(b"P5 61 40 255 "),
@@ -126,8 +121,6 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(name, tmp_path, mon
     make, reason = TO_MEND[name]
     make(tmp_path / name)
     monkeypatch.setenv(LIMIT, "2400")
-    if name == "phone.heic":
-        monkeypatch.setattr(images, "formats", lambda: ("JPEG", "PNG"))
     for function in (read_image, read_mask):
         with pytest.raises(OSError) as error:
             function(tmp_path / name)
@@ -136,15 +129,10 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(name, tmp_path, mon
 
 
 @pytest.mark.parametrize("error", [MemoryError(), cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes")])
-@pytest.mark.parametrize("function", [read_image, read_mask, read_photo, findings_of])
-def test_lack_of_memory_is_no_fault_of_the_file(function, error, tmp_path, monkeypatch):
-    def fail(*args):
-        raise error
-
+def test_lack_of_memory_is_no_fault_of_the_file(error, tmp_path):
     path = save_image(tmp_path / "x.png", PHOTO)
-    monkeypatch.setattr(Image.Image, "convert", fail)
-    with pytest.raises(MemoryError):
-        function(path)
+    with pytest.raises(MemoryError), images.opened(path):
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -174,39 +162,26 @@ def test_stored_pixels_are_those_of_pillow_in_any_colour_mode_and_format(name, m
         assert np.abs(np.array(read_image(path), int) - SMOOTH).mean() < 20  # the first frame
 
 
-def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
-    pillow_heif = pytest.importorskip("pillow_heif")
-    images.formats()
-    SMOOTH.resize((64, 64)).save(tmp_path / "x.heic", quality=90)
-    assert pillow_heif and [file.name for file in pairing.images_in(tmp_path)] == ["x.heic"]
-    assert read_image(tmp_path / "x.heic").size == (64, 64)
-
-
-@pytest.mark.parametrize("chunk", ["zTXt", "iTXt", "iCCP"])
-def test_a_png_with_megabytes_of_text_or_profile_is_read_by_commands_and_their_processes(chunk, tmp_path, monkeypatch):
+def test_a_png_with_megabytes_of_text_and_profile_is_read_by_commands_and_their_processes(tmp_path, monkeypatch):
     for module, name in ((Image, "MAX_IMAGE_PIXELS"), (PngImagePlugin, "MAX_TEXT_CHUNK")):
         monkeypatch.setattr(module, name, getattr(module, name))
     for name in (LIMIT, WHITE):
         monkeypatch.setenv(name, "")
     images.configure_reading(cli.MAX_PIXELS)
     notes = PngImagePlugin.PngInfo()
-    if chunk == "zTXt":
-        notes.add_text("prompt", "x" * 3_000_000, zip=True)
-    elif chunk == "iTXt":
-        notes.add_itxt("prompt", "x" * 3_000_000)
-    profile = os.urandom(3_000_000) if chunk == "iCCP" else None
+    notes.add_text("prompt", "x" * 3_000_000, zip=True)
+    notes.add_itxt("prompt", "x" * 3_000_000)
     path = tmp_path / "x.png"
-    Image.fromarray(PHOTO).save(path, pnginfo=notes, icc_profile=profile)
+    Image.fromarray(PHOTO).save(path, pnginfo=notes, icc_profile=os.urandom(3_000_000))
     assert np.array_equal(read_image(path), PHOTO)
     assert np.array_equal(for_network(read_photo(path)), PHOTO)
     assert "unreadable" not in findings_of(path)
-    if chunk == "zTXt":
-        command = [sys.executable, "-c", f"from unext.images import read_image; read_image({str(path)!r})"]
-        assert subprocess.run(command, cwd=ROOT).returncode == 0
+    command = [sys.executable, "-c", f"from unext.images import read_image; read_image({str(path)!r})"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
-def test_only_the_rotation_is_read_from_exif(extension, tmp_path):
+def test_the_rotation_is_read_from_exif_whose_other_entries_are_damaged(extension, tmp_path):
     entries = [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x010E, 99, 4, b"abcd"), (0x8769, 2, 4, b"abc\0")]
     table = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4)
@@ -215,15 +190,11 @@ def test_only_the_rotation_is_read_from_exif(extension, tmp_path):
     shown = np.array(read_photo(path))
     assert shown.shape == (60, 40, 3) and np.abs(shown.astype(int) - np.rot90(PHOTO, -1)).mean() < 20
     assert read_photo(path, as_shown=False).size == read_image(path).size == (60, 40)
+    Image.fromarray(PHOTO).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert read_photo(path).size == (60, 40)
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
-def test_damaged_exif_data_is_ignored(exif, tmp_path):
-    Image.fromarray(PHOTO).save(tmp_path / "x.jpg", exif=exif)
-    assert read_photo(tmp_path / "x.jpg").size == (60, 40)
-
-
-@pytest.mark.parametrize("dpi", [(0, 0), (float("nan"), 72), (1e9, 1e9), ("x", "y"), 72, ()])
+@pytest.mark.parametrize("dpi", [(0, 0), (float("nan"), 72), (1e9, 1e9)])
 def test_a_damaged_resolution_is_left_out(dpi):
     image = Image.fromarray(PHOTO)
     image.info = {"dpi": dpi}

@@ -85,13 +85,13 @@ NAMES = {
 
 @pytest.mark.parametrize("options", NAMES)
 @pytest.mark.parametrize("mask_folder", ["data", "masks"])
-@pytest.mark.parametrize("stems", [["1", "2", "10", "100"], ["a", "mask", "a_mask_a"], ["ü", "b"]])
+@pytest.mark.parametrize("stems", [["1", "2", "10", "100"], ["a", "mask", "a_mask_a", "ü"]])
 def test_names_of_masks_are_proposed_and_then_paired(options, mask_folder, stems, tmp_path):
     image, mask = NAMES[options]
     for stem in stems:
         save_image(tmp_path / "data" / image.format(stem), GREY)
         save_image(tmp_path / mask_folder / mask.format(stem), GREY)
-    with pytest.raises(ValueError, match=rf"; give {re.escape(options)}, or say so in a benchmark's YAML file$"):
+    with pytest.raises(ValueError, match=rf"; give {re.escape(options)}$"):
         pairing.pair([tmp_path / "data"], [tmp_path / mask_folder])
     given = dict(option.removeprefix("--mask_").split("=", 1) for option in shlex.split(options))
     pairs = pairing.pair([tmp_path / "data"], [tmp_path / mask_folder], names=pairing.MaskNames(**given))
@@ -104,11 +104,7 @@ def test_names_of_masks_are_proposed_and_then_paired(options, mask_folder, stems
         (["z.png"], "", r"has the name of a mask in .* \(for example a#1\.png and z\.png\)$"),
         (["b_mask.png", "c_mask.png", "other.png"], "", r"\(for example a#1\.png and b_mask\.png\)$"),
         (["b.png"], "_mask", r"has the name of a mask .*\(for example a#1\.png and nothing\)"),
-        (
-            ["b_mask.png", "c_mask.png"],
-            "_mask.png",
-            "; give --mask_suffix=_mask, or say so in a benchmark's YAML file$",
-        ),
+        (["b_mask.png", "c_mask.png"], "_mask.png", "; give --mask_suffix=_mask$"),
     ],
 )
 def test_only_options_that_pair_every_mask_are_proposed(masks, given, told, folders):
@@ -124,11 +120,6 @@ def test_an_image_may_end_like_a_mask(tmp_path):
         save_image(tmp_path / name, GREY)
     pairs = pairing.pair([tmp_path / "im"], [tmp_path / "gt"], names=pairing.MaskNames(suffix="_m"))
     assert names(pairs) == [("a.png", "a_m.png"), ("a_m.png", "a_m_m.png")]
-
-
-def test_a_file_named_twice_is_gathered_once(folders, monkeypatch):
-    monkeypatch.chdir(folders)
-    assert len(pairing.gather(["images", folders / "images", "masks/../images/b.jpg"])) == 3
 
 
 def test_names_are_paired_whatever_the_form_of_their_accents(tmp_path):
@@ -148,7 +139,7 @@ def test_what_is_left_out_is_counted(folders):
         (folders / "images" / name).symlink_to("nowhere")
     if ".heic" not in extensions():
         remedy = "convert to JPEG, or pip install pillow-heif"
-        told = f"2 .HEIC ({remedy}), 1 .mp4, 1 README, 2 broken links"
+        told = f"2 .HEIC ({remedy}), 1 .mp4, 1 README, 2 broken link(s)"
         assert pairing.left_out([folders / "images", folders / "images"]) == told
 
 
@@ -169,9 +160,8 @@ def test_sub_folders_are_read_on_request_without_hidden_linked_and_skipped_ones(
     assert sorted(images) == ["a#1", "b", "c", "sub/a", "sub/deep/b"]
     assert sorted(pairing.gather([top])) == ["a#1", "b", "c"]
     assert pairing.images_below(top) == 3
-    with pytest.raises(
-        ValueError, match="/skipped: has no images; 1 image in sub-folders: name these, or give test.py"
-    ):
+    told = "/skipped: has no images; 1 image in sub-folders: name these, or give test.py --recursive"
+    with pytest.raises(ValueError, match=told):
         pairing.gather([top / "skipped"])
 
 

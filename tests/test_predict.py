@@ -12,13 +12,14 @@ from PIL import Image
 
 import test as script
 from SAM2UNeXT import SAM2UNeXT
+from unext import checkpoint
 
 SUIM8_NAMES = ["d_r_47_", "w_r_147_"] if SUIM8.is_dir() else []
 
 
 @pytest.fixture(scope="module")
 def full_maps(_empty_full_model, tmp_path_factory):
-    """Maps of the full network, written by test.py from a checkpoint such as the original's train script saves."""
+    """Maps that test.py writes with the full network."""
     folder = tmp_path_factory.mktemp("full")
     for name, height, width in (("a", 300, 451), ("b", 700, 512)):
         save_image(folder / "images" / f"{name}.png", recipe.photo(name, height, width, 0))
@@ -26,12 +27,12 @@ def full_maps(_empty_full_model, tmp_path_factory):
     for name in SUIM8_NAMES:
         shutil.copy(SUIM8 / "images" / f"{name}.jpg", folder / "images")
         shutil.copy(SUIM8 / "masks" / f"{name}.png", folder / "masks")
-    path = folder / "SAM2-UNeXT-20.pth"
-    torch.save(recipe.fill(_empty_full_model, 0).state_dict(), path)
-    try:
-        return predict(path, folder / "images", folder, "--test_gt_path", folder / "masks", "--device", "cpu")
-    finally:
-        path.unlink()
+    model = recipe.fill(_empty_full_model, 0).eval()
+    more = ("--test_gt_path", folder / "masks", "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SAM2UNeXT, "from_checkpoint", lambda *paths, **options: model)
+        patch.setattr(checkpoint, "trained_fingerprint", lambda model: "")
+        return predict("SAM2-UNeXT-20.pth", folder / "images", folder, *more)
 
 
 @pytest.mark.slow
@@ -97,22 +98,21 @@ def test_batches_and_threads_change_nothing(micro_checkpoint, toy, tmp_path):
 def test_the_network_gets_its_next_batch_before_the_maps_of_the_last_one_are_written(
     micro_checkpoint, toy, tmp_path, monkeypatch
 ):
-    predict_batch, write, batches, second = script.predict_batch, script.write, [], threading.Event()
+    predict_batch, finish, both = script.predict_batch, script.finish, threading.Barrier(2, timeout=60)
 
-    def predict_and_tell(*args):
-        batches.append(args)
-        if len(batches) == 2:
-            second.set()
-        return predict_batch(*args)
+    def predict_and_wait(model, batch, *args):
+        if len(batch) == 2:  # the second of two batches
+            both.wait()
+        return predict_batch(model, batch, *args)
 
-    def write_late(*args):
-        assert second.wait(60)
-        write(*args)
+    def finish_late(logits, sample, args):
+        if sample.task.image.stem == "toy_0000":
+            both.wait()
+        return finish(logits, sample, args)
 
-    monkeypatch.setattr(script, "predict_batch", predict_and_tell)
-    monkeypatch.setattr(script, "write", write_late)
-    maps = predict(micro_checkpoint, toy / "train/Image", tmp_path, "--batch_size", 4, "--workers", 1)
-    assert len(batches) == 2 and len(maps) == 6
+    monkeypatch.setattr(script, "predict_batch", predict_and_wait)
+    monkeypatch.setattr(script, "finish", finish_late)
+    assert len(predict(micro_checkpoint, toy / "train/Image", tmp_path, "--batch_size", 4, "--workers", 1)) == 6
 
 
 def test_the_size_is_that_of_the_training_unless_given(micro_checkpoint, toy, tmp_path, monkeypatch):

@@ -35,10 +35,10 @@ class Command:
 
 @contextmanager
 def one_line_errors(less_memory: str = "") -> Iterator[Command]:
-    """Turns what the user can mend (InputError, OSError) and Ctrl-C into one line on stderr and SystemExit.
+    """Turns what the user can fix (InputError, OSError) and Ctrl-C into one line on stderr and SystemExit.
 
-    So are dead workers, and running out of memory with `less_memory`, the remedy. Nothing is printed if the reader of
-    the output has ended, as head does. From here on, the output escapes characters that its encoding lacks.
+    Likewise dead workers and lack of memory (`less_memory` is the remedy). A closed pipe (`| head`) ends the command
+    silently. From here on, the output escapes characters that its encoding lacks.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's have no encoding
@@ -47,7 +47,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
     try:
         yield command
     except BrokenPipeError:
-        for stream in (sys.stdout, sys.stderr):  # or Python tries again to write what is left
+        for stream in (sys.stdout, sys.stderr):  # otherwise Python flushes again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(command.status) from None
     except (InputError, OSError) as error:
@@ -103,7 +103,7 @@ def require(packages: Iterable[str], requirements: str) -> None:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that shows defaults, prints the module's docstring as it is, and errors as one line."""
+    """An argument parser that shows defaults, keeps the lines of the description, and reports errors on one line."""
     return _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False)
 
 
@@ -149,7 +149,7 @@ def options_of(function: Callable, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def path(text: str) -> Path:
-    """An argument type: a path to write to. An empty one, of an unset shell variable, would be the current folder."""
+    """An argument type: a path to write to. Path("") of an unset shell variable would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     try:

@@ -12,18 +12,18 @@ from PIL import Image, ImageCms, ImageColor, ImageOps
 from unext.errors import InputError
 from unext.images import changes_colours, for_network, on_white, read_photo
 
-TRANSPARENT, OPAQUE = 0.05, 0.95  # probabilities up to and from which alpha is 0 and 1
+TRANSPARENT, OPAQUE = 0.05, 0.95  # probabilities: alpha is 0 up to the first and 1 from the second
 ALPHA = np.clip((np.arange(256) / 255 - TRANSPARENT) / (OPAQUE - TRANSPARENT), 0, 1)
 ALPHA = np.rint(255 * ALPHA).astype(np.uint8)  # by 255 x probability
-SURE = 0.95  # alpha from which a pixel is certainly the object's; up to 1 minus that, the background's
+SURE = 0.95  # alpha >= SURE is certainly object, alpha <= 1 - SURE certainly background
 DETAIL = 1024  # px a side at which colours are estimated: the network's maps have no more detail
-ROWS = 256  # computed at a time: floats for all pixels would take most of the memory
+ROWS = 256  # rows computed at a time, to bound memory
 
 
 def make_cutout(photo: Image.Image, probability: np.ndarray) -> Image.Image:
     """The object of an RGB or RGBA image by its probability, float32 in [0, 1] of any size: RGBA, with its `info`.
 
-    Where the image itself is transparent its alpha multiplies, and its colours, which are not mixed, stay.
+    The image's own alpha is multiplied in; its transparent pixels keep their colours.
     """
     grey = np.multiply(probability, 255, out=np.empty(probability.shape, np.uint8), casting="unsafe")
     if grey.shape != (photo.height, photo.width):  # it has the ground truth's size
@@ -90,8 +90,8 @@ def spread(colours: np.ndarray, known: np.ndarray) -> np.ndarray:
 def unmix(image: np.ndarray, alpha: np.ndarray, front: np.ndarray, back: np.ndarray) -> np.ndarray:
     """The foreground's colours, uint8 (N, 3), of an image's pixels, uint8 (N, 3), with alpha, uint8 (N, 1).
 
-    `front` and `back`, uint8 (N, 3), are the smooth colours of foreground and background. Both get the least correction
-    (in squares) with which they mix to the image, and so its texture.
+    `front` and `back`, uint8 (N, 3), are the smooth colours of foreground and background. Both are shifted by the
+    least-squares correction that makes them blend exactly to the image; this restores its texture.
     """
     share = alpha / np.float32(255)
     missing = image - share * front - (1 - share) * back
@@ -132,10 +132,10 @@ def load_background(text: str) -> Image.Image:
         raise InputError(f"--background {error}, nor is it an opaque colour, such as white or #ff8000") from error
 
 
-def identity(background: Image.Image) -> str:
-    """What identifies a background: #rrggbb of a colour, a hash of an image's pixels."""
-    content = background.tobytes()
-    return f"#{content.hex()}" if background.size == (1, 1) else f"sha256:{hashlib.sha256(content).hexdigest()}"
+def identity(text: str) -> str:
+    """#rrggbb of a background that is a colour, a hash of the pixels of an image. Raises as `load_background`."""
+    content = load_background(text).tobytes()
+    return f"#{content.hex()}" if len(content) == 3 else f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def composite(cutout: Image.Image, background: Image.Image) -> Image.Image:

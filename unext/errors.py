@@ -23,7 +23,7 @@ OUT_OF_MEMORY = (
 
 
 class InputError(ValueError):
-    """An error that the user can mend: the message names the file or option, what is wrong with it, and the remedy.
+    """An error that the user can fix: the message names the file or option, what is wrong with it, and the remedy.
 
     The commands print it, like an OSError, as one line. Any other exception is a bug and shows its traceback.
     """
@@ -50,5 +50,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The first sentence of an error's message, or its type; torch's next one advises loading without protection."""
+    """The first sentence of an error's message, or its type; torch's second one recommends weights_only=False."""
     return re.split(r"(?<=[\w`'\"])\. |\n", str(error).strip())[0][:200] or type(error).__name__

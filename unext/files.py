@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from unext.errors import InputError
 
-LISTED = 10  # names that a message lists before it only counts
-LOCK = ".lock"  # the file in a folder that is locked
-PATIENCE = 6.0  # seconds to wait for it: the data loader's workers inherit it and outlive a killed process by five
+LISTED = 10  # names in a message; further ones are only counted
+LOCK = ".lock"  # lock file inside the locked folder
+PATIENCE = 6.0  # seconds to wait: DataLoader workers inherit the lock and live up to 5 s after their parent is killed
 
 
 def require_folder(path: str | Path) -> Path:
@@ -61,12 +61,9 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A temporary file to write to, renamed to `path` once it is on the disk, or removed if the block fails.
-
-    So a file under its final name is always complete. Raises OSError that names the file.
-    """
+    """A temporary file, renamed to `path` once it is whole and on the disk, or removed if the block fails."""
     path = Path(path)
-    # Not the name with a suffix: it may be as long as names can be.
+    # Hashed, because the name with a suffix could exceed 255 bytes.
     temporary = path.with_name(f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.tmp")
     try:
         with writing(path):
@@ -101,12 +98,7 @@ def check_output_file(option: str, path: Path | None) -> None:
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Locks a folder, which is made if missing and removed again if it stays empty: a failed start changes nothing.
-
-    Raises InputError if another process has locked it.
-    """
-    path = Path(path)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    """Locks a folder, which is made if missing. Raises InputError if another process has locked it."""
     lock = FileLock(output_folder(path) / LOCK)
     try:
         lock.acquire(timeout=PATIENCE)
@@ -118,8 +110,3 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with suppress(OSError):  # somebody has removed the folder
-            if made and {*os.listdir(path)} <= {LOCK}:
-                (path / LOCK).unlink(missing_ok=True)
-                for folder in made:
-                    folder.rmdir()

@@ -10,32 +10,31 @@ from contextlib import contextmanager, suppress
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from unext.errors import InputError, is_out_of_memory
 
-# Pillow reads EPS by starting Ghostscript, whatever the file is called. The others it only recognises.
+# Pillow reads EPS by starting Ghostscript, whatever the file is called; it identifies, but cannot decode, the others.
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 DEEP = ("I", "F")  # first letters of the modes with more than 8 bits per channel, which are all greyscale
 # Environment variables, so that worker processes have these settings too, see `configure_reading`.
 LIMIT, WHITE = "SAM2UNEXT_MAX_PIXELS", "SAM2UNEXT_WHITE"
-FAR = "far from white"  # key in the `info` of such an image: its maximum, if 16 times below or above white
+FAR = "far from white"  # key in `info`: a message if the maximum is 16 times below or above white
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # what makes an image upright, by the value of that tag
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
     6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
 }  # fmt: skip
 TIFF_BITS, TIFF_PLANAR = 258, 284  # tags
-HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands
+HEIC = (".heic", ".heif")
 GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 
 
 def configure_reading(max_pixels: int | str, white: float | str | None = None) -> None:
-    """Sets up reading for a command and the worker processes that it spawns.
+    """Sets the largest image in pixels and the white level of more than 8 bits (None: that of the format).
 
-    `max_pixels` is the size of the largest image, `white` the value that is white in images of more than 8 bits (None:
-    that of the format). Long texts in PNG are read, and Pillow is silent.
+    Worker processes that the command spawns have the same settings.
     """
     os.environ |= {LIMIT: str(max_pixels), WHITE: str(white or "")}
     Image.MAX_IMAGE_PIXELS = None  # `opened` has the limit
@@ -78,9 +77,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 def read_photo(path: str | os.PathLike[str], as_shown: bool = True) -> Image.Image:
     """The image as `photo_of` returns it and, if `as_shown`, upright as its EXIF tag says. Raises OSError."""
     with opened(path) as image:
-        photo = photo_of(image, as_shown)
-        turn = TURNS.get(orientation(image)) if as_shown else None
-        return photo if turn is None else photo.transpose(turn)
+        return upright(image)[0] if as_shown else photo_of(image, as_shown=False)
 
 
 def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
@@ -93,10 +90,8 @@ def photo_of(image: Image.Image, as_shown: bool = True) -> Image.Image:
     info = {key: value for key, value in image.info.items() if key == FAR}
     if profile and has_rgb:
         info["icc_profile"] = profile
-    with suppress(TypeError, ValueError):  # none, or a damaged one
-        x, y = map(float, dpi)
-        if 1 <= min(x, y) <= max(x, y) < 2**16:  # of which JPEG is capable
-            info["dpi"] = x, y
+    if dpi and all(1 <= value < 2**16 for value in dpi):  # the range that JPEG can store
+        info["dpi"] = tuple(map(float, dpi))
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif as_shown and profile and not has_rgb:  # CMYK and grey
@@ -119,7 +114,7 @@ def upright(image: Image.Image | np.ndarray) -> tuple[Image.Image, Image.Transpo
     photo, tag = photo_of(image), orientation(image)
     if tag not in TURNS:
         return photo, None
-    return photo.transpose(TURNS[tag]), TURNS[{6: 8, 8: 6}.get(tag, tag)]  # of a quarter turn the opposite one
+    return photo.transpose(TURNS[tag]), TURNS[{6: 8, 8: 6}.get(tag, tag)]  # the opposite undoes a quarter turn
 
 
 def for_network(photo: Image.Image) -> Image.Image:
@@ -137,7 +132,7 @@ def on_white(photo: Image.Image) -> Image.Image:
 
 
 def in_srgb(image: Image.Image, profile: bytes | None = None) -> Image.Image:
-    """An image in sRGB, RGB or RGBA, by this ICC profile or that in its `info`; one that does not fit is ignored."""
+    """Converts to sRGB (mode RGB or RGBA) by `profile` or that in `info`; a profile that cannot be used is ignored."""
     if not (profile := profile or image.info.get("icc_profile")):
         return image
     mode = "RGBA" if image.mode == "RGBA" else "RGB"
@@ -191,16 +186,16 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
 
 
 def decoded(image: Image.Image, is_mask: bool = False) -> Image.Image:
-    """An opened image with 8 bits per channel; one that has no more is returned unchanged, perhaps not yet decoded.
+    """An opened image with 8 bits per channel; one of 8 bits is returned as it is, perhaps not yet decoded.
 
-    White is 65535, 1 for floats, or what `configure_reading` has set, and for a mask its maximum, the object; larger
-    values are clipped. Pillow would clip deep greyscale at 255. Raises InputError for negative values and NaN.
+    White is 65535, 1 for floats, or what `configure_reading` has set; for a mask, the object, it is the maximum. Larger
+    values are clipped. Raises InputError for negative values and NaN.
     """
     if image.mode.startswith(DEEP):
         return scaled(np.asarray(image), is_mask)
     tags = getattr(image, "tag_v2", {})
     if tags.get(TIFF_PLANAR) == 2 and max(tags[TIFF_BITS]) > 8:  # Pillow and OpenCV misread it
-        raise InputError("it is a TIFF of 16 bits with its colours in separate planes; save it as 8-bit RGB")
+        raise InputError("it has 16-bit colours in separate planes; save it as 8-bit RGB")
     if not is_deep(image):
         return image
     import cv2
@@ -214,7 +209,7 @@ def decoded(image: Image.Image, is_mask: bool = False) -> Image.Image:
         raise InputError("its 16-bit colours cannot be decoded; save it as 8-bit RGB")
     colours = scaled(cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB), is_mask)
     if pixels.shape[2] == 4 and image.mode in ("RGBA", "LA"):
-        colours.putalpha(Image.fromarray((pixels[..., 3] >> 8).astype(np.uint8)))  # of which 65535 is opaque
+        colours.putalpha(Image.fromarray((pixels[..., 3] >> 8).astype(np.uint8)))  # 65535 is opaque
     return colours
 
 
@@ -245,12 +240,7 @@ def why(path: str | os.PathLike[str], error: Exception) -> str:
     if not isinstance(error, UnidentifiedImageError):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return (reason.splitlines() or [type(error).__name__])[0]
-    with open(path, "rb") as file:
-        start = file.read(16)
-    if not start:
+    if os.path.getsize(path) == 0:
         return "it is empty"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIC and "HEIF" not in formats():
-        return f"it is HEIC, which Pillow does not know; {GET_HEIF}"
-    if start.startswith(tuple(TiffImagePlugin.PREFIXES)):
-        return "it is a TIFF of bands or numbers that Pillow does not know; save it as 8-bit RGB"
-    return "its format is not known to Pillow"
+    remedy = GET_HEIF if os.fspath(path).lower().endswith(HEIC) else "save it as 8-bit RGB"
+    return f"its format is not known to Pillow; {remedy}"

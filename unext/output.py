@@ -48,10 +48,6 @@ class Prediction:
         return make_cutout(self.image, self.probability)
 
 
-def render_map(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
-    return prediction.grey
-
-
 def render_mask(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
     return (prediction.grey >= args.threshold * 255) * np.uint8(255)
 
@@ -67,10 +63,6 @@ def render_overlay(prediction: Prediction, args: argparse.Namespace) -> Image.Im
     return Image.fromarray(pixels)
 
 
-def render_cutout(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
-    return crop(prediction.cutout, args.crop)
-
-
 def render_composite(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
     return composite(crop(prediction.cutout, args.crop), load_background(args.background))
 
@@ -80,22 +72,32 @@ class Kind(NamedTuple):
 
     render: Callable[[Prediction, argparse.Namespace], np.ndarray | Image.Image]  # grey (H, W), or RGB, RGBA
     extension: str
-    options: Sequence[str] = ()  # that shape it
-    needs: Sequence[str] = ()  # of Prediction, beside the map
+    options: Sequence[str] = ()  # options that affect it
+    needs: Sequence[str] = ()  # fields of Prediction, beside the map
 
 
 KINDS = {
-    "map": Kind(render_map, ".png"),
+    "map": Kind(lambda prediction, args: prediction.grey, ".png"),
     "mask": Kind(render_mask, ".png", ["threshold"]),
     "overlay": Kind(render_overlay, ".jpg", ["threshold"], ["image"]),
-    "cutout": Kind(render_cutout, ".png", ["crop", "format"], ["image", "probability"]),
+    "cutout": Kind(
+        lambda prediction, args: crop(prediction.cutout, args.crop),
+        ".png",
+        ["crop", "format"],
+        ["image", "probability"],
+    ),
     "composite": Kind(render_composite, ".jpg", ["crop", "background"], ["image", "probability"]),
 }
 
 
 def kinds_with(option: str) -> list[str]:
-    """The kinds of files that an option shapes."""
+    """The kinds of files that an option affects."""
     return [name for name, kind in KINDS.items() if option in kind.options]
+
+
+def needs(kinds: Iterable[str]) -> set[str]:
+    """The fields of Prediction that these kinds need, beside the map."""
+    return {field for kind in kinds for field in KINDS[kind].needs}
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -172,32 +174,28 @@ def check_folders(tasks: Sequence[Task], args: argparse.Namespace) -> None:
 
 
 def check_settings(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Raises InputError if a folder has files of other settings, images or programs.
+    """Raises InputError if a folder has files made with other settings, from other images, or by another program.
 
-    With --overwrite only if some would remain: all files of a folder have the settings recorded there.
+    With --overwrite only if some of its files would be left: settings.json describes the whole folder.
     """
     for folder, kind, group in by_folder(tasks, args):
-        if not (names := existing(folder)):
-            continue
-        before, after = read_settings(folder), of_kind(settings, kind)
-        changed = [key for key in sorted(after.keys() & before.keys() - {*RECORDED}) if after[key] != before[key]]
-        written = {file_of(task, kind, args).name: task.image.parent for task in group}
-        known = before.get("images", [])
-        new = {parent for parent in {*written.values()} if str(parent.resolve()) not in known}
-        others = [name for name in sorted(names) if not before or written.get(name) in new]
-        if changed:
-            problem = f"was made with another {' and '.join(changed)}, see {SETTINGS} there"
-        elif others:
-            problem = f"has files of other images or another program ({files.listing(others)})"
+        names, recorded, current = existing(folder), read_settings(folder), of_kind(settings, kind)
+        compared = sorted(current.keys() & recorded.keys() - {*RECORDED})
+        changed = [key for key in compared if current[key] != recorded[key]]
+        sources = {file_of(task, kind, args).name: task.image.parent for task in group}
+        new_sources = {path for path in {*sources.values()} if str(path.resolve()) not in recorded.get("images", [])}
+        foreign = {name for name in names if not recorded or sources.get(name) in new_sources}
+        if names and changed:
+            problem = f"--save_path {folder}: was made with another {' and '.join(changed)}, see {SETTINGS} there"
+        elif foreign:
+            listed = files.listing(sorted(foreign))
+            problem = f"--save_path {folder}: has files of other images or another program ({listed})"
         else:
             continue
         if not args.overwrite:
-            remedy = "replace its files with --overwrite or name another folder"
-        elif kept := names - written.keys():
-            remedy = f"--overwrite leaves {files.listing(sorted(kept))}: name another folder"
-        else:
-            continue
-        raise InputError(f"--save_path {folder}: {problem}; {remedy}")
+            raise InputError(f"{problem}; replace its files with --overwrite or name another folder")
+        if left := names - sources.keys():
+            raise InputError(f"{problem}; --overwrite leaves {files.listing(sorted(left))}: name another folder")
 
 
 def prepare(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -209,19 +207,15 @@ def prepare(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str,
         before = read_settings(folder) if existing(folder) else {}
         images = {str(parent.resolve()) for parent in {task.image.parent for task in group}}
         after = of_kind(settings, kind) | before | {"images": sorted(images.union(before.get("images", [])))}
-        if after != before:
-            with files.replacing(folder / SETTINGS) as file:
-                file.write(json.dumps(after, indent=1).encode() + b"\n")
+        with files.replacing(folder / SETTINGS) as file:
+            file.write(json.dumps(after, indent=1).encode() + b"\n")
 
 
 def remaining(tasks: Sequence[Task], args: argparse.Namespace) -> list[Task]:
     """The tasks of which a file is missing."""
-    names = {folder: existing(folder) for folder, _, _ in by_folder(tasks, args)}
-
-    def exists(file: File) -> bool:
-        return file.name in names[file.parent]
-
-    return [task for task in tasks if not all(exists(file_of(task, kind, args)) for kind in args.save)]
+    present = {folder: existing(folder) for folder, _, _ in by_folder(tasks, args)}
+    files_by_task = ((task, [file_of(task, kind, args) for kind in args.save]) for task in tasks)
+    return [task for task, files in files_by_task if any(file.name not in present[file.parent] for file in files)]
 
 
 def existing(folder: Path) -> set[str]:
@@ -231,7 +225,7 @@ def existing(folder: Path) -> set[str]:
 
 
 def of_kind(settings: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The settings that decide the files of a kind."""
+    """The settings that decide the files of a kind; those tied to no kind apply to all."""
     return {name: value for name, value in settings.items() if kind in (kinds_with(name) or KINDS)}
 
 

@@ -7,18 +7,15 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from unext.errors import InputError
 from unext.files import count, listing, require_folder
-from unext.images import GET_HEIF, extensions
+from unext.images import GET_HEIF, HEIC, extensions
 from unext.masks import MASK_PROBLEMS
 
-HEIC = (".heic", ".heif")
 ANNOTATIONS = (".json", ".txt", ".xml", ".csv")
 UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that programs add, test.py among them
 
@@ -61,7 +58,7 @@ class MaskNames(NamedTuple):
         return {image: file for name, file in masks.items() if (image := self.image_of(name)) is not None}
 
     def options(self, kind: str = "mask") -> str:
-        """The options that say so."""
+        """These names as command-line options, for messages."""
         return " ".join(f"--{kind}_{key}={shlex.quote(text)}" for key, text in self._asdict().items() if text)
 
 
@@ -72,7 +69,8 @@ def names_given(args: argparse.Namespace, mask_folders: object) -> MaskNames:
     """The names that --mask_prefix and --mask_suffix describe. Raises InputError if no folder of masks is given."""
     names = MaskNames(args.mask_prefix, args.mask_suffix)
     if names != SAME and not mask_folders:
-        raise InputError(f"{names.options()}: no folder of masks is given; a benchmark's YAML file says it itself")
+        remedy = "for a benchmark, put mask_prefix or mask_suffix in its YAML file"
+        raise InputError(f"{names.options()}: no folder of masks is given; {remedy}")
     return names
 
 
@@ -97,39 +95,30 @@ def images_in(folder: str | Path) -> list[File]:
         for stem, extension, is_broken in entries(folder)
         if is_image(extension) and not is_broken
     ]
-    images.sort(key=attrgetter("suffix"))
-    images.sort(key=name_of)
-    return images
+    return sorted(images, key=lambda image: (name_of(image), image.suffix))
 
 
 def left_out(folders: Iterable[str | Path]) -> str:
     """The files in these folders that are no images, counted by extension; empty if there are none."""
     kinds: Counter[str] = Counter()
-    broken = 0
     for stem, extension, is_broken in chain.from_iterable(map(entries, dict.fromkeys(folders))):
         if is_broken:
-            broken += 1
+            kinds["broken link(s)"] += 1
         elif not is_image(extension) and (stem + extension).lower() not in UNMENTIONED:
             kinds[extension or stem] += 1
-    counts = [
-        f"{number:,} {kind}" + (f" ({GET_HEIF})" if kind.lower() in HEIC else "")
-        for kind, number in sorted(kinds.items())
-    ]
-    return listing(counts + ([count(broken, "broken link")] if broken else []))
+    remedies = {kind: f" ({GET_HEIF})" for kind in kinds if kind.lower() in HEIC}
+    return listing(f"{number:,} {kind}{remedies.get(kind, '')}" for kind, number in sorted(kinds.items()))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder by name, without hidden ones and those that macOS adds to archives."""
-    try:
-        with os.scandir(folder) as scanned:
-            names = [entry.name for entry in scanned if entry.is_dir()]
-    except PermissionError:
-        return []
+    """The folders in a folder by name, without hidden and unreadable ones and those that macOS adds to archives."""
+    with os.scandir(folder) as scanned:
+        names = [entry.name for entry in scanned if entry.is_dir() and os.access(entry, os.R_OK)]
     return [folder / name for name in sorted(names) if not name.startswith((".", "__MACOSX"))]
 
 
 def tree(folder: Path, skip: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """The folder and all below it, without links, and without those to skip and all below them."""
+    """The folder and all below it, without links to folders, and without the folders to skip and all below them."""
     yield folder
     for subfolder in subfolders(folder):
         if not subfolder.is_symlink() and not (skip and skip(subfolder)):
@@ -148,8 +137,9 @@ def images_below(folder: Path, skip: Callable[[Path], bool] | None = None) -> in
 
 def no_images(folder: Path, skip: Callable[[Path], bool] | None = None) -> str:
     """A message about a folder without images: what there is instead."""
-    others = left_out([folder])
-    line = f"{folder}: has no images" + (f", only files that are not read: {others}" if others else "")
+    line = f"{folder}: has no images"
+    if others := left_out([folder]):
+        line += f", only files that are not read: {others}"
     if any(kind in others for kind in ANNOTATIONS):
         line += "; how to make masks of annotations: docs/input.md"
     if deeper := images_below(folder, skip):
@@ -163,34 +153,30 @@ def gather(
 ) -> dict[str, File]:  # fmt: skip
     """The images in `paths`, folders and single files, by name, without broken links.
 
-    With `recursive`, those in `tree` too, by "folder/name". With `keep_extensions`, images of the same name, and the
-    stems of their Files, keep their extensions: x.JPG and x.png; else two of the same name raise InputError. So does a
-    folder without images. Raises OSError if a folder cannot be listed.
+    `recursive` adds those of the sub-folders, as "folder/name"; `skip` says which of these to leave out.
+    `keep_extensions` tells images of the same name apart: x.JPG and x.png, in the stems of their Files too. Raises
+    InputError for two of the same name otherwise, and for a folder without images.
     """
-    images: dict[str, list[File]] = {}
+    listed: list[tuple[str, File]] = []
     for path in map(Path, paths):
         if path.is_file():
             listings = {path.parent: [File(path.parent, *os.path.splitext(path.name))]}
         else:
-            folders = tree(require_folder(path), skip) if recursive else [path]
+            folders = tree(path, skip) if recursive else [path]
             listings = {folder: images_in(folder) for folder in folders}
         if not any(listings.values()):
             raise InputError(no_images(path, skip))
-        for folder, listed in listings.items():
+        for folder, images in listings.items():
             below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
-            for image in listed:
-                same_name = images.setdefault(below + name_of(image), [])
-                if not any(os.path.samefile(image, other) for other in same_name):
-                    same_name.append(image)
+            listed += [(below + name_of(image), image) for image in images]
+    number = Counter(name for name, _ in listed)
     gathered: dict[str, File] = {}
     clashes = []
-    for name, same_name in images.items():
-        for image in same_name:
-            key = name
-            if keep_extensions and len(same_name) > 1:
-                key, image = name + image.suffix, File(image.parent, image.name, "")
-            if (other := gathered.setdefault(key, image)) is not image:
-                clashes.append(f"{other} and {image}")
+    for name, image in listed:
+        if keep_extensions and number[name] > 1:
+            name, image = name + image.suffix, File(image.parent, image.name, "")
+        if (other := gathered.setdefault(name, image)) is not image:
+            clashes.append(f"{other} and {image}")
     if clashes:
         raise InputError(f"{listing(clashes)}: have the same name; keep one of them, or write to different folders")
     return gathered
@@ -208,11 +194,7 @@ def pair(
     image_folders: Sequence[str | Path], mask_folders: Sequence[str | Path], skip_unpaired: bool = False,
     names: MaskNames = SAME,
 ) -> list[Pair]:  # fmt: skip
-    """The (image, mask) files of the same name in the i-th folder of either, joined.
-
-    Raises InputError for different numbers of folders, for files without a partner (unless `skip_unpaired`) or if there
-    is no pair; and what `images_and_masks` raises.
-    """
+    """The (image, mask) files of the same name in the i-th folder of either; InputError unless all are in pairs."""
     if len(image_folders) != len(mask_folders):
         number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
         raise InputError(f"{number}: give as many of masks, in the same order")
@@ -227,10 +209,7 @@ def pair(
 def images_and_masks(
     image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME
 ) -> tuple[dict[str, File], dict[str, File]]:
-    """The images of a folder and the masks of another, or the same, by the image's name.
-
-    Raises InputError if no mask has an image, and what `images_by_name` and `tell_apart` raise.
-    """
+    """The images and masks of two folders, or of one, by the image's name. Raises InputError if there is no pair."""
     listed = images_by_name(image_folder), images_by_name(mask_folder)
     images, masks = tell_apart(*listed, names)
     if not images.keys() & masks.keys():
@@ -243,38 +222,33 @@ def images_and_masks(
 def tell_apart(
     images: dict[str, File], masks: dict[str, File], names: MaskNames
 ) -> tuple[dict[str, File], dict[str, File]]:
-    """The images that are no masks, and the masks by the image's name; they may be in the same folder.
-
-    Raises InputError if they are but `names` does not tell them apart.
-    """
-    resolve = cache(Path.resolve)
-    shared = {resolve(image.parent) for image in images.values()} & {resolve(mask.parent) for mask in masks.values()}
+    """The images that are no masks, and the masks by the image's name; InputError if `names` cannot separate them."""
+    mask_folders = {folder.resolve() for folder in {mask.parent for mask in masks.values()}}
+    shared = {folder for folder in {image.parent for image in images.values()} if folder.resolve() in mask_folders}
     if names == SAME and shared:
         hint = names_hint(images, masks) or "; move the masks to another folder, or give --mask_suffix"
         raise InputError(f"{min(shared)}: is given as the folder of both images and masks{hint}")
     if names == SAME:
         return images, masks
     images = {
-        name: image
-        for name, image in images.items()
-        if names.image_of(name) is None or resolve(image.parent) not in shared
+        name: image for name, image in images.items() if image.parent not in shared or names.image_of(name) is None
     }
     return images, names.by_image(masks)
 
 
 def names_hint(images: Iterable[str], masks: Iterable[str], kind: str = "mask") -> str:
-    """The end of a message: the options that would pair these names, if any. Both may be those of a single folder."""
+    """The end of a message: the options that would pair these names, if any. Both may be the names of one folder."""
     images, masks = {*images}, {*masks}
-    longest = max(masks, key=len, default="")  # in a single folder, a mask's name is longer than its image's
-    for stem in sorted(images, key=len, reverse=True):
-        if stem and stem in longest and stem != longest:
-            names = MaskNames(*longest.split(stem, 1))
-            others = {mask for mask in masks if names.image_of(mask) is None}
-            named = {names.image_of(mask) for mask in masks - others}
-            if named == others if images == masks else not others and named <= images:
-                return f"; give {names.options(kind)}" + (
-                    ", or say so in a benchmark's YAML file" if kind == "mask" else ""
-                )
+    longest = max(masks, key=len, default="")  # in one folder, a mask's name is longer than its image's
+    stems = [stem for stem in images if stem and stem in longest and stem != longest]
+    for stem in sorted(stems, key=len, reverse=True):
+        names = MaskNames(*longest.split(stem, 1))
+        named = {mask for mask in masks if names.image_of(mask) is not None}
+        partners = {names.image_of(mask) for mask in named}
+        if images == masks and partners == masks - named:  # the other files of the folder are the images
+            return f"; give {names.options(kind)}"
+        if images != masks == named and partners <= images:
+            return f"; give {names.options(kind)}"
     return ""
 
 

@@ -39,11 +39,8 @@ def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], ahe
 
 
 def in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """function(item) for each item, in order, from worker processes; with one worker in this process.
-
-    Raises BrokenProcessPool if a worker died, OSError if none can start.
-    """
-    workers = min(workers, len(items), 61)  # the most on Windows
+    """function(item) for each item, in order, from worker processes; with one worker, in this process."""
+    workers = min(workers, len(items), 61)  # Windows allows at most 61
     if workers <= 1:
         yield from map(function, items)
         return
