@@ -74,18 +74,6 @@ def test_colours_are_not_guessed_where_nothing_is_sure(low, high):
     assert np.array_equal(extract_object(image, alpha)[alpha > 0, :3], image[alpha > 0])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (2, 2)])
-def test_any_size_can_be_cut_out(shape):
-    alpha = np.linspace(255, 0, shape[0] * shape[1]).astype(np.uint8).reshape(shape)
-    assert extract_object(np.zeros((*shape, 3), np.uint8), alpha).shape == (*shape, 4)
-
-
-def test_the_ends_of_the_probability_are_cut():
-    probability = np.arange(256, dtype=np.float32)[None] / 255 + 1e-4
-    alpha = np.array(make_cutout(Image.new("RGB", (256, 1)), probability))[0, :, 3]
-    assert np.abs(alpha - 255 * np.clip((np.arange(256) / 255 - 0.05) / 0.9, 0, 1)).max() <= 0.5
-
-
 def test_transparency_of_the_image_multiplies_and_its_colours_there_stay():
     alpha = cv2.GaussianBlur(cv2.circle(np.zeros(SIZE, np.uint8), (160, 120), 80, 255, -1), (21, 21), 0)
     image = np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8)

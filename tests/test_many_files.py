@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import save_image
+from conftest import eval_arguments, predict_arguments, save_image, train_arguments
 
 import eval as evaluation
 import test as prediction
@@ -17,8 +17,7 @@ ASKING = ("stat", "lstat", "scandir", "listdir", "readlink")
 
 
 def start_prediction(folder):
-    options = f"--checkpoint x --save_path {folder}/out --save map,overlay --test_image_path {folder}/images"
-    args = prediction.get_args_parser().parse_args(options.split())
+    args = predict_arguments("x", folder / "images", folder / "out", "--save", "map,overlay")
     tasks = prediction.tasks_of(args)
     output.check_folders(tasks, args)
     output.check_settings(tasks, args, {"size": 64})
@@ -28,15 +27,15 @@ def start_prediction(folder):
 
 
 def start_evaluation(folder):
-    options = ["--dataset_name", "many", "--pred_path", f"{folder}/maps", "--gt_path", f"{folder}/masks"]
-    _, datasets = evaluation.find_datasets(evaluation.get_args_parser().parse_args(options))
+    args = eval_arguments("--dataset_name", "many", "--pred_path", folder / "maps", "--gt_path", folder / "masks")
+    _, datasets = evaluation.find_datasets(args)
     return evaluation.images_to_score(datasets, allow_missing=False)
 
 
 def start_training(folder):
-    options = f"--hiera_path random --save_path {folder}/run --train_image_path {folder}/images"
-    options += f" --train_mask_path {folder}/masks"
-    return train.find_pairs(train.get_args_parser().parse_args(options.split()))
+    args = train_arguments("", folder, folder / "run")
+    args.train_image_path, args.train_mask_path = [folder / "images"], [folder / "masks"]
+    return train.find_pairs(args)
 
 
 PROGRAMS = {start_prediction: 1, start_evaluation: 2, start_training: 2}  # and the files of an image

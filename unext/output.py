@@ -157,9 +157,7 @@ def by_folder(tasks: Iterable[Task], args: argparse.Namespace) -> list[tuple[Pat
     groups: dict[str, list[Task]] = {}
     for task in tasks:
         groups.setdefault(task.subfolder, []).append(task)
-    return [
-        (folder_of(kind, subfolder, args), kind, group) for subfolder, group in groups.items() for kind in args.save
-    ]
+    return [(folder_of(kind, name, args), kind, group) for name, group in groups.items() for kind in args.save]
 
 
 def check_folders(tasks: Sequence[Task], args: argparse.Namespace) -> None:
@@ -220,8 +218,7 @@ def remaining(tasks: Sequence[Task], args: argparse.Namespace) -> list[Task]:
 
 def existing(folder: Path) -> set[str]:
     """The names of the images in a folder, which may be missing."""
-    entries = pairing.entries(folder) if folder.is_dir() else ()
-    return {stem + extension for stem, extension, _ in entries if pairing.is_image(extension)}
+    return {image.name for image in pairing.images_in(folder)} if folder.is_dir() else set()
 
 
 def of_kind(settings: dict[str, Any], kind: str) -> dict[str, Any]:
