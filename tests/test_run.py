@@ -153,7 +153,7 @@ def test_what_a_run_has_written_is_never_replaced_without_resume(name, tmp_path)
 def test_a_first_step_that_fails_leaves_the_folder_as_it_was(toy, from_files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "loss_terms", mock.Mock(side_effect=torch.OutOfMemoryError))
     status, _ = failure(train.main, arguments("", toy, tmp_path / "new", from_files), capsys)
-    assert status == 1 and not list(tmp_path.iterdir())
+    assert status == 1 and not contents(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from unext.images import DEEP, decoded, opened
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")  # formats
 OBJECT = 128  # in scores, pixels above are the object
-TOLERANCE = 16  # grey levels by which JPEG, resizing and rounding change a pixel
+TOLERANCE = 16  # grey levels by which JPEG, resizing and rounding may change a pixel
 MAX_LABEL = 120  # grey level of a class; 127 and 128 mean "unknown" in trimaps
 MAX_LABELS = 40  # classes in a mask
 

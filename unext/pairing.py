@@ -194,7 +194,7 @@ def pair(
     image_folders: Sequence[str | Path], mask_folders: Sequence[str | Path], skip_unpaired: bool = False,
     names: MaskNames = SAME,
 ) -> list[Pair]:  # fmt: skip
-    """The (image, mask) files of the same name in the i-th folder of either; InputError unless all are in pairs."""
+    """The files of the same name in the i-th folder of each list. Raises InputError for any without a partner."""
     if len(image_folders) != len(mask_folders):
         number = f"{len(image_folders)} folder(s) of images but {len(mask_folders)} of masks"
         raise InputError(f"{number}: give as many of masks, in the same order")
@@ -266,7 +266,7 @@ def match(
 
 
 def mask_warnings(problems: Mapping[File, str]) -> list[str]:
-    """Lines about the masks that have problems: keys of MASK_PROBLEMS, or empty."""
+    """A line for each problem, a key of MASK_PROBLEMS, that some of the masks have."""
     return [
         f"{len(names):,} of {count(len(problems), 'mask')}: {problem}: {remedy} ({listing(names)})"
         for problem, remedy in MASK_PROBLEMS.items()
