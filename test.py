@@ -172,11 +172,11 @@ def tasks_of_images(
     ground_truth = pairing.gather([gt_path], recursive) if gt_path else {}
     images, masks = pairing.tell_apart(listed, ground_truth, names)
     tasks = [Task(path, masks.get(name), sys.intern(name.rpartition("/")[0])) for name, path in images.items()]
-    without = [task.image.name for task in tasks if task.ground_truth is None]
-    if gt_path and len(without) == len(tasks):
+    without = [task.image.name for task in tasks if gt_path and task.ground_truth is None]
+    if without and len(without) == len(tasks):
         hint = pairing.names_hint(listed, ground_truth)
         raise InputError(f"no ground truth in {gt_path} has the name of an image in {files.listing(paths)}{hint}")
-    if gt_path and without:
+    if without:
         number = files.count(len(without), "image")
         print(f"{number} without ground truth, so the maps have the size of the images: {files.listing(without)}")
     if recursive:

@@ -43,8 +43,8 @@ def make_cutout(photo: Image.Image, probability: np.ndarray) -> Image.Image:
 def extract_object(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """The object of an image, uint8 RGB (H, W, 3), by its alpha, uint8 (H, W): uint8 RGBA (H, W, 4).
 
-    Pixels are unchanged where alpha is 255 and blank where it is 0. Where it is partial, they mix object and
-    background; there the object's colour is estimated, unless alpha is nowhere certain of object or background.
+    Pixels are unchanged where alpha is 255 and blank where it is 0. In between they mix object and background, and the
+    object's colour is estimated, unless alpha is nowhere certain of object or background.
     """
     pixels = np.dstack([image, alpha])
     pixels[alpha == 0] = 0
