@@ -111,15 +111,13 @@ def test_no_activations_are_kept_for_the_auxiliary_encoder():
     assert output and not any(map_.requires_grad for map_ in output)
 
 
-@pytest.mark.parametrize("flags, dtype", [("fpu amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16),
-                                          ("fpu avx512f", torch.float32), ("", torch.float32)])  # fmt: skip
-def test_auto_on_a_cpu_is_bf16_where_native(flags, dtype, monkeypatch):
-    monkeypatch.setattr(device, "cpu_flags", lambda: set(flags.split()))
-    assert device.precision("auto", "cpu") == dtype
-
-
 @pytest.mark.parametrize(
-    "flags, dtype", [pytest.param("avx512_bf16", "bfloat16", marks=pytest.mark.half), ("avx2", "float32")]
+    "flags, dtype",
+    [
+        pytest.param("avx512_bf16", "bfloat16", marks=pytest.mark.half),
+        pytest.param("fpu amx_bf16", "bfloat16", marks=pytest.mark.half),
+        ("fpu avx512f", "float32"),
+    ],
 )
 def test_the_commands_use_the_precision_that_the_cpu_supports(
     flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
