@@ -119,7 +119,7 @@ class SAM2UNeXT(nn.Module, Hub):
         if aux != "none":
             self.dino = build_aux(aux, aux_size, device="meta" if dinov2_path else None).requires_grad_(False).eval()
         self.set_precision(precision)
-        self.encoders: dict[str, dict[str, str]] = {}  # records of their files; small checkpoints have no more of them
+        self.encoders: dict[str, dict[str, str]] = {}  # records of their files, for small checkpoints
         if self.dino is not None and dinov2_path:
             self.encoders["dinov2_path"] = weights.load_aux(self.dino.model, aux, dinov2_path)
         if checkpoint_path:
@@ -235,8 +235,7 @@ class SAM2UNeXT(nn.Module, Hub):
         return make_cutout(photo, self._probability(photo))
 
     @torch.no_grad()
-    def _probability(self, photo: Image.Image) -> np.ndarray:
-        """The foreground probability (H, W) of an upright image."""
+    def _probability(self, photo: Image.Image) -> np.ndarray:  # of an upright image
         training = self.training
         x = image_tensor(for_network(photo), self.size).to(next(self.parameters()))  # device and type
         logits = self.eval()(x[None])[0]
@@ -261,7 +260,7 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     patch = net.feature_info.reduction()[-1]
     if size % patch:
         raise InputError(f"the auxiliary size {size} is not a multiple of {name}'s patch size, {patch} px")
-    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()
+    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()  # others cannot be loaded
     return net if complete or not next(net.parameters()).is_meta else build_aux(name, size, "cpu")
 
 

@@ -130,10 +130,7 @@ def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: flo
 
 @torch.no_grad()
 def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequence[int] = ()) -> dict[str, float]:
-    """S-measure, weighted F-measure and MAE of the maps that test.py would write; empty without pairs.
-
-    The processes share the pairs, and stop early when `stop` gets a signal's number.
-    """
+    """S-measure, weighted F-measure and MAE of the maps that test.py would write; empty without pairs."""
     rank, _, processes = device.ranks()
     device.share_buffers(model)  # all processes score the network that is saved
     model.eval()
@@ -144,7 +141,7 @@ def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequen
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for image, mask in in_order(pool, read, pairs[rank::processes], ahead=2 * workers):
-            if stop:
+            if stop:  # has a signal's number
                 break
             logits = model(image[None].to(target))  # (1, 1, S, S)
             prediction = stretch(probability_map(logits[0], mask.shape)).cpu().numpy()

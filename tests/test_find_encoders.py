@@ -81,13 +81,6 @@ def test_the_published_address_is_named_and_downloaded_on_request(small, encoder
         file.unlink()
 
 
-@pytest.mark.parametrize("place", ["weights", "mine"])
-def test_encoders_are_found_in_weights_and_beside_the_checkpoint(place, small, model, encoders, tmp_path):
-    path = moved(small, tmp_path / "mine")
-    copy_encoders(encoders, tmp_path / place)
-    assert same_network(SAM2UNeXT.from_checkpoint(path), model)
-
-
 def test_the_first_file_that_exists_must_have_the_fingerprint(small, model, encoders, tmp_path, weights_folder):
     path = moved(small, tmp_path / "mine")
     copy_encoders(encoders, tmp_path / "mine")

@@ -120,12 +120,10 @@ def keys(text, prefix=""):
 
 DINOV2 = """embeddings.cls_token embeddings.mask_token embeddings.patch_embeddings.projection.weight
     encoder.layer.0.attention.attention.query.weight encoder.layer.0.layer_scale1.lambda1 layernorm.weight"""
-VIT = "embeddings.cls_token embeddings.patch_embeddings.projection.weight encoder.layer.0.layernorm_before.weight"
 CHUNKS = "cls_token patch_embed.proj.weight mask_token blocks.0.0.norm1.weight blocks.0.0.ls1.gamma"
 FOREIGN = [
     (keys(DINOV2), "DINOv2 in the format of Hugging Face's transformers"),
     (keys("classifier.weight") + keys(DINOV2, "dinov2."), "DINOv2 in the format of Hugging Face's transformers"),
-    (keys(VIT, "vit."), "a ViT in the format of Hugging Face's transformers"),
     (keys(CHUNKS, "backbone.") + keys("dino_head.mlp.0.weight"), "a training checkpoint of Meta's DINOv2"),
     (keys("pos_embed patch_embed.projection.weight", "vision_encoder.backbone."),
      "SAM 2 in the format of Hugging Face's transformers"),

@@ -153,7 +153,8 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     if changed := [f"--{k} {v}" for k, v in checkpoint.config.items() if k not in free and v != model.config.get(k)]:
         raise InputError(f"{path}: was trained with {' '.join(changed)}; give the same here")
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
-    for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
+    compared = encoder_files(model.config) if small or is_small(model) else {}
+    for option, name in compared.items():
         encoder = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
         if small:
             expected, others = checkpoint.encoders[option]["fingerprint"], ""

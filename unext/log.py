@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")  # their versions can change results in the last bits
 PANELS = 3  # shown after each epoch
 PANEL_SIDE = 256  # the longer side of each of its images, pixels
 
@@ -66,8 +65,7 @@ class Log:
         folder, start = self.run.folder, self.start
         record = {"command": sys.argv, "arguments": vars(self.args), "precision": self.run.model.precision}
         record |= {"processes": self.processes, "effective_batch": self.images_per_step}
-        versions = {name: metadata.version(name) for name in PACKAGES}
-        record |= {"versions": {"python": platform.python_version(), **versions}, "git": git_revision()}
+        record |= {"versions": versions(), "git": git_revision()}
         with files.replacing(folder / "args.json") as file:
             file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
         with files.writing(folder / "tensorboard"):
@@ -145,6 +143,12 @@ def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Ten
         panel = to_tensor(image), to_tensor(mask), torch.from_numpy(model.predict(image))[None]
         panel = [F.interpolate(tensor.expand(1, 3, -1, -1), size, mode="area") for tensor in panel]
         yield files.printable(image_path.stem), torch.cat(panel, dim=3)[0]
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change results in the last bits."""
+    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    return {"python": platform.python_version(), **packages}
 
 
 def git_revision() -> str | None:

@@ -58,6 +58,9 @@ class Progress:
     def next_epoch(self) -> None:
         self.epoch, self.step, self.images, self.terms = self.epoch + 1, 0, 0, {}
 
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.step}"
+
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Raises InputError if a folder holds a run, unless it is to be resumed and can be."""
@@ -104,10 +107,8 @@ class Run:
         for name, stateful in self.stateful.items():
             stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows cannot replace a mapped file
         self.progress = Progress(**progress)
-        place = f"epoch {self.progress.epoch}, step {self.progress.step}"
-        print(
-            f"{path}: " + ("the run is finished" if self.progress.epoch > self.epochs else f"continuing after {place}")
-        )
+        finished = self.progress.epoch > self.epochs
+        print(f"{path}: " + ("the run is finished" if finished else f"continuing after {self.progress}"))
         return self.progress
 
     def save(self) -> None:
@@ -147,6 +148,5 @@ class Run:
             if device.ranks()[0]:
                 raise SystemExit(128 + number)
             print(file=sys.stderr)  # ends the bar's line
-            place = f"epoch {self.progress.epoch}, step {self.progress.step}"
             name = signal.Signals(number).name
-            cli.fail(f"{name} after {place}; --resume continues in {self.folder}", 128 + number)
+            cli.fail(f"{name} after {self.progress}; --resume continues in {self.folder}", 128 + number)

@@ -44,7 +44,7 @@ def read(source: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         problem = "is not a file of weights, or is a pickle with code, none of which was run"
     except Exception as error:  # the readers raise many types for damaged files
-        if isinstance(error, OSError) or is_out_of_memory(error):
+        if isinstance(error, PermissionError) or is_out_of_memory(error):
             raise
         problem = f"is truncated, damaged or not weights ({reason(error)}); download the file again"
     if is_url(source):
