@@ -147,8 +147,8 @@ def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Ten
 
 def versions() -> dict[str, str]:
     """Versions that can change results in the last bits."""
-    packages = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: metadata.version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **packages}
 
 
 def git_revision() -> str | None:
