@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(toy, tmp_p
 @pytest.mark.slow
 def test_training_lowers_the_loss(toy):
     torch.manual_seed(0)
-    model = SAM2UNeXT(sam2="tiny", aux="none")
+    model = SAM2UNeXT(sam2="micro", aux="none")
     pairs = pairing.pair([toy / "train/Image"], [toy / "train/Mask"])
     dataset = train.SegmentationDataset(pairs, 64)
     batch = [torch.stack(tensors) for tensors in zip(*(dataset[1, i][:2] for i in range(6)), strict=True)]
