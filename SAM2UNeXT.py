@@ -24,7 +24,8 @@ from unext.images import for_network, upright
 
 WIDTH = 128  # channels of the decoder's maps
 ADAPTER_WIDTH = 32
-LAYOUT = torch.channels_last  # of the weights, and so of the convolutions' results; files have NCHW
+NOT_RECORDED = ("self", "__class__", "checkpoint_path", "dinov2_path", "precision", "allow_sam2_1")  # by a checkpoint
+LAYOUT = torch.channels_last  # of weights and activations; checkpoints are saved contiguous
 
 
 class Adapter(nn.Module):
@@ -65,7 +66,7 @@ class DoubleConv(nn.Module):
 
 
 class Up(nn.Module):
-    """A decoder step: concatenates the deeper map with the skip of its size, upsamples by two, convolves."""
+    """A decoder step: concatenates the deeper map with the skip map of the same size, upsamples by two, convolves."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -104,23 +105,21 @@ class SAM2UNeXT(nn.Module, Hub):
         precision: torch.dtype = torch.float32,  # see `set_precision`
         allow_sam2_1: bool = False,  # accept SAM 2.1's weights too
     ):
-        """Raises InputError for unsuitable arguments, and what `weights.load_sam2` and `load_aux` raise."""
+        """Raises InputError for unsuitable arguments and files, OSError for files that cannot be read."""
         arguments = locals()
         super().__init__()
-        self.config = {name: arguments[name] for name in checkpoint.option_types(SAM2UNeXT)}  # a checkpoint records it
+        self.config = {name: value for name, value in arguments.items() if name not in NOT_RECORDED}
         if size < 32 or size % 32 or aux_size < 1:
             raise InputError(f"size {size} must be a multiple of 32, aux_size {aux_size} at least 1")
-        self.size = size
-        self.aux_size = aux_size
+        self.size, self.aux_size = size, aux_size
 
-        # Modules that are loaded from a file are built on the meta device and cast before loading, so only one copy of
-        # the weights is ever in memory.
+        # Encoders from files are built on the meta device and cast before loading, so their weights are in memory once.
         self.sam = build_sam2_trunk(sam2, device="meta" if checkpoint_path else None).requires_grad_(False)
         self.dino = None
         if aux != "none":
             self.dino = build_aux(aux, aux_size, device="meta" if dinov2_path else None).requires_grad_(False).eval()
         self.set_precision(precision)
-        self.encoders: dict[str, dict[str, str]] = {}  # their files' records, for checkpoints without their weights
+        self.encoders: dict[str, dict[str, str]] = {}  # records of their files, for small checkpoints
         if self.dino is not None and dinov2_path:
             self.encoders["dinov2_path"] = weights.load_aux(self.dino.model, aux, dinov2_path)
         if checkpoint_path:
@@ -147,29 +146,28 @@ class SAM2UNeXT(nn.Module, Hub):
     ) -> "SAM2UNeXT":  # fmt: skip
         """The trained network of a `SAM2-UNeXT-<epoch>.pth`, of this program or the original, in eval mode.
 
-        A small checkpoint needs the files of its encoders: those given, else the first in the usual places, else, with
-        `download`, the published ones. A whole checkpoint contains its encoders; paths, if given, must be of the same
-        ones. Raises OSError or InputError that names the file and the remedy.
+        A small checkpoint needs its encoders' files: those given, else the first in the usual places, else, with
+        `download`, the published ones. For a whole checkpoint, which contains them, paths must point to the same.
         """
-        trained = checkpoint.load(path, cls)
+        trained = checkpoint.parse(checkpoint.read(path), path)
         paths: dict[str, str | Path | None] = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
         if trained.encoders:
             paths = checkpoint.find_encoders(path, trained, paths, download)
         try:
+            # On meta, a whole checkpoint's tensors are assigned. Fingerprints decide whether SAM 2.1's weights belong.
             with nullcontext() if any(paths.values()) else torch.device("meta"):
-                options = trained.config | {"precision": precision, "allow_sam2_1": True}  # the fingerprints decide
-                model = cls(*paths.values(), **options)
-        except InputError as error:
-            raise InputError(f"{path}: its network cannot be built: {error}") from error
+                model = cls(*paths.values(), **trained.config, precision=precision, allow_sam2_1=True)
+        except (InputError, TypeError) as error:  # TypeError: an option that this version does not know
+            remedy = "; update the program" if isinstance(error, TypeError) else ""
+            raise InputError(f"{path}: its network cannot be built: {error}{remedy}") from error
         checkpoint.load_trained(model, path, trained)
         return model.to(memory_format=LAYOUT).eval()
 
     def set_precision(self, dtype: torch.dtype) -> "SAM2UNeXT":
         """Makes the network compute in `dtype` (float32, bfloat16, float16) by autocast; returns itself.
 
-        The frozen matrices are cast to `dtype` once, with the same results as casting them at each use. Trained
-        parameters, norms, position embeddings and logits stay float32. Raises InputError if the matrices have been cast
-        to another type before, since their rounding cannot be undone.
+        The frozen matrices are cast once, with the same results as casting them at each use; trained parameters, norms,
+        position embeddings and logits stay float32. Raises InputError if they have been cast to another type before.
         """
         frozen = [m for m in self.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and not m.weight.requires_grad]
         if others := {layer.weight.dtype for layer in frozen} - {torch.float32, dtype}:
@@ -181,8 +179,7 @@ class SAM2UNeXT(nn.Module, Hub):
 
     def compile(self, **options: Any) -> None:
         """Compiles the network, a graph for each input shape. Raises InputError for half precision on CPUs."""
-        if next(self.parameters()).device.type == "cpu" and self.precision != torch.float32:
-            # There it gains nothing and has produced NaN.
+        if next(self.parameters()).device.type == "cpu" and self.precision != torch.float32:  # has produced NaN
             raise InputError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
         super().compile(fullgraph=True, dynamic=False, **options)
 
@@ -222,9 +219,9 @@ class SAM2UNeXT(nn.Module, Hub):
     def predict(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The foreground probability of each pixel of an image: float32 (H, W) in [0, 1], computed in eval mode.
 
-        `image` is a PIL image, or a uint8 array (H, W, 3) in RGB or (H, W), of any size. The network gets it as viewers
-        show it, resized to `self.size` squared: upright, in sRGB, on white where it is transparent. The result has the
-        orientation of the stored pixels. Raises InputError for other types.
+        `image` is a PIL image, or a uint8 array (H, W, 3) in RGB or (H, W), of any size. It is first converted to what
+        viewers show: upright, in sRGB, on white where it is transparent. The result has the orientation of the stored
+        pixels. Raises InputError for other types.
         """
         photo, turn_back = upright(image)
         probability = self._probability(photo)
@@ -238,38 +235,32 @@ class SAM2UNeXT(nn.Module, Hub):
         return make_cutout(photo, self._probability(photo))
 
     @torch.no_grad()
-    def _probability(self, photo: Image.Image) -> np.ndarray:
-        """The foreground probability (H, W) of an upright image; leaves the modules' modes as they were."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            x = image_tensor(for_network(photo), self.size).to(next(self.parameters()))  # device and type
-            return probability_map(self(x[None])[0], (photo.height, photo.width)).cpu().numpy()
-        finally:
-            for module in training:
-                module.training = True
+    def _probability(self, photo: Image.Image) -> np.ndarray:  # of an upright image
+        training = self.training
+        x = image_tensor(for_network(photo), self.size).to(next(self.parameters()))  # device and type
+        logits = self.eval()(x[None])[0]
+        self.train(training)
+        return probability_map(logits, (photo.height, photo.width)).cpu().numpy()
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     """timm's feature extractor of the model `name`, randomly initialised; it computes the last map, without norm.
 
-    It is on `device` (None: torch's default), but never on meta if it has tensors that a state dict lacks. Raises
-    InputError if timm has no such model or `size` (pixels) is not a multiple of its patch size.
+    It is on `device` (None: torch's default); not on meta if it has buffers that a state dict lacks. Raises InputError
+    if timm has no such model or `size` (pixels) is not a multiple of its patch size.
     """
     if not timm.is_model(name):
         raise InputError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
-    options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": (-1,)}
     try:
-        if timm.get_pretrained_cfg(name).fixed_input_size:  # as transformers have, convolutions have not
-            options["img_size"] = size
+        sized = {"img_size": size} if timm.get_pretrained_cfg(name).fixed_input_size else {}  # transformers
         with torch.device(device) if device else nullcontext():
-            net = timm.create_model(name, pretrained=False, **options)
+            net = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=(-1,), **sized)
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise InputError(f"timm's {name} provides no feature maps at {size} px: {error}") from error
     patch = net.feature_info.reduction()[-1]
     if size % patch:
         raise InputError(f"the auxiliary size {size} is not a multiple of {name}'s patch size, {patch} px")
-    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()
+    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()  # others cannot be loaded
     return net if complete or not next(net.parameters()).is_meta else build_aux(name, size, "cpu")
 
 

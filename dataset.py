@@ -24,10 +24,9 @@ from unext.workers import in_order, progress_bar
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1]: red, green, blue
 STD = (0.229, 0.224, 0.225)
-MASKS_CHECKED = 64  # at the start of training, about
-# Applied before the resize. Add transforms of torchvision.transforms.v2, a line each. Geometric ones, such as
-# v2.RandomResizedCrop(1024, scale=(0.5, 1)), change image and mask alike; v2.ColorJitter(0.3, 0.3) and its like change
-# the image alone.
+MASKS_CHECKED = 64  # about as many masks are decoded before training
+# Applied before the resize. Add transforms of torchvision.transforms.v2: geometric ones, such as
+# v2.RandomResizedCrop(1024, scale=(0.5, 1)), change image and mask alike; v2.ColorJitter(0.3, 0.3) the image alone.
 AUGMENTATION = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()])
 
 
@@ -44,7 +43,7 @@ def mask_tensor(mask: Image.Image, size: int) -> Tensor:
 def augment(image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
     """A training pair after AUGMENTATION, with random numbers of torch's default generator.
 
-    Flips are as good before the resize as after it, as in the original. Crops need a mask of the image's size.
+    Flipping before the resize equals flipping after it, as the original does. Crops need a mask of the image's size.
     """
     image, mask = AUGMENTATION(tv_tensors.Image(image), tv_tensors.Mask(mask))
     return Image.fromarray(image.permute(1, 2, 0).numpy()), Image.fromarray(mask[0].numpy())
@@ -53,14 +52,11 @@ def augment(image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.I
 class SegmentationDataset(Dataset):
     """Training pairs by (epoch, index): the normalised image (3, S, S), its mask (1, S, S) in [0, 1], its path.
 
-    The augmentation depends on (seed, epoch, index) alone, so a run can be repeated, or resumed within an epoch,
-    without saved random states.
+    The augmentation depends on (seed, epoch, index) alone, so runs are repeated and resumed without random states.
     """
 
     def __init__(self, pairs: Sequence[Pair], size: int, seed: int = 0):
-        self.pairs = pairs
-        self.size = size
-        self.seed = seed
+        self.pairs, self.size, self.seed = pairs, size, seed
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -80,9 +76,9 @@ def epoch_batches(
 ) -> Iterator[list[tuple[int, int]]]:
     """The batches of process `rank` in these epochs of `count` pairs, as lists of the data set's keys (epoch, index).
 
-    The first `skip` of the first epoch are left out. The order depends on (seed, epoch) alone. The i-th batches of all
-    processes together are the i-th batch of a single process with `processes` times the batch size, except that up to
-    `processes` - 1 pairs are repeated so that all processes have the same number.
+    Skips the first `skip` batches of the first epoch. The order depends on (seed, epoch) alone. Concatenating the i-th
+    batch of every process gives the i-th batch of one process with `processes` times the batch size; up to `processes`
+    - 1 pairs are repeated so that all processes have the same number.
     """
     for epoch in epochs:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
@@ -95,8 +91,8 @@ def epoch_batches(
 def load(
     dataset: SegmentationDataset, batches: Iterable[list[tuple[int, int]]], workers: int, per_step: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
-    """The batches with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths. A step takes `per_step` batches."""
-    ahead = max(2, math.ceil(2 * per_step / workers)) if workers else None  # of each worker: reads for the next step
+    """The batches with these keys: images (B, 3, S, S), masks (B, 1, S, S), paths. A step needs `per_step` batches."""
+    ahead = max(2, math.ceil(2 * per_step / workers)) if workers else None  # per worker, enough for two steps
     options = {"pin_memory": pin, "prefetch_factor": ahead, "worker_init_fn": leave_signals_to_parent}
     return iter(DataLoader(dataset, batch_sampler=batches, num_workers=workers, **options))
 
@@ -111,15 +107,12 @@ def leave_signals_to_parent(worker: int) -> None:
 def check_files(pairs: Sequence[Pair], workers: int) -> str:
     """Opens every header and decodes some pairs; prints warnings. Raises OSError that lists the unreadable files.
 
-    Returns a fingerprint of the pairs: their number, and a hash of their names and sizes in bytes. It stays the same if
-    the data moves to another disk.
+    Returns a fingerprint of the pairs: their number, and a hash of their names and sizes in bytes, on any disk.
     """
     sampled = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
     unreadable, other_size, far, problems = [], [], [], {}
-    digest = hashlib.sha256()
 
     def check(pair: Pair) -> str:
-        """The pair's names and sizes in bytes."""
         image, mask = pair
         try:
             image_size, mask_size = read_size(image), read_size(mask)
@@ -136,8 +129,7 @@ def check_files(pairs: Sequence[Pair], workers: int) -> str:
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         lines = in_order(pool, check, pairs, ahead=1000)
-        for line in progress_bar(lines, "opening files", len(pairs), unit="pair", delay=2, leave=False):
-            digest.update(os.fsencode(line))
+        text = "".join(progress_bar(lines, "opening files", len(pairs), unit="pair", delay=2, leave=False))
     if unreadable:
         raise OSError("; ".join(sorted(unreadable)))
     if far:
@@ -147,4 +139,4 @@ def check_files(pairs: Sequence[Pair], workers: int) -> str:
     if other_size:
         masks = files.count(len(other_size), "mask")
         print(f"warning: {masks} of another (height, width) than the image: {files.listing(sorted(other_size))}")
-    return f"{files.count(len(pairs), 'pair')} (names and sizes: {digest.hexdigest()[:12]})"
+    return f"{files.count(len(pairs), 'pair')} (names and sizes: {hashlib.sha256(os.fsencode(text)).hexdigest()[:12]})"

@@ -22,7 +22,6 @@ def sam2unext(checkpoint: str, **options: typing.Any) -> torch.nn.Module:
 
     `checkpoint` is a file, a folder, or "user/model" on Hugging Face's hub. `options` are those of
     SAM2UNeXT.from_checkpoint or from_pretrained, such as download=True for missing encoders.
-    Raises OSError or InputError that names the file and the remedy.
     """
     from pathlib import Path
 

@@ -48,11 +48,8 @@ from unext.workers import cores, in_order, progress_bar
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 Terms = dict[str, Tensor]  # of the loss, by name
-LESS_MEMORY = (
-    "--precision bf16, --grad_checkpointing, or a smaller --batch_size with --accumulate need less; how much: "
-    "docs/training.md, Memory"
-)
-# Options that must not change on --resume, as those of network and loss: they decide the weights.
+LESS_MEMORY = "--precision bf16, --grad_checkpointing or a smaller --batch_size with --accumulate need less"
+# Options that change the weights, and therefore must stay the same on --resume, like those of network and loss.
 RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed")
 
 
@@ -87,9 +84,9 @@ def train_one_epoch(
 ) -> Iterator[Step]:  # fmt: skip
     """One pass over `batches` of (images, masks, names); yields each optimiser step's figures, over all processes.
 
-    A step follows the mean gradient over the images of `accumulate` batches, or of those that are left at the end, with
-    a norm of at most `clip_grad` (0: any). `loss` makes the terms of the loss from logits and masks. Raises InputError
-    that names the images if the loss or the gradient is not finite; that step is not taken.
+    A step uses the mean gradient over the images of `accumulate` batches (fewer at the end), its norm clipped to
+    `clip_grad` (0: not). `loss` makes the terms of the loss from logits and masks. Raises InputError that names the
+    images if the loss or the gradient is not finite; that step is not taken.
     """
     model.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -97,7 +94,7 @@ def train_one_epoch(
     batches = iter(batches)
     while group := list(islice(batches, accumulate)):
         group_images = sum(len(images) for images, _, _ in group)
-        sums = []  # of each batch, over its images: its terms, and 1
+        sums = []  # per batch: (terms..., 1) x number of images
         optimizer.zero_grad(set_to_none=True)
         for i, (images, masks, _) in enumerate(group, 1):
             images = images.to(device_of_model, non_blocking=True)  # (B, 3, S, S)
@@ -112,8 +109,8 @@ def train_one_epoch(
         norm = nn.utils.clip_grad_norm_(trained, clip_grad or math.inf)
         figures = device.reduce_all(torch.stack(sums).sum(0))
         *totals, count, norm = torch.hstack([figures, norm]).tolist()  # the only time that a step waits for the GPU
-        # fp16 gradients overflow now and then; the scaler skips such a step and lowers the scale, down to 1.
-        if not math.isfinite(sum(totals)) or not (math.isfinite(norm) or scaler.get_scale() > 1):
+        overflow = scaler.get_scale() > 1  # fp16's; the scaler skips such a step and lowers the scale, down to 1
+        if not math.isfinite(sum(totals)) or not (math.isfinite(norm) or overflow):
             stop_on_non_finite(sums, [names for _, _, names in group], norm)
         scaler.step(optimizer)
         scaler.update()
@@ -122,7 +119,7 @@ def train_one_epoch(
 
 
 def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: float) -> None:
-    """Raises InputError that names the images of the batches whose loss is not finite or, without such, all images."""
+    """Raises InputError that names the images of the batches whose loss is not finite, or all images if none is."""
     culprits = [name for total, batch in zip(sums, names, strict=True) if not total.isfinite().all() for name in batch]
     culprits = device.gather_all(culprits) or device.gather_all([name for batch in names for name in batch])
     raise InputError(
@@ -133,24 +130,20 @@ def stop_on_non_finite(sums: list[Tensor], names: list[Sequence[str]], norm: flo
 
 @torch.no_grad()
 def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequence[int] = ()) -> dict[str, float]:
-    """S-measure, weighted F-measure and MAE of the maps that test.py would write, over the pairs of all processes.
-
-    Stops early when `stop` gets a signal's number. Empty if there are no pairs.
-    """
+    """S-measure, weighted F-measure and MAE of the maps that test.py would write; empty without pairs."""
     rank, _, processes = device.ranks()
     device.share_buffers(model)  # all processes score the network that is saved
     model.eval()
-    device_of_model = next(model.parameters()).device
-    scores = []
+    target, scores = next(model.parameters()).device, []
 
     def read(pair: Pair) -> tuple[Tensor, np.ndarray]:
         return image_tensor(read_image(pair[0]), model.size), np.array(read_mask(pair[1]))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for image, mask in in_order(pool, read, pairs[rank::processes], ahead=2 * workers):
-            if stop:
+            if stop:  # has a signal's number
                 break
-            logits = model(image[None].to(device_of_model))  # (1, 1, S, S)
+            logits = model(image[None].to(target))  # (1, 1, S, S)
             prediction = stretch(probability_map(logits[0], mask.shape)).cpu().numpy()
             scores.append(pool.submit(metrics.score, prediction, mask))
         scores = device.gather_all([score.result() for score in scores])
@@ -161,7 +154,7 @@ def validate(model: SAM2UNeXT, pairs: Sequence[Pair], workers: int, stop: Sequen
 def make_optimizer(
     model: nn.Module, lr: float, weight_decay: float, epochs: int, steps_per_epoch: int = 1
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW over the trained parameters, and its schedule, stepped with it: a cosine that changes with the epoch."""
+    """AdamW over the trained parameters, and a cosine schedule, constant within an epoch, stepped with it."""
 
     def factor(step: int) -> float:
         cosine = (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs)) / 2
@@ -176,10 +169,8 @@ def make_optimizer(
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises InputError for options that do not go together."""
-    if args.sync_bn and args.compile:
-        raise InputError("--sync_bn and --compile do not work together: leave one out")
-    if args.sync_bn and not args.device.startswith("cuda"):
-        raise InputError("--sync_bn: torch supports it on GPUs only; leave it out")
+    if args.sync_bn and (args.compile or not args.device.startswith("cuda")):
+        raise InputError("--sync_bn works on GPUs only, and not with --compile: leave it out")
     if bool(args.benchmark) == bool(args.train_image_path):
         raise InputError("give either --benchmark, or --train_image_path and --train_mask_path")
     if not args.hiera_path or (args.aux != "none" and not args.dinov2_path):
@@ -187,7 +178,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train on and to validate on. Raises InputError or OSError that names the remedy."""
+    """The pairs to train on and to validate on."""
     configure_reading(args.max_pixels, args.white)
     names = pairing.names_given(args, args.train_mask_path or args.val_mask_path)
     pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
@@ -203,7 +194,7 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
 
 
 def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32) -> SAM2UNeXT:
-    """The network that the arguments describe, on its device. Raises InputError or OSError that names the remedy."""
+    """The network that the arguments describe, on its device."""
     paths = (args.hiera_path, args.dinov2_path)
     trunk, aux = (fetch_published(path) if path and path != "random" else None for path in paths)
     options = cli.options_of(SAM2UNeXT, args) | {"dinov2_path": aux, "precision": precision}
@@ -241,7 +232,7 @@ def main(args: argparse.Namespace) -> None:
         if not epochs:
             return
 
-        done = progress.step * args.accumulate  # batches of the first epoch
+        done = progress.step * args.accumulate  # batches already trained in the first epoch
         keys = epoch_batches(len(pairs), args.batch_size, args.seed, epochs, done, rank, processes)
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
@@ -305,7 +296,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("run")
     group.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for checkpoints and logs")
     group.add_argument("--resume", action="store_true", help="continue from last.pth in save_path if there is one")
-    group.add_argument("--save_every", type=integer, default=500, help="steps between last.pth; 0: each epoch")
+    group.add_argument("--save_every", type=integer, default=500, help="steps between last.pth; 0: only each epoch")
     group.add_argument("--log_every", type=positive, default=50, help="steps between lines of log.jsonl")
     group.add_argument("--grad_checkpointing", action="store_true", help="less memory, a third more time")
     group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")

@@ -17,12 +17,11 @@ CONFIGS = {
 }
 
 
-def build_sam2_trunk(size: str = "large", device: str | torch.device | None = None) -> Hiera:
-    """The Hiera trunk of SAM 2 with random weights, in eval mode, on `device` (None: where torch makes tensors now).
+def build_sam2_trunk(size: str, device: str | torch.device | None = None) -> Hiera:
+    """The Hiera trunk of SAM 2 with random weights, in eval mode, on `device` (None: torch's default device).
 
-    `size` is one of tiny, small, base_plus, large; another raises ValueError. Nothing else of SAM 2 (memory attention,
-    mask decoder, the neck of the image encoder) is built. Parameter names are those of the published checkpoints
-    below `image_encoder.trunk.`.
+    `size` is one of CONFIGS; another raises ValueError. Nothing else of SAM 2 (memory attention, mask decoder, the neck
+    of the image encoder) is built. Parameter names are those of published checkpoints below `image_encoder.trunk.`.
     """
     if size not in CONFIGS:
         raise ValueError(f"no SAM 2 trunk is called {size!r}: choose one of {', '.join(CONFIGS)}")

@@ -4,7 +4,6 @@ import os
 import shutil
 
 import pytest
-import safetensors.torch
 import torch
 from conftest import arguments_of, failure, other_weights, same_network
 
@@ -62,14 +61,9 @@ def test_missing_encoders_are_named_and_nothing_is_made(module, options, small, 
     status, line = failure(module.main, arguments_of(module, *options), capsys)
     fingerprint = torch.load(path)["encoders"]["hiera_path"]["fingerprint"]
     folders = f"/nowhere/weights, {tmp_path}/weights, {tmp_path}/mine"
-    assert (
-        status == 2
-        and tree(tmp_path) == before
-        and line.endswith(
-            f"{path}: needs its encoder sam2_hiera_micro.pt (fingerprint {fingerprint}), not found in {folders}: "
-            "copy it there, or name it with --hiera_path"
-        )
-    )
+    missing = f"{path}: needs its encoder sam2_hiera_micro.pt (fingerprint {fingerprint}), not found in {folders}: "
+    assert line.endswith(f"{missing}copy it there, or name it with --hiera_path")
+    assert status == 2 and tree(tmp_path) == before
     assert arguments_of(module, *options, "--download").download
 
 
@@ -87,13 +81,6 @@ def test_the_published_address_is_named_and_downloaded_on_request(small, encoder
         file.unlink()
 
 
-@pytest.mark.parametrize("place", ["weights", "mine"])
-def test_encoders_are_found_in_weights_and_beside_the_checkpoint(place, small, model, encoders, tmp_path):
-    path = moved(small, tmp_path / "mine")
-    copy_encoders(encoders, tmp_path / place)
-    assert same_network(SAM2UNeXT.from_checkpoint(path), model)
-
-
 def test_the_first_file_that_exists_must_have_the_fingerprint(small, model, encoders, tmp_path, weights_folder):
     path = moved(small, tmp_path / "mine")
     copy_encoders(encoders, tmp_path / "mine")
@@ -103,14 +90,6 @@ def test_the_first_file_that_exists_must_have_the_fingerprint(small, model, enco
         SAM2UNeXT.from_checkpoint(path)
     other.unlink()
     assert same_network(SAM2UNeXT.from_checkpoint(path), model)
-
-
-def test_encoders_may_be_given_in_another_file_format(small, model, encoders, tmp_path):
-    state = {k: v.contiguous() for k, v in torch.load(encoders["hiera_path"])["model"].items()}
-    safetensors.torch.save_file(state, tmp_path / "trunk.safetensors")
-    torch.save({"state_dict": safetensors.torch.load_file(encoders["dinov2_path"])}, tmp_path / "aux.pth")
-    path = moved(small, tmp_path)
-    assert same_network(SAM2UNeXT.from_checkpoint(path, tmp_path / "trunk.safetensors", tmp_path / "aux.pth"), model)
 
 
 @pytest.mark.parametrize("place", ["https://host/sam2_hiera_micro.pt", "elsewhere/weights/sam2_hiera_micro.pt"])

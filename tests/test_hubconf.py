@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import MICRO, ROOT, same_network
+from conftest import ROOT, same_network
 from test_layout import PROJECT, imported_with
 
 import hubconf
@@ -41,21 +41,15 @@ def load(checkpoint, **options):
     return torch.hub.load(str(ROOT), "sam2unext", source="local", checkpoint=str(checkpoint), **options)
 
 
-def test_files_and_folders_give_the_trained_network(micro_model, micro_checkpoint, tmp_path):
-    micro_model.save_pretrained(tmp_path / "folder")
-    for checkpoint in (micro_checkpoint, tmp_path / "folder"):
-        model = load(checkpoint)
-        assert same_network(model, micro_model) and not model.training
+def test_a_file_gives_the_trained_network(small, encoders, model):
+    loaded = load(small, **encoders)
+    assert same_network(loaded, model) and not loaded.training
 
 
-def test_options_reach_the_checkpoint(small, encoders, model):
-    loaded = load(small, **encoders, precision=torch.bfloat16)
-    assert loaded.precision == torch.bfloat16 and loaded.config == MICRO == model.config
-
-
-def test_two_words_are_a_name_on_the_hub(monkeypatch):
-    monkeypatch.setattr(SAM2UNeXT, "from_pretrained", lambda name, **options: (name, options))
-    assert load("user/model", download=True) == ("user/model", {"download": True})
+@pytest.mark.parametrize("name, loader", [("user/model", "from_pretrained"), (ROOT / "tests", "from_checkpoint")])
+def test_two_words_are_a_name_on_the_hub_unless_they_are_a_folder(name, loader, monkeypatch):
+    monkeypatch.setattr(SAM2UNeXT, loader, lambda name, **options: (name, options))
+    assert load(name, download=True) == (str(name), {"download": True})
 
 
 @pytest.mark.parametrize("name", ["runs/SAM2-UNeXT-20.pth", "typo", "a/b/c"])

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,10 @@ def test_trainable_parameters_are_those_of_the_original(full_shapes):
     assert sum(p.numel() for p in full_shapes.parameters()) == 522_120_081
 
 
-@pytest.mark.slow
-def test_full_network_at_1024_gives_the_figures_of_the_original(full_model):
-    model, expected = full_model(0), golden("sam2unext_large_1024.npz")
-    x = recipe.image("full", (1, 3, 1024, 1024), 0)
-    maps = {}
+def assert_figures_of_the_original(model, tolerance):
+    """Of the full network with the parameters of seed 0: the encoders' maps and the logits at 1024 px."""
+    expected, maps = golden("sam2unext_large_1024.npz"), {}
+    x = recipe.image("full", (1, 3, 1024, 1024), 0).to(model.head.weight.device)
     hooks = [
         model.sam.register_forward_hook(lambda _, __, output: maps.update(enumerate(output, 1))),
         model.dino.register_forward_hook(lambda _, __, output: maps.update(dino=output[-1])),
@@ -51,10 +51,15 @@ def test_full_network_at_1024_gives_the_figures_of_the_original(full_model):
         logits = model(x)
     for hook in hooks:
         hook.remove()
-    assert relative_error(logits[:, 0, ::8, ::8], expected["logits"]) < 1e-4
-    assert relative_error(maps["dino"][0, ::13, ::2, ::2], expected["dino"]) < 1e-4
+    assert relative_error(logits[:, 0, ::8, ::8].cpu(), expected["logits"]) < tolerance
+    assert relative_error(maps["dino"][0, ::13, ::2, ::2].cpu(), expected["dino"]) < tolerance
     for i in range(1, 5):
-        assert relative_error(maps[i][0, ::13, ::8, ::8], expected[f"sam/stage{i}"]) < 1e-4
+        assert relative_error(maps[i][0, ::13, ::8, ::8].cpu(), expected[f"sam/stage{i}"]) < tolerance
+
+
+@pytest.mark.slow
+def test_full_network_at_1024_gives_the_figures_of_the_original(full_model):
+    assert_figures_of_the_original(full_model(0), 1e-4)
 
 
 def test_encoders_are_frozen_and_stay_in_eval_mode():
@@ -71,18 +76,6 @@ def test_new_adapters_have_small_weights_and_no_bias():
     for layer in (adapter[0], adapter[2]):
         assert 0.018 < layer.weight.std() < 0.022
         assert not layer.bias.any()
-
-
-def test_each_encoder_contributes(micro_model):
-    x = recipe.image("matter", (1, 3, 64, 64))
-    with torch.no_grad():
-        logits = micro_model(x)
-        for encoder, parameter in ((micro_model.sam, "patch_embed.proj.bias"), (micro_model.dino.model, "pos_embed")):
-            tensor = encoder.get_parameter(parameter)
-            before = tensor.clone()
-            tensor.add_(torch.linspace(0, 1, tensor.numel()).view_as(tensor))
-            assert not torch.allclose(micro_model(x), logits)
-            tensor.copy_(before)
 
 
 def test_the_network_works_without_auxiliary_encoder():
@@ -122,11 +115,10 @@ def test_predict_is_transform_network_resize_sigmoid(micro_model):
     assert np.array_equal(probability, expected)
 
 
-def test_predict_accepts_arrays_and_greyscale_images(micro_model):
-    pixels = recipe.photo("predict", 40, 60)
-    assert np.array_equal(micro_model.predict(pixels), micro_model.predict(Image.fromarray(pixels)))
-    grey = Image.fromarray(pixels).convert("L")
-    assert np.array_equal(micro_model.predict(np.array(grey)), micro_model.predict(grey))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_predict_accepts_arrays(mode, micro_model):
+    image = Image.fromarray(recipe.photo("predict", 40, 60)).convert(mode)
+    assert np.array_equal(micro_model.predict(np.array(image)), micro_model.predict(image))
 
 
 @pytest.mark.parametrize(
@@ -141,11 +133,8 @@ def test_predict_accepts_arrays_and_greyscale_images(micro_model):
 )
 def test_what_is_no_image_is_named_with_what_is(image, kind, micro_model):
     for method in (micro_model.predict, micro_model.cutout):
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=f"must be a PIL image.*; this is a {re.escape(kind)}$"):
             method(image)
-        assert str(error.value) == (
-            f"an image must be a PIL image, or a uint8 array (H, W, 3) or (H, W); this is a {kind}"
-        )
 
 
 @pytest.mark.parametrize("tag", images.TURNS)
@@ -162,7 +151,6 @@ def test_rotated_images_are_seen_upright_and_the_map_fits_the_stored_pixels(tag,
 
 def test_predict_computes_in_eval_mode_and_leaves_the_mode(micro_model):
     model, image = copy.deepcopy(micro_model).train(), recipe.photo("predict", 40, 60)
-    model.up2.eval()
     modes = [module.training for module in model.modules()]
     assert np.array_equal(model.predict(image), micro_model.predict(image))
     assert [module.training for module in model.modules()] == modes and same_network(model, micro_model)
@@ -225,12 +213,6 @@ def test_glue_and_decoder_are_those_of_the_paper(micro_model):
             y = getattr(model, f"up{level}").conv.double_conv(y)
         expected = resize(model.head(y), (64, 96))
         assert relative_error(model(x), expected) < 1e-12
-
-
-def test_a_float64_network_computes_in_float64_to_its_end(micro_model):
-    model = copy.deepcopy(micro_model).double()
-    logits = model(recipe.image("double", (1, 3, 64, 64), 0).double())
-    assert logits.dtype == torch.float64 and not torch.equal(logits, logits.float().double())
 
 
 @pytest.mark.slow

@@ -1,20 +1,19 @@
 """train.py in several processes takes the steps of a single process with the same total batch."""
 
 import signal
-import sys
 
 import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import failure, predict_arguments, pretend_torchrun, read_log, run_processes, save_image, validation
+from conftest import pretend_torchrun, read_log, run_processes, save_image, validation
 from conftest import train_arguments as arguments
 from conftest import train_options as options
 
-import test
 import train
 from dataset import epoch_batches
 from unext import device
+from unext.errors import InputError
 
 pytestmark = pytest.mark.posix
 
@@ -86,49 +85,25 @@ def test_when_a_process_dies_the_others_end_with_one_line_and_can_resume(toy, fr
     assert (tmp_path / "SAM2-UNeXT-1.pth").exists()
 
 
-@pytest.mark.parametrize(
-    "environment, message",
-    [
+def test_ranks_come_from_torchrun_and_an_environment_left_by_another_program_is_named(monkeypatch):
+    with monkeypatch.context() as patch:
+        pretend_torchrun(patch, 5, 8)
+        patch.setenv("LOCAL_RANK", "1")
+        assert device.ranks() == (5, 1, 8)
+    for environment, message in (
+        ({}, ""),
         ({"RANK": "0", "WORLD_SIZE": "1"}, ""),  # some schedulers set them for every job
-        ({"RANK": ""}, "RANK='', not a number"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two', not a number"),
-        ({"RANK": "3"}, "RANK=3 with WORLD_SIZE=1"),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 without MASTER_ADDR"),
-    ],
-)
-def test_an_environment_left_by_another_program_is_named(
-    environment, message, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
-):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    commands = {
-        train.main: arguments("--epoch 1 --batch_size 6", toy, tmp_path / "run"),
-        test.main: predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path / "maps"),
-    }
-    for main, args in commands.items():
-        if message:
-            remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
-            status, line = failure(main, args, capsys)
-            assert status == 2 and f"the environment has {message}: {remedy}" in line and not [*tmp_path.iterdir()]
-        else:
-            main(args)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_process_alone_opens_all_files(rank, toy, from_files, tmp_path, monkeypatch):
-    pretend_torchrun(monkeypatch, rank, 2)
-    opened = []
-    monkeypatch.setattr(train, "check_files", lambda pairs, workers: opened.append(len(pairs)))
-    monkeypatch.setattr(device, "distribute", lambda *args: sys.exit(9))
-    with pytest.raises(SystemExit, match="9"):
-        train.main(arguments("--epoch 1", toy, tmp_path, from_files))
-    assert opened == ([] if rank else [6, 0])
-
-
-@pytest.mark.parametrize(
-    "more, message",
-    [("", "--sync_bn: torch supports it on GPUs only"), ("--compile", "do not work together: leave one out")],
-)
-def test_sync_bn_needs_gpus_and_no_compiler(more, message, toy, tmp_path, capsys):
-    status, line = failure(train.main, arguments(f"--sync_bn --device cpu {more}", toy, tmp_path), capsys)
-    assert status == 2 and message in line
+        ({"RANK": ""}, "RANK= LOCAL_RANK=0 WORLD_SIZE=1"),
+        ({"WORLD_SIZE": "two"}, "RANK=0 LOCAL_RANK=0 WORLD_SIZE=two"),
+        ({"RANK": "3"}, "RANK=3 LOCAL_RANK=0 WORLD_SIZE=1"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1 LOCAL_RANK=0 WORLD_SIZE=2"),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            if message:
+                remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
+                with pytest.raises(InputError, match=rf"^the environment is not torchrun's \({message}\): {remedy}$"):
+                    device.ranks()
+            else:
+                assert device.ranks() == (0, 0, 1)

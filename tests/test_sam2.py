@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
 from sam2.build_sam import build_sam2_trunk
-from sam2.modeling.backbones.utils import window_partition, window_unpartition
+from sam2.modeling.backbones.hieradet import MultiScaleBlock
 
 SIZES = ["tiny", "small", "base_plus", "large"]
 
@@ -47,14 +47,10 @@ def test_channel_list_goes_from_the_deepest_map_to_the_shallowest():
 
 
 def test_built_in_eval_mode_on_the_device_that_the_caller_names():
-    assert not build_sam2_trunk("tiny", device="meta").training
-    assert build_sam2_trunk("tiny", device="meta").pos_embed.is_meta
+    trunk = build_sam2_trunk("tiny", device="meta")
+    assert not trunk.training and trunk.pos_embed.is_meta
     assert build_sam2_trunk("tiny").pos_embed.device.type == "cpu"
-
-
-def test_building_leaves_no_global_hydra_behind():
-    build_sam2_trunk("tiny", device="meta")
-    assert not GlobalHydra.instance().is_initialized()
+    assert not GlobalHydra.instance().is_initialized()  # nothing is left behind
 
 
 def test_unknown_size_is_named():
@@ -69,8 +65,8 @@ def test_sides_must_be_multiples_of_32():
 
 def test_windows_that_do_not_fit_are_padded_with_zeros_and_cropped():
     x = torch.arange(1.0, 2 * 5 * 7 * 3 + 1).reshape(2, 5, 7, 3)
-    windows, padded = window_partition(x, 4)
-    assert windows.shape == (2 * 2 * 2, 4, 4, 3)
-    assert padded == (8, 8)
-    assert windows.sum() == x.sum()
-    assert torch.equal(window_unpartition(windows, 4, padded, (5, 7)), x)
+    block, windows = MultiScaleBlock(3, 3, num_heads=1, window_size=4), []
+    block.attn = nn.Identity()
+    block.attn.register_forward_hook(lambda layer, inputs, output: windows.append(output))
+    assert torch.equal(block.window_attention(x), x)
+    assert windows[0].shape == (2 * 2 * 2, 4, 4, 3) and windows[0].sum() == x.sum()

@@ -1,6 +1,5 @@
 """weights.py, download.py: files of weights are downloaded, checked and loaded (damaged files: test_bad_weights.py)."""
 
-import errno
 import http.server
 import shutil
 import threading
@@ -104,9 +103,7 @@ def test_dinov2_large_loads_as_in_the_original(monkeypatch):
 @pytest.mark.parametrize(
     "name, size, key",
     [
-        ("resnet10t", 64, "conv1.0.weight"),
         ("mobilenetv3_small_050", 64, "conv_stem.weight"),
-        ("deit_tiny_distilled_patch16_224", 224, "blocks.3.attn.qkv.weight"),
         ("vit_tiny_patch16_224.augreg_in21k", 224, "blocks.3.attn.qkv.weight"),
     ],
 )
@@ -171,10 +168,10 @@ def test_a_url_is_downloaded_once_and_shows_a_bar(server, capsys):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("half.pt", "cannot be downloaded"),
+        ("half.pt", "cannot be downloaded: .*; download it manually and save it as .*/half.pt"),
         ("missing.pt", "cannot be downloaded: .*404"),
         ("silent.pt", "cannot be downloaded: .*timed out"),
-        ("unannounced.pt", ".*is truncated, damaged.*; download the file again .the next start does."),
+        ("unannounced.pt", "is truncated, damaged.*; download the file again"),
     ],
 )
 def test_a_broken_download_is_an_error_and_leaves_nothing(name, message, server, tmp_path, monkeypatch):
@@ -204,21 +201,3 @@ def test_train_py_downloads_published_weights(server, encoders, toy, tmp_path, m
     assert train.build_model(train_arguments(f"--hiera_path {path} --device cpu", toy, tmp_path)).encoders
     with pytest.raises(OSError, match=f"/sam2_hiera_micro.pt: there is no such file .{server.url}/micro.pt.$"):
         train.build_model(train_arguments(f"--hiera_path {tmp_path}/sam2_hiera_micro.pt", toy, tmp_path))
-
-
-def test_published_weights_that_cannot_be_downloaded_leave_nothing(server, tmp_path, monkeypatch):
-    monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_large.pt", f"{server.url}/half.pt")
-    path = tmp_path / "weights" / "sam2_hiera_large.pt"
-    with pytest.raises(OSError, match=f"half.pt: cannot be .*; download it manually and save it as {path}"):
-        download.fetch_published(path)
-    assert not [path for path in (tmp_path / "weights").rglob("*") if path.suffix != ".lock"]
-
-
-@pytest.mark.posix
-def test_a_file_system_without_locks_is_downloaded_to(server, tmp_path, monkeypatch):
-    def lock(*args, **options):
-        raise OSError(errno.ENOTSUP, "not supported")
-
-    for name in ("fcntl.flock", "portalocker.Lock.acquire"):  # filelock's and iopath's
-        monkeypatch.setattr(name, lock)
-    assert torch.equal(weights.read(f"{server.url}/whole.pt")["a"], torch.ones(5))

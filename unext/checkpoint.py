@@ -6,7 +6,6 @@ folder, as on Hugging Face's hub, is a checkpoint too: config.json is the header
 """
 
 import hashlib
-import inspect
 import json
 import re
 from contextlib import suppress
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
 FORMAT = 1  # of the header
-NOT_RECORDED = ("precision", "allow_sam2_1")  # options that do not change which network it is
 RECORD = ("name", "path", "fingerprint")  # of an encoder
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # where train.sh keeps the encoders' files
 CONFIG, MODEL = "config.json", "model.safetensors"  # in a folder
@@ -36,12 +34,6 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]  # the arguments that build its model
     state: dict[str, Tensor]  # all tensors or, in a small checkpoint, the trained ones
     encoders: dict[str, dict[str, str]]  # in a small checkpoint the records by option, else empty
-
-
-def option_types(model_class: type["SAM2UNeXT"]) -> dict[str, type]:
-    """The types of the network's options by name: the keywords of its constructor, which a checkpoint records."""
-    parameters = inspect.signature(model_class).parameters.values()
-    return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in NOT_RECORDED}
 
 
 def encoder_files(config: dict[str, Any]) -> dict[str, str]:
@@ -70,13 +62,8 @@ def trained_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(source: str | Path, model_class: type["SAM2UNeXT"]) -> Checkpoint:
-    """Reads a checkpoint of this program or the original. Raises OSError or InputError that names the remedy."""
-    return parse(read(source), source, model_class)
-
-
 def read(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, a file or a folder, unchecked. Raises OSError or InputError."""
+    """The content of a checkpoint, a file or a folder, unchecked."""
     if not Path(source).is_dir():
         return weights.read(source)
     path, header = fetch(Path(source, CONFIG)), None
@@ -87,15 +74,14 @@ def read(source: str | Path) -> dict[str, Any]:
     return header | {"state_dict": weights.read(Path(source, MODEL))}
 
 
-def parse(content: dict[str, Any], source: str | Path, model_class: type["SAM2UNeXT"]) -> Checkpoint:
+def parse(content: dict[str, Any], source: str | Path) -> Checkpoint:
     """The checkpoint in the content of a file, `source`. Raises InputError if it is another kind of file."""
     state = weights.tensors(content)
     if weights.NETWORK not in state:
-        raise InputError(
-            f"{source}: is {weights.describe(state)}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth)"
-        )
+        kind = weights.describe(state)
+        raise InputError(f"{source}: is {kind}; a trained checkpoint belongs here (SAM2-UNeXT-<epoch>.pth)")
     if "format" in content:
-        config, encoders = parse_header(content, source, model_class)
+        config, encoders = parse_header(content, source)
         return Checkpoint(config, state, encoders)
     config = {"sam2": weights.trunk_size(state, "sam."), "aux": "none"}
     if any(key.startswith("dino.") for key in state):
@@ -109,24 +95,19 @@ def parse(content: dict[str, Any], source: str | Path, model_class: type["SAM2UN
     return Checkpoint(config, state, {})
 
 
-def parse_header(
-    content: dict[str, Any], source: str | Path, model_class: type["SAM2UNeXT"]
-) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """The model's config and the records of its encoders, by option. Raises InputError for a header that is damaged."""
     if content["format"] != FORMAT:
-        version = str(content["format"])[:20]
-        raise InputError(f"{source}: has format {version}, but this program reads {FORMAT}; update the program")
-    config, records = content.get("config"), content.get("encoders")
-    types, is_valid = option_types(model_class), isinstance(config, dict) and isinstance(records, dict)
-    if is_valid and (unknown := config.keys() - types.keys()):
-        raise InputError(f"{source}: has the unknown options {files.listing(unknown)}; update the program")
-    is_valid = is_valid and all(isinstance(value, types[name]) for name, value in config.items())
-    is_valid = is_valid and config.get("sam2") in TRUNK_FILES and re.fullmatch(r"\w[\w.-]*", config.get("aux", ""))
-    if not is_valid or (records and records.keys() != encoder_files(config).keys()) or not all(
-        isinstance(record, dict) and {key: type(value) for key, value in record.items()} == dict.fromkeys(RECORD, str)
-        for record in records.values()
-    ):  # fmt: skip
-        raise InputError(f"{source}: its header does not describe a network; download or copy the file again")
+        raise InputError(f"{source}: has format {content['format']!s:.20}, but this program reads {FORMAT}; update it")
+    try:
+        config, records = dict(content["config"]), dict(content["encoders"])
+        if config["sam2"] not in TRUNK_FILES or not re.fullmatch(r"\w[\w.-]*", config["aux"]):  # aux names a file
+            raise ValueError("unknown encoders")
+        if records:
+            records = {name: {key: str(records[name][key]) for key in RECORD} for name in encoder_files(config)}
+    except (KeyError, TypeError, ValueError) as error:
+        problem = "its header does not describe a network; download or copy the file again"
+        raise InputError(f"{source}: {problem}") from error
     return config, records
 
 
@@ -135,9 +116,9 @@ def find_encoders(
 ) -> dict[str, str | Path | None]:
     """The file of each encoder of a small checkpoint, by option.
 
-    It is the given path, else the first that exists of: the recorded path, if its name is the usual one (a checkpoint
-    from somebody else must not choose which file is opened); weights/ of this program; the checkpoint's folder. Asks no
-    server without `download`. Raises OSError for a missing encoder.
+    It is the given path, else the first that exists of: 1. the recorded path, if its name is the usual one (the header
+    must not choose which file is opened), 2. weights/ of this program, 3. the checkpoint's folder. Asks no server
+    without `download`. Raises OSError for a missing encoder.
     """
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
@@ -154,10 +135,8 @@ def find_encoders(
         if not encoder:
             remedy = f"--download fetches it from {url} to {WEIGHTS}, or" if url else "copy it there, or"
             folders = files.listing(dict.fromkeys(file.parent for file in candidates))
-            raise FileNotFoundError(
-                f"{path}: needs its encoder {name} (fingerprint {record['fingerprint']}), not found in {folders}: "
-                f"{remedy} name it with --{option}"
-            )
+            missing = f"needs its encoder {name} (fingerprint {record['fingerprint']}), not found in {folders}"
+            raise FileNotFoundError(f"{path}: {missing}: {remedy} name it with --{option}")
         encoders[option] = encoder
     return encoders
 
@@ -168,18 +147,14 @@ def sources(path: Path, model: "SAM2UNeXT") -> list[Path]:
 
 
 def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -> None:
-    """Loads into `model` the checkpoint that was read from `path`.
-
-    A whole checkpoint replaces random encoders; encoders from files must be those it was trained with. Raises
-    InputError that names the remedy if they are not, or if options or tensors do not fit.
-    """
+    """Loads the checkpoint that was read from `path`. Encoders from files must be those it was trained with."""
     small = bool(checkpoint.encoders)
     free = {"size", "aux_size"} if small or model.dino is None else {"size"}  # may differ from training
-    changed = [f"--{k} {v}" for k, v in checkpoint.config.items() if k not in free and v != model.config[k]]
-    if changed:
+    if changed := [f"--{k} {v}" for k, v in checkpoint.config.items() if k not in free and v != model.config.get(k)]:
         raise InputError(f"{path}: was trained with {' '.join(changed)}; give the same here")
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
-    for option, name in encoder_files(model.config).items() if small or is_small(model) else ():
+    compared = encoder_files(model.config) if small or is_small(model) else {}
+    for option, name in compared.items():
         encoder = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
         if small:
             expected, others = checkpoint.encoders[option]["fingerprint"], ""
@@ -200,7 +175,7 @@ def encoder_state(model: nn.Module, state: dict[str, Tensor], option: str) -> di
 
 
 def network_content(model: "SAM2UNeXT", whole: bool = False) -> dict[str, Any]:
-    """The content of a model's file: header and tensors; small if the model `is_small`, unless `whole`."""
+    """The content of a model's file: header and tensors; small if its encoders came from files, unless `whole`."""
     small = is_small(model) and not whole
     state = trained_state(model) if small else model.state_dict()
     return {
@@ -212,12 +187,12 @@ def network_content(model: "SAM2UNeXT", whole: bool = False) -> dict[str, Any]:
 
 
 def save_network(path: str | Path, model: "SAM2UNeXT", epoch: int) -> None:
-    """Writes a trained model: small if its encoders came from files, else whole. Raises OSError."""
+    """Writes a trained model."""
     save(path, network_content(model) | {"epoch": epoch})
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
-    """torch.save to a file that gets its name only when it is complete. Raises OSError that names the file."""
+    """torch.save, atomically. Raises OSError that names the file."""
     try:
         with files.replacing(path) as file:
             torch.save(content, file)

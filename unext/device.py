@@ -14,17 +14,13 @@ from torch import Tensor, nn
 
 from unext.errors import InputError, reason
 
-RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # torchrun's variables, with their defaults
 NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # CPU features
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
 def start(args: argparse.Namespace) -> torch.dtype:
-    """Sets up the process: `args.device`, allocator, kernels, one standard output. Returns the precision.
-
-    Raises InputError for a device that torch lacks.
-    """
-    if ranks()[0]:  # only the first process prints
+    """Sets up `args.device`, allocator and kernels; silences all processes but the first. Returns the precision."""
+    if ranks()[0]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     args.device = resolve(args.device)
     keep_freed_memory(args.device)
@@ -34,16 +30,11 @@ def start(args: argparse.Namespace) -> torch.dtype:
 
 
 def resolve(name: str) -> str:
-    """The device's name; for "auto" an accelerator that is available (CUDA, MPS, ...), else the CPU.
-
-    Under torchrun it is the GPU of this process. Raises InputError if torch cannot compute there.
-    """
-    _, local_rank, processes = ranks()
+    """The device; for "auto" an accelerator (CUDA, MPS, ...) else the CPU; under torchrun the GPU of this process."""
     if name == "auto":
         name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-        name = name if name == "cuda" or processes == 1 else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{local_rank}"
+        name = f"cuda:{ranks()[1]}"
     try:
         torch.ones(1, device=name).item()
     except Exception as error:  # of another class for each kind of device
@@ -72,8 +63,7 @@ def cpu_flags() -> set[str]:
 def keep_freed_memory(device: str) -> None:
     """On the CPU, makes glibc keep the memory of large freed arrays for the next ones (mallopt(3)).
 
-    By default glibc returns every array above 32 MB to the system, which has to clear the pages of the next one. The
-    variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647 in a process's environment have the same effect.
+    By default glibc returns every array above 32 MB to the system, which has to clear the pages of the next one.
     """
     if device == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -92,19 +82,14 @@ def make_deterministic(device: str) -> None:
 
 
 def ranks() -> tuple[int, int, int]:
-    """From torchrun: this process's rank, its rank on this machine, the number of processes; else (0, 0, 1).
-
-    Raises InputError for variables that do not fit together, as a scheduler or another program may leave them.
-    """
-    remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
-    numbers = {name: os.environ.get(name, default) for name, default in RANKS.items()}
-    if wrong := [f"{name}={number!r}" for name, number in numbers.items() if not number.isdecimal()]:
-        raise InputError(f"the environment has {wrong[0]}, not a number: {remedy}")
-    rank, local_rank, processes = map(int, numbers.values())
-    if rank >= processes:
-        raise InputError(f"the environment has RANK={rank} with WORLD_SIZE={processes}: {remedy}")
-    if processes > 1 and (missing := {"RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()):
-        raise InputError(f"the environment has WORLD_SIZE={processes} without {min(missing)}: {remedy}")
+    """From torchrun: this process's rank, its rank on this machine, the number of processes; else (0, 0, 1)."""
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    variables |= {name: os.environ[name] for name in (*variables, "MASTER_ADDR", "MASTER_PORT") if name in os.environ}
+    rank, local_rank, processes = (int(number) if number.isdecimal() else -1 for number in list(variables.values())[:3])
+    if not 0 <= rank < processes or local_rank < 0 or (processes > 1 and len(variables) < 5):
+        settings = " ".join(f"{name}={value}" for name, value in variables.items())  # a scheduler's, perhaps
+        remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
+        raise InputError(f"the environment is not torchrun's ({settings}): {remedy}")
     return rank, local_rank, processes
 
 
@@ -112,8 +97,7 @@ def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
     """The model wrapped for training by all processes that torchrun started; the model itself for a single process."""
     if ranks()[2] == 1:
         return model
-    gpu = device.startswith("cuda")
-    if gpu:
+    if gpu := device.startswith("cuda"):
         torch.cuda.set_device(device)  # where NCCL gathers objects
     # The other processes wait here for the first, which opens all files.
     dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
@@ -136,11 +120,11 @@ def end() -> None:
         dist.destroy_process_group()
 
 
-def reduce_all(figures: Tensor, operation: str = "SUM") -> Tensor:
-    """Reduces the figures over all processes, in place; `operation` is a name in torch.distributed.ReduceOp."""
+def reduce_all(values: Tensor, operation: str = "SUM") -> Tensor:
+    """Reduces the values over all processes, in place; `operation` is a name in torch.distributed.ReduceOp."""
     if dist.is_initialized():
-        dist.all_reduce(figures, getattr(dist.ReduceOp, operation))
-    return figures
+        dist.all_reduce(values, getattr(dist.ReduceOp, operation))
+    return values
 
 
 def share_buffers(model: nn.Module) -> None:

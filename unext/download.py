@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import socket
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +12,7 @@ from filelock import FileLock
 from iopath.common.download import download as download_file
 from iopath.common.file_io import get_cache_dir
 
-from unext.errors import InputError, reason
+from unext.errors import reason
 
 TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in ("tiny", "small", "base_plus", "large")}
 PUBLISHED = {  # addresses of the encoders' weights by file name
@@ -24,14 +23,12 @@ PUBLISHED = {  # addresses of the encoders' weights by file name
     )
     for size in ("small", "base", "large", "giant")
 }
-HUB = re.compile(
-    r"https://huggingface\.co/(?P<repo_id>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[^/]+)/(?P<filename>[^?]+)"
-)
+HUB = re.compile(r"https://huggingface\.co/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<filename>[^?]+)")
 TIMEOUT = 60  # seconds without data after which a download is abandoned
 
 
 def fetch(source: str | Path) -> Path:
-    """The path of a file; a URL is downloaded once, with a bar, into iopath's cache. Raises OSError or InputError."""
+    """The path of a file; a URL is downloaded once, with a bar, into iopath's cache. Raises OSError."""
     path = Path(source)
     if is_url(source):
         path = Path(get_cache_dir(), re.sub("[:?]", "_", str(source).partition("://")[2]))
@@ -43,7 +40,7 @@ def fetch(source: str | Path) -> Path:
 
 
 def fetch_published(source: str | Path) -> str | Path:
-    """The source itself. A missing file in a folder called weights is downloaded if PUBLISHED has its name."""
+    """Returns `source`, first downloading it if it is a missing file of PUBLISHED in a folder called weights."""
     path = Path(source)
     if path.name in PUBLISHED and path.parent.name == "weights" and not path.exists() and not is_url(source):
         print(f"{path} is missing; downloading {PUBLISHED[path.name]}")
@@ -52,21 +49,16 @@ def fetch_published(source: str | Path) -> str | Path:
 
 
 def is_url(source: str | Path) -> bool:
-    """Whether `source` is a URL. Raises InputError for other schemes than HTTP and FTP."""
-    if "://" in str(source) and not re.match(r"(https?|ftp)://[^/]", str(source)):
-        raise InputError(f"{source}: is not a URL that can be downloaded, such as https://host/file")
-    return "://" in str(source)
+    return re.match("(https?|ftp)://", str(source)) is not None
 
 
 def download(url: str, path: Path) -> None:
     """Downloads a file to `path`, whole or not at all, unless it exists. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        with suppress(OSError):  # a file system without locks: each process downloads for itself
-            stack.enter_context(FileLock(f"{path}.lock"))
+    with FileLock(f"{path}.lock"), TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         if path.exists():
             return
-        temporary = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
+        temporary = Path(folder, path.name)
         try:
             retrieve(url, temporary)
         except Exception as error:  # the libraries raise many types

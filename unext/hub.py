@@ -17,7 +17,7 @@ METADATA = {"license": "apache-2.0", "pipeline_tag": "image-segmentation", "tags
 
 
 class Hub:
-    """Adds the methods of this file to the network. A folder that they write is a checkpoint for test.py too."""
+    """Adds the methods of this file to the network. test.py accepts the folders that they write."""
 
     @classmethod
     def from_pretrained(

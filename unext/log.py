@@ -6,10 +6,8 @@ import math
 import platform
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -37,10 +35,10 @@ PANEL_SIDE = 256  # the longer side of each of its images, pixels
 
 
 class Log:
-    """log.jsonl and the same in TensorBoard: means over `--log_every` steps, up to an epoch's end, and per epoch.
+    """log.jsonl and the same in TensorBoard: means over each `--log_every` steps and over each epoch.
 
-    Only the first process writes. It makes the files, and args.json, once the first step is done: a start that fails
-    leaves the folder as it was. Lines beyond the progress of a resumed run are removed, so no step is logged twice.
+    Only the first process writes. It makes the files, and args.json, after the first step: a start that fails leaves
+    the folder as it was. A resumed run removes the lines beyond its progress, so no step is logged twice.
     """
 
     def __init__(self, args: argparse.Namespace, run: Run, pairs: int, steps_per_epoch: int):
@@ -62,16 +60,14 @@ class Log:
         return self
 
     def open(self) -> None:
-        """Opens the files if they are not open yet. Raises OSError that names the file that cannot be written."""
         if self.file:
             return
         folder, start = self.run.folder, self.start
-        record = {"command": sys.argv, "arguments": vars(self.args), "precision": self.run.model.precision,
-                  "processes": self.processes, "effective_batch": self.images_per_step, "versions": versions(),
-                  "git": git_revision()}  # fmt: skip
+        record = {"command": sys.argv, "arguments": vars(self.args), "precision": self.run.model.precision}
+        record |= {"processes": self.processes, "effective_batch": self.images_per_step}
+        record |= {"versions": versions(), "git": git_revision()}
         with files.replacing(folder / "args.json") as file:
             file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
-        threading.excepthook = quiet  # TensorBoard writes in a thread; its next call raises the thread's error
         with files.writing(folder / "tensorboard"):
             self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(start) + 1)
         path = folder / "log.jsonl"
@@ -83,8 +79,7 @@ class Log:
                     file.write(line)
         self.file = open(path, "a")  # noqa: SIM115 (closed in `__exit__`)
 
-    def total(self, progress: Progress) -> int:
-        """Steps since the start of the run."""
+    def total(self, progress: Progress) -> int:  # steps since the start of the run
         return (progress.epoch - 1) * self.steps_per_epoch + progress.step
 
     def restart_clock(self) -> None:
@@ -93,7 +88,7 @@ class Log:
         self.since = time.perf_counter()
 
     def step(self, step: Step) -> None:
-        """Logs a step, the last that the progress counted."""
+        """Logs the step that `progress` has just counted."""
         if device.ranks()[0]:
             return
         self.open()
@@ -103,21 +98,17 @@ class Log:
             return
         seconds = time.perf_counter() - self.since
         terms = {name: float(np.mean([step.terms[name] for step in self.window])) for name in step.terms}
-        figures = {
-            "loss": sum(terms.values()),
-            **terms,
-            "lr": step.lr,
-            "grad_norm": float(np.mean([step.grad_norm for step in self.window])),
-            "images_per_second": sum(step.images for step in self.window) / seconds,
-            "seconds_left": (self.args.epoch * self.steps_per_epoch - total) * seconds / len(self.window),
-        }
+        figures = {"loss": sum(terms.values()), **terms, "lr": step.lr}
+        figures["grad_norm"] = float(np.mean([step.grad_norm for step in self.window]))
+        figures["images_per_second"] = sum(step.images for step in self.window) / seconds
+        figures["seconds_left"] = (self.args.epoch * self.steps_per_epoch - total) * seconds / len(self.window)
         if self.args.device.startswith("cuda"):
             figures["memory_mb"] = torch.cuda.max_memory_allocated(self.args.device) / 2**20
         self.write({"epoch": self.progress.epoch, "step": self.progress.step}, figures, "step")
         self.restart_clock()
 
     def epoch(self, scores: dict[str, float], pairs: Sequence[Pair]) -> None:
-        """Logs the end of an epoch, with its scores; in TensorBoard with panels of the first pairs."""
+        """Logs the end of an epoch: its losses and scores, and in TensorBoard panels of the first pairs."""
         if device.ranks()[0]:
             return
         self.open()
@@ -135,19 +126,11 @@ class Log:
             for name, value in figures.items():
                 self.board.add_scalar(f"{group}/{name}", value, self.total(self.progress))
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        """Closes the files; an error in closing them does not replace the error that ended the run."""
+    def __exit__(self, *_: object) -> None:
         if self.file:
             self.file.close()
-            threading.excepthook = threading.__excepthook__
-            with suppress(OSError) if kind else files.writing(self.board.log_dir):
+            with files.writing(self.board.log_dir):
                 self.board.close()
-
-
-def quiet(failure: threading.ExceptHookArgs) -> None:
-    """Reports what failed in a thread unless it is about a file."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
 
 
 def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Tensor]]:
@@ -163,7 +146,7 @@ def panels(model: "SAM2UNeXT", pairs: Sequence[Pair]) -> Iterator[tuple[str, Ten
 
 
 def versions() -> dict[str, str]:
-    """What decides the last bits of the figures."""
+    """Versions that can change results in the last bits."""
     packages = {name: metadata.version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
     return {"python": platform.python_version(), "torch": torch.__version__, **packages}
 

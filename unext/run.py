@@ -89,49 +89,40 @@ class Run:
         self.progress = Progress()
 
     def begin(self, resume: bool, init: str | None) -> Progress:
-        """Continues from last.pth if `resume` and it exists, else starts from `init` if given; returns the progress.
-
-        Raises OSError, or InputError if the file is damaged, of another program or of another recipe.
-        """
+        """Continues from last.pth if `resume` and it exists, else starts from `init` if given; returns the progress."""
         path = self.folder / LAST
         if not resume or not path.exists():
             if init:
-                checkpoint.load_trained(self.model, init, checkpoint.load(init, type(self.model)))
+                checkpoint.load_trained(self.model, init, checkpoint.parse(checkpoint.read(init), init))
             return self.progress
         content = weights.read(path)
         recipe, progress = content.get("recipe"), content.get("progress")
         if not isinstance(recipe, dict) or not isinstance(progress, dict):
             raise InputError(f"{path}: damaged, or from another program; name another --save_path")
-        changed = [f"{name} is {value} but the run started with {recipe.get(name)}"
-                   for name, value in self.recipe.items() if recipe.get(name) != value]  # fmt: skip
-        if changed:
-            raise InputError(
-                f"{path}: {'; '.join(changed)}; use the original settings, or start another run from its weights with "
-                f"--init {path} and a new --save_path"
-            )
-        checkpoint.load_trained(self.model, path, checkpoint.parse(content, path, type(self.model)))
+        if changed := [name for name, value in self.recipe.items() if recipe.get(name) != value]:
+            changes = [f"{name} is {self.recipe[name]} but the run started with {recipe.get(name)}" for name in changed]
+            remedy = f"use the original settings, or start another run with --init {path} and a new --save_path"
+            raise InputError(f"{path}: {'; '.join(changes)}; {remedy}")
+        checkpoint.load_trained(self.model, path, checkpoint.parse(content, path))
         for name, stateful in self.stateful.items():
-            stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows replaces no file that is still mapped
+            stateful.load_state_dict(copy.deepcopy(content[name]))  # Windows cannot replace a mapped file
         self.progress = Progress(**progress)
         finished = self.progress.epoch > self.epochs
-        print(f"{path}: {'the run is finished' if finished else f'continuing after {self.progress}'}")
+        print(f"{path}: " + ("the run is finished" if finished else f"continuing after {self.progress}"))
         return self.progress
 
     def save(self) -> None:
-        """Writes last.pth, which is a checkpoint too; only the first process writes. Raises OSError."""
+        """Writes last.pth, which is a checkpoint too; only the first process writes."""
         if device.ranks()[0] == 0:
-            content = checkpoint.network_content(self.model, whole=not checkpoint.is_small(self.model))
+            content = checkpoint.network_content(self.model)
             content |= {name: stateful.state_dict() for name, stateful in self.stateful.items()}
             content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
             checkpoint.save(self.folder / LAST, content)
 
     def keep(self, scores: dict[str, float]) -> None:
-        """Saves an epoch's checkpoints: best.pth if it has the best scores so far, and each fifth and the last epoch.
-
-        Only the first process writes. Raises OSError.
-        """
+        """Saves best.pth if the scores are the best so far, and SAM2-UNeXT-N.pth every fifth and at the last epoch."""
         progress = self.progress
-        if device.ranks()[0]:
+        if device.ranks()[0]:  # only the first process writes
             return
         if scores:
             outcome = f"{BEST} stays, with {progress.best:.4f}"
@@ -150,7 +141,8 @@ class Run:
         """Saves and ends all processes if any of them noted a signal, whose number is in `stop`."""
         number = max(stop, default=0)
         if device.ranks()[2] > 1:
-            number = int(device.reduce_all(torch.tensor(number, device=next(self.model.parameters()).device), "MAX"))
+            number = torch.tensor(number, device=next(self.model.parameters()).device)
+            number = int(device.reduce_all(number, "MAX"))
         if number:
             self.save()
             if device.ranks()[0]:

@@ -27,61 +27,52 @@ PATCHES = "patch_embed.proj.weight"  # of each encoder
 NETWORK = "sam.blocks.0.prompt_learn.0.weight"  # only SAM2-UNeXT has it
 FOREIGN = {  # the kind of a file with this key
     "encoder.layer.0.layer_scale1.lambda1": "DINOv2 in the format of Hugging Face's transformers",
-    "embeddings.patch_embeddings.projection.weight": "a ViT in the format of Hugging Face's transformers",
     "vision_encoder.backbone.patch_embed.projection.weight": "SAM 2 in the format of Hugging Face's transformers",
     "blocks.0.0.ls1.gamma": "a training checkpoint of Meta's DINOv2",  # whose blocks are in chunks
 }
 SAM2_1_KEY = "no_obj_embed_spatial"  # only SAM 2.1 checkpoints have it
 DINOV2_PATCH = 14
 SAMPLED = 64  # values of each matrix in a fingerprint, about
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # the types that are converted
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # dtypes that are converted
 
 
 def read(source: str | Path) -> dict[str, Any]:
-    """The content of a file of weights: safetensors or torch.save's, recognised by its first bytes.
-
-    Raises OSError or InputError that names the file and what is wrong with it. A broken download of a URL is deleted
-    from the cache.
-    """
+    """The content of a file of weights. Raises OSError or InputError that names the file and what is wrong with it."""
     path = fetch(source)
     try:
         return parse(path)
-    except InputError as error:
-        if not is_url(source):
+    except pickle.UnpicklingError:
+        problem = "is not a file of weights, or is a pickle with code, none of which was run"
+    except Exception as error:  # the readers raise many types for damaged files
+        if isinstance(error, PermissionError) or is_out_of_memory(error):
             raise
-        path.unlink(missing_ok=True)  # if the server announces no length, a truncated download is not noticed
-        raise InputError(f"{source}: {error} (the next start does)") from error
+        problem = f"is truncated, damaged or not weights ({reason(error)}); download the file again"
+    if is_url(source):
+        path.unlink()  # a truncated download; the next start downloads it again
+    raise InputError(f"{source}: {problem}")
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """`read` of an existing file."""
+    """The content of safetensors or torch.save's file, recognised by its first bytes. Raises many types of errors."""
     with open(path, "rb") as file:
         start = file.read(512)
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise InputError(f"{path}: is a web page, not weights; download the file itself")
-    try:
-        if start[8:9] == b"{" or path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about files that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: is not a file of weights, or a pickle with code, none of which was run") from error
-    except Exception as error:  # the readers raise many types for damaged files
-        if is_out_of_memory(error):
-            raise
-        problem = f"is truncated, damaged or not weights ({reason(error)})" if start else "is empty"
-        raise InputError(f"{path}: {problem}; download the file again") from error
+    if not start or start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError("it is a web page" if start else "it is empty")
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about files that are refused anyway
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     if not isinstance(content, dict):
-        raise InputError(f"{path}: contains a {type(content).__name__}, not weights")
+        raise ValueError(f"it contains a {type(content).__name__}")
     return content
 
 
 def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
     """The tensors of a file's network by key, without the wrappers that other programs add.
 
-    Finds the dict and key prefix that contain a known key, or one of `anchors`; entries without that prefix are
-    dropped. Of several such networks it is the largest, of equal ones the first; without a known key the largest dict.
+    Looks for a known key, or one of `anchors`, in any dict and after any prefix; drops entries without that prefix. Of
+    several such networks it is the largest, of equal ones the first; without a known key it is the largest dict.
     """
     states = tensor_dicts(content)
     for anchor in (NETWORK, TRUNK + PATCHES, *FOREIGN, *anchors):
@@ -92,17 +83,16 @@ def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
 
 
 def tensor_dicts(content: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """The named tensors of each container in a file's content: the outer before the inner, those in "model" first."""
+    """The named tensors of each dict in a file's content: the outer before the inner, those in "model" first."""
     states, containers = {}, [content]
     for container in containers:  # grows meanwhile
-        if isinstance(container, (dict, list, tuple)) and id(container) not in states:  # a pickle can contain itself
-            items = container if isinstance(container, dict) else dict(enumerate(container))
+        if isinstance(container, dict) and id(container) not in states:  # a pickle can contain itself
             states[id(container)] = {
                 key.replace("_orig_mod.", ""): value  # torch.compile's prefix
-                for key, value in items.items()
+                for key, value in container.items()
                 if isinstance(key, str) and isinstance(value, Tensor)
             }
-            containers += [items.get("model"), *items.values()]
+            containers += [container.get("model"), *container.values()]
     return list(states.values())
 
 
@@ -137,9 +127,10 @@ def describe(state: dict[str, Tensor]) -> str:
         return f"a SAM {version} checkpoint of size {trunk_size(state, TRUNK) or 'unknown'}"
     if name := dinov2_name(state):
         return f"the DINOv2 {name}"
-    kinds = [kind for key, kind in FOREIGN.items() if key in state]
-    other = f"another network's (keys such as {next(iter(state))})" if state else "a file without named tensors"
-    return kinds[0] if kinds else other
+    for key, kind in FOREIGN.items():
+        if key in state:
+            return kind
+    return f"another network's (keys such as {next(iter(state))})" if state else "a file without named tensors"
 
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
@@ -200,7 +191,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> No
 
 
 def check_state(expected: dict[str, Tensor], state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises InputError unless `state` has the expected keys, shapes and kinds of numbers, and finite values."""
+    """Raises InputError unless `state` has the expected keys, shapes and dtypes, and finite values."""
     problems = [f"lacks {key}" for key in expected if key not in state]
     problems += [f"has an unknown {key}" for key in state if key not in expected]
     for key in (key for key in expected if key in state):
@@ -209,7 +200,7 @@ def check_state(expected: dict[str, Tensor], state: dict[str, Tensor], source: s
             problems.append(f"{key} is not a dense tensor")
         elif tensor.shape != target.shape:
             problems.append(f"{key} is {tuple(tensor.shape)} instead of {tuple(target.shape)}")
-        elif tensor.dtype not in FLOATS if target.is_floating_point() else tensor.dtype != target.dtype:
+        elif tensor.dtype not in (FLOATS if target.is_floating_point() else (target.dtype,)):
             problems.append(f"{key} is {tensor.dtype} instead of {target.dtype}".replace("torch.", ""))
     if problems:
         raise InputError(f"{source}: does not fit the network: {listing(problems)}")
@@ -220,8 +211,7 @@ def check_state(expected: dict[str, Tensor], state: dict[str, Tensor], source: s
 def fingerprint(state: dict[str, Tensor]) -> str:
     """Identifies an encoder's weights: a hash of the shapes and some values of the tensors called `*.weight`.
 
-    `state` has the keys of SAM2UNeXT.sam or .dino in the module's order. The fingerprint does not depend on the file
-    format, on other entries of a file, or on the position embedding, which is resampled to the input's size.
+    `state` has the keys of SAM2UNeXT.sam or .dino in its order. The position embedding, which is resampled, is omitted.
     """
     digest = hashlib.sha256()
     for key, weight in state.items():

@@ -1,8 +1,8 @@
 """Hiera, the hierarchical vision transformer that encodes images in SAM 2.
 
 Ryali et al., "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", arXiv:2306.00989; windowed
-position embedding: Bolya et al., "Window Attention is Bugged", arXiv:2311.05613. Names of modules and parameters are
-those of SAM 2, so that its checkpoints load. Shapes: B batch, H W height and width, C channels, D width of a head.
+position embedding: Bolya et al., "Window Attention is Bugged", arXiv:2311.05613. Parameters have SAM 2's names, so that
+its checkpoints load. Shapes: B batch, H W height and width, C channels, D width of a head, S side of a window.
 """
 
 import torch
@@ -11,16 +11,44 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from sam2.modeling.backbones.utils import (
-    MLP,
-    PatchEmbed,
-    absolute_position,
-    max_pool_2x2,
-    window_partition,
-    window_unpartition,
-)
-
 NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patches: a 7x7 convolution of stride 4, (B, 3, H, W) -> (B, H/4, W/4, C)."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=7, stride=4, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, Linear; acts on the last dimension."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](F.gelu(self.layers[0](x)))
+
+
+def max_pool_2x2(x: Tensor) -> Tensor:
+    """2x2 max pooling of stride 2 for channels-last maps: (B, H, W, C) -> (B, H/2, W/2, C)."""
+    return F.max_pool2d(x.permute(0, 3, 1, 2), kernel_size=2).permute(0, 2, 3, 1)
+
+
+def absolute_position(background: Tensor, window: Tensor, height: int, width: int) -> Tensor:
+    """The absolute window position embedding (1, height, width, C) of arXiv:2311.05613.
+
+    It is `background` (1, C, h, w), resized bicubically, plus `window` (1, C, S, S), tiled.
+    """
+    resized = F.interpolate(background, size=(height, width), mode="bicubic", align_corners=False)
+    tiled = torch.tile(window, (1, 1, height // window.shape[2], width // window.shape[3]))
+    return (resized + tiled).permute(0, 2, 3, 1)
 
 
 class MultiScaleAttention(nn.Module):
@@ -49,8 +77,8 @@ class MultiScaleAttention(nn.Module):
 class MultiScaleBlock(nn.Module):
     """A transformer block; the first of a new stage doubles the channels and halves the map."""
 
-    def __init__(self, dim: int, dim_out: int, num_heads: int, window_size: int, mlp_ratio: float = 4.0):
-        """`window_size` 0 means global attention. The stage changes where `dim_out` is not `dim`."""
+    def __init__(self, dim: int, dim_out: int, num_heads: int, window_size: int):
+        """`window_size` 0 means global attention. A new stage begins where `dim_out` differs from `dim`."""
         super().__init__()
         self.dim = dim
         self.dim_out = dim_out
@@ -59,7 +87,7 @@ class MultiScaleBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = MultiScaleAttention(dim, dim_out, num_heads, q_pool=self.new_stage)
         self.norm2 = nn.LayerNorm(dim_out, eps=NORM_EPS)
-        self.mlp = MLP(dim_out, int(dim_out * mlp_ratio))
+        self.mlp = MLP(dim_out, 4 * dim_out)
         if self.new_stage:
             self.proj = nn.Linear(dim, dim_out)
 
@@ -74,17 +102,21 @@ class MultiScaleBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def window_attention(self, x: Tensor) -> Tensor:
-        """Attention within windows of a map; pooled queries halve map and windows."""
-        _, H, W, _ = x.shape
-        scale = 2 if self.new_stage else 1
-        windows, (padded_h, padded_w) = window_partition(x, self.window_size)  # (B * windows, S, S, dim)
-        windows = self.attn(windows)  # (B * windows, S / scale, S / scale, dim_out)
-        padded = (padded_h // scale, padded_w // scale)
-        return window_unpartition(windows, self.window_size // scale, padded, (H // scale, W // scale))
+        """Attention within windows, padded with zeros at the bottom and right; pooled queries halve map and windows."""
+        B, H, W, C = x.shape
+        S = self.window_size
+        if H % S or W % S:
+            x = F.pad(x, (0, 0, 0, -W % S, 0, -H % S))
+        rows, columns = x.shape[1] // S, x.shape[2] // S
+        x = x.view(B, rows, S, columns, S, C).transpose(2, 3)  # (B, rows, columns, S, S, C)
+        x = self.attn(x.reshape(-1, S, S, C))  # (B * rows * columns, S, S, C), with the new S and C
+        S, C = x.shape[2:]
+        x = x.view(B, rows, columns, S, S, C).transpose(2, 3).reshape(B, rows * S, columns * S, C)
+        return x[:, : H // 2, : W // 2] if self.new_stage else x[:, :H, :W]
 
 
 class Hiera(nn.Module):
-    """Four stages of `MultiScaleBlock`; returns the map after each stage.
+    """Four stages of `MultiScaleBlock`; returns the map (B, C, H, W) after each stage.
 
     `channel_list` holds the widths of the four maps from the deepest to the shallowest, as in SAM 2.
     """
@@ -118,10 +150,7 @@ class Hiera(nn.Module):
         self.channel_list = [self.blocks[end].dim_out for end in reversed(self.stage_ends)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W), sides multiples of 32 -> maps (B, C, H/4, W/4), then 1/8, 1/16 and 1/32, channels doubling.
-
-        Raises ValueError for other sides.
-        """
+        """(B, 3, H, W), sides multiples of 32, else ValueError -> maps at 1/4, 1/8, 1/16, 1/32, channels doubling."""
         if x.shape[-2] % 32 or x.shape[-1] % 32:
             raise ValueError(f"the sides of the input must be multiples of 32, got {x.shape[-2]} x {x.shape[-1]}")
         x = self.patch_embed(x)  # (B, H/4, W/4, C)
