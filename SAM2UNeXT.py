@@ -238,8 +238,10 @@ class SAM2UNeXT(nn.Module, Hub):
     def _probability(self, photo: Image.Image) -> np.ndarray:  # of an upright image
         training = self.training
         x = image_tensor(for_network(photo), self.size).to(next(self.parameters()))  # device and type
-        logits = self.eval()(x[None])[0]
-        self.train(training)
+        try:
+            logits = self.eval()(x[None])[0]
+        finally:
+            self.train(training)
         return probability_map(logits, (photo.height, photo.width)).cpu().numpy()
 
 

@@ -145,6 +145,8 @@ def tasks_of(args: argparse.Namespace) -> list[Task]:
         raise InputError("--benchmark knows the ground truth: leave out --test_gt_path")
     if args.sets and not args.benchmark:
         raise InputError("--sets belongs to --benchmark")
+    if args.recursive and args.benchmark:
+        raise InputError("--recursive belongs to --test_image_path")
     names = pairing.names_given(args, args.test_gt_path)
     if not args.benchmark:
         return tasks_of_images(args.test_image_path, args.test_gt_path, names, args.recursive)

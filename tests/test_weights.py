@@ -1,5 +1,6 @@
 """weights.py, download.py: files of weights are downloaded, checked and loaded (damaged files: test_bad_weights.py)."""
 
+import errno
 import http.server
 import shutil
 import threading
@@ -201,3 +202,13 @@ def test_train_py_downloads_published_weights(server, encoders, toy, tmp_path, m
     assert train.build_model(train_arguments(f"--hiera_path {path} --device cpu", toy, tmp_path)).encoders
     with pytest.raises(OSError, match=f"/sam2_hiera_micro.pt: there is no such file .{server.url}/micro.pt.$"):
         train.build_model(train_arguments(f"--hiera_path {tmp_path}/sam2_hiera_micro.pt", toy, tmp_path))
+
+
+@pytest.mark.posix
+def test_a_file_system_without_locks_is_downloaded_to(server, monkeypatch):
+    def lock(*args, **options):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    for name in ("fcntl.flock", "portalocker.Lock.acquire"):  # filelock's and iopath's
+        monkeypatch.setattr(name, lock)
+    assert torch.equal(weights.read(f"{server.url}/whole.pt")["a"], torch.ones(5))

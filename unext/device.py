@@ -33,6 +33,7 @@ def resolve(name: str) -> str:
     """The device; for "auto" an accelerator (CUDA, MPS, ...) else the CPU; under torchrun the GPU of this process."""
     if name == "auto":
         name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+        name = name if name == "cuda" or ranks()[2] == 1 else "cpu"  # gloo has no MPS
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{ranks()[1]}"
     try:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,10 +56,12 @@ def is_url(source: str | Path) -> bool:
 def download(url: str, path: Path) -> None:
     """Downloads a file to `path`, whole or not at all, unless it exists. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"), TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks: each process downloads for itself
+            stack.enter_context(FileLock(f"{path}.lock"))
         if path.exists():
             return
-        temporary = Path(folder, path.name)
+        temporary = Path(stack.enter_context(TemporaryDirectory(prefix=".", dir=path.parent)), path.name)
         try:
             retrieve(url, temporary)
         except Exception as error:  # the libraries raise many types
