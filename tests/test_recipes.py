@@ -157,5 +157,5 @@ def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tm
 
 def test_the_tree_is_clean():
     for command in ("check .", "format --check ."):
-        result = bash(f"{sys.executable} -m ruff {command}", ROOT)
+        result = bash(f"$PYTHON -m ruff {command}", ROOT, PYTHON=sys.executable)
         assert result.returncode == 0, result.stdout
