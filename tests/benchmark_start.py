@@ -26,20 +26,11 @@ from unext import cli
 
 SOURCES = 20  # an ext4 file has 65,000 links at most
 FEW = 8
+NETWORK = "--sam2 micro --aux none --hiera_path random --size 64 --device cpu"
 PROGRAMS = {  # module -> its object that computes the first image, options
-    "test": (
-        "predict_batch",
-        "--test_image_path {0}/images --save_path {1} --checkpoint {0}/../micro.pth --device cpu",
-    ),
-    "eval": (
-        "scoring.ImageScores",
-        "--dataset_name many --pred_path {0}/maps --gt_path {0}/masks --save_path {1} --workers 1",
-    ),
-    "train": (
-        "train_one_epoch",
-        "--train_image_path {0}/images --train_mask_path {0}/masks --save_path {1} --device cpu --workers 2 "
-        "--sam2 micro --aux none --hiera_path random --size 64",
-    ),
+    "test": ("predict_batch", "--checkpoint {0}/../micro.pth --test_image_path {0}/images --device cpu"),
+    "eval": ("scoring.ImageScores", "--dataset_name many --pred_path {0}/maps --gt_path {0}/masks --workers 1"),
+    "train": ("train_one_epoch", "--train_image_path {0}/images --train_mask_path {0}/masks --workers 2 " + NETWORK),
 }
 
 
@@ -72,17 +63,18 @@ def make_checkpoint(path: Path) -> None:
 
 def make_folder(folder: Path, mode: str, count: int) -> None:
     folder.mkdir(parents=True)
-    sources = [folder / f".source{i}.png" for i in range(min(SOURCES, count))]
-    for i, source in enumerate(sources):
-        pixels = np.random.default_rng(i).integers(0, 2, (32, 32, 3), np.uint8) * 255
-        Image.fromarray(pixels).convert(mode).save(source)
     for i in range(count):
-        os.link(sources[i % len(sources)], folder / f"photograph_{i:07}.png")
+        path = folder / f"photograph_{i:07}.png"
+        if i < SOURCES:
+            pixels = np.random.default_rng(i).integers(0, 2, (32, 32, 3), np.uint8) * 255
+            Image.fromarray(pixels).convert(mode).save(path)
+        else:
+            os.link(folder / f"photograph_{i % SOURCES:07}.png", path)
 
 
 def measure(program: str, folder: Path) -> tuple[float, int]:
     """Seconds from the start of a program to its first image, and the bytes at its peak until then."""
-    options = PROGRAMS[program][1].format(folder, tempfile.mkdtemp(dir=folder))
+    options = f"{PROGRAMS[program][1].format(folder)} --save_path {tempfile.mkdtemp(dir=folder)}"
     start = time.time()
     result = subprocess.run([sys.executable, __file__, "--run", program, options], capture_output=True, text=True)
     if result.returncode:
@@ -101,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
             top = Path(folder, str(count))
             for name, mode in (("images", "RGB"), ("masks", "L"), ("maps", "L")):
                 make_folder(top / name, mode, count)
-            for program in args.programs:
+            for program in PROGRAMS:
                 seconds, peak = measure(program, top)
                 if count == FEW:
                     few[program] = seconds, peak
@@ -114,7 +106,6 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("--files", nargs="+", type=cli.number(), default=[10_000, 100_000], help="how many")
-    parser.add_argument("--programs", nargs="+", default=[*PROGRAMS], help="which")
     parser.add_argument("--folder", help="where the files are made; default: the system's for temporary files")
     parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
     with cli.one_line_errors():

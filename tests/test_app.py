@@ -18,10 +18,8 @@ from processes import free_port
 from tools import app
 from unext.output import Prediction
 
-PACKAGES = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
-PROGRAMS = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
-needs_gradio = pytest.mark.skipif("gradio" in PACKAGES, reason="requirements-app.txt is not installed")
-needs_a_browser = pytest.mark.skipif(bool(PACKAGES + PROGRAMS), reason=f"needs {', '.join(PACKAGES + PROGRAMS)}")
+MISSING = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
+MISSING += [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
 
 
 def test_the_page_shows_the_pixels_of_test_py(micro_model, toy, expected_files):
@@ -30,8 +28,8 @@ def test_the_page_shows_the_pixels_of_test_py(micro_model, toy, expected_files):
     assert np.array_equal(prediction.grey, expected_files["map"]) and np.array_equal(mask, expected_files["mask"])
     assert np.array_equal(app.cutout(prediction, False, False, "#ffffff"), expected_files["cutout"])
     composite = np.array(app.cutout(prediction, False, True, "#ffffff"), int)
-    assert np.abs(composite - expected_files["composite"]).mean() < 8  # which is a JPEG
-    assert np.abs(overlay.astype(int) - expected_files["overlay"]).mean() < 8  # which is a JPEG
+    for shown, kind in ((composite, "composite"), (overlay.astype(int), "overlay")):  # which are JPEG
+        assert np.abs(shown - expected_files[kind]).mean() < 8
     assert np.array_equal(app.overlay_and_mask(prediction, 0.9)[1], np.where(prediction.grey >= 0.9 * 255, 255, 0))
     assert app.overlay_and_mask(None, 0.5) == app.overlay_and_mask(prediction, None) == [None, None]
     assert app.cutout(None, True, True, "#ffffff") is None
@@ -70,13 +68,13 @@ def server(micro_checkpoint, toy, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.posix
-@needs_gradio
+@pytest.mark.skipif("gradio" in MISSING, reason="requirements-app.txt is not installed")
 def test_a_port_in_use_is_one_line_and_status_2(server, micro_checkpoint):
     port = server[0].rpartition(":")[2].strip("/")
     command = program("tools/app.py", micro_checkpoint, "--device", "cpu", "--port", port)
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr == f"app.py: --host 127.0.0.1 --port {port}: no page can be served there; give others\n"
+    line = f"app.py: --host 127.0.0.1 --port {port}: no page can be served there; give others\n"
+    assert (result.returncode, result.stderr) == (2, line)
 
 
 @pytest.fixture
@@ -110,41 +108,38 @@ def images(browser) -> dict[str, np.ndarray]:
     return {kind: np.array(Image.open(io.BytesIO(urllib.request.urlopen(url).read()))) for kind, url in urls.items()}
 
 
-def same(shown, expected_files):
-    exact = ("map", "mask", "cutout")
-    return len(shown) == 4 and all(np.array_equal(shown[kind], expected_files[kind]) for kind in exact)
-
-
 @pytest.mark.slow
 @pytest.mark.posix
-@needs_a_browser
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
 def test_a_visitor_gets_maps_moves_the_threshold_and_is_told_what_is_no_image(
     server, browser, toy, expected_files, tmp_path
 ):
+    def find(selector):
+        return wait_for(lambda: browser.find_elements("css selector", selector))[0]
+
     address, _ = server
     browser.get(address)
-    upload = wait_for(lambda: browser.find_elements("css selector", "#upload input[type=file]"))[0]
-    upload.send_keys(str(shutil.copy(toy / "test/Image/toy_0001.jpg", tmp_path / "visitor.jpg")))
-    wait_for(lambda: same(images(browser), expected_files))
+    find("#upload input[type=file]").send_keys(str(toy / "test/Image/toy_0001.jpg"))
+    shown = wait_for(lambda: len(images(browser)) == 4 and images(browser))
+    assert all(np.array_equal(shown[kind], expected_files[kind]) for kind in ("map", "mask", "cutout"))
 
-    number = browser.find_elements("css selector", "#threshold input[type=number]")[0]
+    number = find("#threshold input[type=number]")
     number.clear()
     number.send_keys("0.9\n")
     mask = np.where(expected_files["map"] >= 0.9 * 255, 255, 0)
     wait_for(lambda: np.array_equal(images(browser).get("mask"), mask))
 
-    browser.find_element("css selector", "#filled input").click()
+    find("#filled input").click()
     wait_for(lambda: images(browser)["cutout"].shape[-1] == 3)  # on white
-    browser.find_element("css selector", "#filled input").click()
+    find("#filled input").click()
     wait_for(lambda: np.array_equal(images(browser)["cutout"], expected_files["cutout"]))
 
-    wait_for(lambda: browser.find_elements("css selector", "#upload button[aria-label='Remove Image']"))[0].click()
+    find("#upload button[aria-label='Remove Image']").click()
     wait_for(lambda: not images(browser))
     browser.execute_script("document.querySelectorAll('.gallery-item, .gallery button')[1].click()")
     wait_for(lambda: len(images(browser)) == 4)
 
     (tmp_path / "text.jpg").write_text("no image")
     browser.get(address)
-    upload = wait_for(lambda: browser.find_elements("css selector", "#upload input[type=file]"))[0]
-    upload.send_keys(str(tmp_path / "text.jpg"))
+    find("#upload input[type=file]").send_keys(str(tmp_path / "text.jpg"))
     wait_for(lambda: "text.jpg: cannot be read as an image: its format is not known" in browser.page_source)

@@ -1,6 +1,12 @@
-"""The README and docs/: links lead somewhere, options exist, examples are accepted."""
+"""The README, docs/ and .github: links lead somewhere, options exist, examples and commands run."""
 
+import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -10,13 +16,17 @@ import eval as evaluation_script
 import test as prediction_script
 import train
 from evaluation import benchmarks
-from tools import app, check_dataset, convert_checkpoint, export, toy_dataset
+from tools import app, benchmark, check_dataset, convert_checkpoint, export, memory, toy_dataset
 
+PROGRAMS = [train, prediction_script, evaluation_script]
+PROGRAMS += [app, benchmark, check_dataset, convert_checkpoint, export, memory, toy_dataset]
 DOCUMENTS = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
 OTHERS |= {"--max_restarts", "--gres", "--cpus-per-task", "--time", "--requeue", "--open-mode", "--signal"}  # SLURM
 OTHERS |= {"--shm-size", "--logdir", "--onnx", "--help"}
 OWN_PROGRAMS = ("your_program.py", "cutout.py")  # of the reader
+WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+COMMANDS = [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]
 
 
 def headings(text: str) -> set[str]:
@@ -25,22 +35,21 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_to_files_and_headings(document):
-    text = document.read_text()
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" in target:
-            continue
-        path, _, anchor = target.partition("#")
-        linked = (document.parent / path).resolve() if path else document
-        assert linked.exists(), target
-        assert not anchor or anchor in headings(linked.read_text()), target
+def test_links_lead_to_files_and_headings():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", document.read_text()):
+            path, _, anchor = target.partition("#")
+            linked = document.parent / path if path else document
+            assert linked.exists(), f"{document.name}: {target}"
+            assert not anchor or anchor in headings(linked.read_text()), f"{document.name}: {target}"
 
 
 def test_every_option_in_the_documents_exists():
-    parsers = [module.get_args_parser() for module in (train, prediction_script, evaluation_script)]
-    parsers += [module.get_args_parser() for module in (app, check_dataset, convert_checkpoint, export, toy_dataset)]
-    known = OTHERS | {option for parser in parsers for option in parser._option_string_actions}
+    known = OTHERS.copy()
+    for program in PROGRAMS:
+        parser = program.get_args_parser()
+        known |= parser._option_string_actions.keys()
+        assert "    python " in parser.format_help()  # the examples
     for name in ("tools/benchmark.py", "tests/benchmark_eval.py", "tests/fuzz.py"):
         known |= set(re.findall(r'"(--\w+)"', (ROOT / name).read_text()))
     for document in DOCUMENTS:
@@ -58,3 +67,76 @@ def test_the_yaml_example_describes_a_benchmark():
     [example] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/benchmarks.md").read_text(), flags=re.DOTALL)
     described = benchmarks.parse("leaves", yaml.safe_load(example))
     assert list(described.test) == ["easy", "hard"] and described.together == {"all": ("easy", "hard")}
+
+
+def copy_of_project(folder):
+    ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "weights", "runs", "results", "demo")
+    return shutil.copytree(ROOT, folder, ignore=ignored)
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = json.loads((ROOT / "docs/tutorial.ipynb").read_text("utf-8"))
+    assert notebook["metadata"].keys() == {"kernelspec", "language_info"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None and cell["metadata"] == {}, cell["id"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_whole_in_a_fresh_copy(tmp_path, monkeypatch):
+    """It starts in docs/, as Jupyter starts it; with less data than RESULTS.md has scores of."""
+    import nbclient
+    import nbformat
+
+    copy = copy_of_project(tmp_path / "a copy")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    text = (copy / "docs/tutorial.ipynb").read_text("utf-8")
+    for old, new in (("demo/data\\n", "demo/data --train 40 --test 4\\n"), ("--size 128 ", "--size 64 "),
+                     ("--epoch 6 ", "--epoch 1 "), ("--aux_size 112 ", "--aux_size 56 ")):  # fmt: skip
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    notebook = nbformat.reads(text, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(copy / "docs")}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = {cell.id: [output.get("data", {}) for output in cell.outputs] for cell in cells}
+    for ident in ("pairs", "loss", "overlays", "worst"):
+        assert sum("image/png" in data for data in shown[ident]) == 1
+    assert json.loads((copy / "runs/tutorial/results/results.json").read_text())["tutorial"]["images"] == 4
+
+
+def test_every_system_and_the_oldest_and_newest_python_run_the_fast_tests():
+    matrix = WORKFLOW["jobs"]["fast"]["strategy"]["matrix"]
+    assert matrix["os"] == ["ubuntu-latest", "windows-latest", "macos-latest"] and matrix["python"] == ["3.10", "3.13"]
+    assert COMMANDS[-1] == "bash run_tests.sh" and WORKFLOW["jobs"]["whole"]["if"] == "github.event_name == 'schedule'"
+
+
+def test_the_commands_are_documented():
+    texts = [(ROOT / name).read_text("utf-8") for name in ("README.md", "docs/CONTRIBUTING.md")]
+    documented = re.sub(r"\s+", " ", " ".join(texts))
+    assert [command for command in COMMANDS if command not in documented] == []
+
+
+@pytest.mark.posix
+@pytest.mark.slow
+def test_the_command_of_the_fast_tests_runs_in_a_clone_in_which_all_packages_are_installed(tmp_path):
+    """Of the tests, those of one small file; the other commands for Linux differ in markers, or are ruff's."""
+    clone = copy_of_project(tmp_path / "clone")
+    (clone / ".venv/bin").mkdir(parents=True)
+    for file in clone.glob("requirements*.txt"):
+        shutil.copy(file, clone / ".venv")
+    python = clone / ".venv/bin/python"
+    python.write_text(f'#!/bin/bash\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTEST_ADDOPTS": "-p no:cacheprovider tests/test_workers.py"}
+    environment["PYTEST_DEBUG_TEMPROOT"] = str(tmp_path)  # one session of pytest removes another's files
+    environment.pop("PYTHON", None)
+    [command] = {command for command in COMMANDS if "run_tests.sh -m" in command}
+    result = subprocess.run(["bash", "-ec", command], cwd=clone, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_a_report_of_a_problem_has_the_records_of_a_run():
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/problem.yml").read_text())
+    labels = {field["attributes"]["label"] for field in form["body"]}
+    assert {"args.json", "settings.json"} <= labels and form.keys() == {"name", "description", "body"}
+    assert all(field["type"] in ("textarea", "input") and field["id"] for field in form["body"])

@@ -14,18 +14,14 @@ import gc, importlib, json, sys
 sys.path[:0] = sys.argv[1:3]
 import micro, torch
 for name, options in json.loads(sys.argv[3]):
-    status = 0
-    try:
-        if name == "rewind":
-            content = torch.load(options)
-            content["progress"] |= {"epoch": 1, "step": 0}
-            torch.save(content, options)
-        else:
-            module = importlib.import_module(name)
-            module.main(module.get_args_parser().parse_args(options.split()))
-    except SystemExit as stop:
-        status = stop.code
-    print(f"{name}: {status}")
+    if name == "rewind":
+        content = torch.load(options)
+        content["progress"] |= {"epoch": 1, "step": 0}
+        torch.save(content, options)
+        continue
+    module = importlib.import_module(name)
+    module.main(module.get_args_parser().parse_args(options.split()))
+    print(f"{name} is done")
     gc.collect()
 """
 
@@ -38,11 +34,10 @@ def test_every_command_ends_with_status_0(system, toy, from_files, tmp_path):
     train = " ".join(train_options(recipe, toy, "run", from_files))
     predict = f"--checkpoint run/SAM2-UNeXT-1.pth --test_image_path {toy}/test/Image --save_path maps --precision fp32"
     commands = [
-        ("train", f"{train} --workers 1"),
-        ("train", f"{train} --resume"),  # of a finished run
-        ("rewind", "run/last.pth"),
-        ("train", f"{train} --resume"),  # of an unfinished run
-        ("test", f"{predict} --save map,mask,overlay,cutout,composite --background white --workers 2"),
+        ("train", f"{train} --workers {int(system == 'windows')}"),
+        ("rewind", "run/last.pth"),  # as if the run was interrupted
+        ("train", f"{train} --resume"),
+        ("test", f"{predict} --save map,overlay,cutout --workers 2"),
         ("test", f"{predict} --overwrite"),
         ("eval", f"--dataset_name toy --pred_path maps --gt_path {toy}/test/Mask --save_path results --workers 1"),
         ("tools.check_dataset", f"{toy}/test/Image {toy}/test/Mask --json found.json --workers 1"),
@@ -53,9 +48,8 @@ def test_every_command_ends_with_status_0(system, toy, from_files, tmp_path):
     environment |= {"ELSEWHERE_ROOT": str(ROOT), "ELSEWHERE_DATA": str(tmp_path)}
     command = [sys.executable, "-c", COMMANDS, str(ROOT), f"{ROOT}/tests", json.dumps(commands)]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    statuses = [line for line in result.stdout.splitlines() if line.partition(": ")[0] in dict(commands)]
-    assert statuses == [f"{name}: 0" for name, _ in commands], result.stdout + result.stderr
-    for line in ("the run is finished", "last.pth: continuing after epoch 1, step 0"):
-        assert line in result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count(" is done\n") == len(commands) - 1
+    assert "last.pth: continuing after epoch 1, step 0" in result.stdout
     assert len(read_maps(tmp_path / "maps")) == 4 and (tmp_path / "results/report.html").exists()
     assert [line.get("step") for line in read_log(tmp_path / "run")] == [2, None]

@@ -1,14 +1,14 @@
-"""tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written."""
+"""tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written.
+With --rembg it takes images as rembg prepares them, and rembg's mask is the map of `predict`."""
 
 import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,6 +22,7 @@ from torch.torch_version import TorchVersion
 
 import test as script
 from dataset import MEAN, STD
+from SAM2UNeXT import stretch
 from tools import export
 from unext.checkpoint import trained_fingerprint
 
@@ -36,6 +37,11 @@ def session(path):
     import onnxruntime
 
     return onnxruntime.InferenceSession(path)
+
+
+def logits_of(model, images):
+    with torch.no_grad():
+        return model(images)
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +70,12 @@ def test_a_graph_computes_logits_and_probability_of_any_batch(graph, micro_model
     for batch in (1, 3):
         images = recipe.image(f"onnx{batch}", (batch, 3, 64, 64))
         probability, logits = session(graph).run(None, {"images": images.numpy()})
-        with torch.no_grad():
-            expected = micro_model(images)
+        expected = logits_of(micro_model, images)
         assert logits.shape == (batch, 1, 64, 64) and logits.dtype == np.float32
         assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.abs().max()
         assert np.abs(probability - expected.sigmoid().numpy()).max() < 1e-5
 
-
-@pytest.mark.slow
-def test_the_metadata_says_how_to_prepare_images_and_what_was_exported(graph, micro_model):
-    metadata = session(graph).get_modelmeta().custom_metadata_map
+    metadata = session(graph).get_modelmeta().custom_metadata_map  # how to prepare images, and what was exported
     assert json.loads(metadata["mean"]) == list(MEAN) and json.loads(metadata["std"]) == list(STD)
     assert metadata["size"] == "64" and metadata["checkpoint"] == trained_fingerprint(micro_model)
 
@@ -105,7 +107,7 @@ def test_large_weights_have_another_file_which_goes_with_the_graph(exported, mic
     session(path)
 
 
-def spoil(path, value=0):
+def spoil(path, value):
     """Changes one constant in the graph: half of the weights of the head."""
     import onnx
 
@@ -118,61 +120,53 @@ def spoil(path, value=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images, graph_gets", [(1, [1, 2]), (3, [1, 1, 1, 2])])
-def test_the_graph_is_checked_with_single_images_and_two_at_once(images, graph_gets, graph, micro_model, toy):
-    tasks = script.tasks_of_images(sorted((toy / "test/Image").iterdir())[:images])
-    function = export.load_graph(graph)
-    batches = []
-    largest = export.compare(micro_model, lambda batch: batches.append(len(batch)) or function(batch), tasks)
-    assert batches == graph_gets and largest <= 1
+def test_the_graph_is_checked_with_single_images_and_two_at_once(graph, micro_model, toy):
+    function, sizes = export.load_graph(graph), []
+    for images in (1, 3):
+        tasks = script.tasks_of_images(sorted((toy / "test/Image").iterdir())[:images])
+        assert export.compare(micro_model, lambda batch: sizes.append(len(batch)) or function(batch), tasks) <= 1
+    assert sizes == [1, 2, 1, 1, 1, 2]
 
 
 @pytest.mark.slow
-def test_logits_that_are_not_finite_are_no_agreement(graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path), np.nan))
-    status, line = failure(export.main, arguments_of(export, micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and "onnxruntime computes NaN or infinity for " in line and not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_wrong_graph_is_not_written_and_the_status_is_1(graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path)))
+@pytest.mark.parametrize(
+    "weight, message",
+    [
+        (0, "x.onnx: not written, since maps may differ by at most 1 grey level"),
+        (np.nan, "0.png have NaN or infinity; a half-precision graph may overflow"),
+    ],
+)
+def test_a_wrong_graph_is_not_written(weight, message, graph, micro_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "export", lambda model, path, half: spoil(shutil.copy(graph, path), weight))
     (tmp_path / "x.onnx").write_text("from before")
     status, line = failure(export.main, arguments_of(export, micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and "x.onnx: not written, since maps may differ by at most 1 grey level" in line
+    assert status == 1 and message in line
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.onnx", "from before")]
 
 
-NO_MEMORY = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
-NO_MEMORY += [Exception("Failed to allocate memory for requested buffer of size 9")]  # onnxruntime's
+ALLOCATION = Exception("Failed to allocate memory for requested buffer of size 9")  # onnxruntime's
 
 
-@pytest.mark.parametrize("error", NO_MEMORY)
-def test_lack_of_memory_is_one_line(error, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    def fail(*args, **options):
-        raise torch.onnx.OnnxExporterError("failed\nand more") from error
-
-    monkeypatch.setattr(torch.onnx, "export", fail)
-    status, line = failure(export.main, arguments_of(export, micro_checkpoint, tmp_path / "x.onnx"), capsys)
-    assert status == 1 and line.endswith("out of memory: a smaller --size needs less") and not list(tmp_path.iterdir())
-
-
-def test_what_the_exporter_lacks_shows_its_traceback_and_leaves_nothing(micro_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.onnx, "export", mock.Mock(side_effect=torch.onnx.OnnxExporterError("no function")))
-    with pytest.raises(torch.onnx.OnnxExporterError, match="no function"):
-        export.main(arguments_of(export, micro_checkpoint, tmp_path / "x.onnx"))
-    assert not list(tmp_path.iterdir())
+def test_an_export_that_fails_leaves_nothing_and_lack_of_memory_is_one_line(
+    micro_checkpoint, tmp_path, monkeypatch, capsys
+):
+    for cause, raised in ((ALLOCATION, SystemExit), (None, torch.onnx.OnnxExporterError)):
+        error = torch.onnx.OnnxExporterError("failed\nand more")
+        error.__cause__ = cause
+        monkeypatch.setattr(torch.onnx, "export", mock.Mock(side_effect=error))
+        with pytest.raises(raised):
+            export.main(arguments_of(export, micro_checkpoint, tmp_path / "x.onnx"))
+        assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err.endswith("out of memory: a smaller --size needs less\n")
 
 
-@pytest.mark.parametrize("name", ["SAM2-UNeXT-7.pth", "link", "image", "encoder"])
-def test_no_input_is_replaced(name, small, encoders, toy, tmp_path, monkeypatch, capsys):
+def test_no_input_is_replaced(small, encoders, toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "export", lambda *options: pytest.fail("exported"))
-    checkpoint, images = Path(shutil.copy(small, tmp_path)), shutil.copytree(toy / "test/Image", tmp_path / "Image")
-    (tmp_path / "link").symlink_to(checkpoint)
-    outputs = {"image": images / "toy_0001.jpg", "encoder": encoders["hiera_path"]}
-    output = outputs.get(name, tmp_path / name)
-    status, line = failure(export.main, arguments_of(export, checkpoint, output, "--check", images), capsys)
-    assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another file" in line
+    images = toy / "test/Image"
+    (tmp_path / "link").symlink_to(small)
+    for output in (small, tmp_path / "link", images / "toy_0001.jpg", encoders["hiera_path"]):
+        status, line = failure(export.main, arguments_of(export, small, output, "--check", images), capsys)
+        assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another file" in line
 
 
 @pytest.mark.posix
@@ -188,12 +182,12 @@ def test_a_signal_leaves_nothing_behind(micro_checkpoint, tmp_path, monkeypatch)
     assert stop.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name, message", [("missing.jpg", ""), ("text.jpg", "cannot be read as an image")])
-def test_an_image_that_cannot_be_read_is_named_before_the_export(name, message, micro_checkpoint, tmp_path, capsys):
+def test_an_image_that_cannot_be_read_is_named_before_the_export(micro_checkpoint, tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("text")
-    args = arguments_of(export, micro_checkpoint, tmp_path / "out/x.onnx", "--check", tmp_path / name)
+    args = arguments_of(export, micro_checkpoint, tmp_path / "out/x.onnx", "--check", tmp_path / "text.jpg")
     status, line = failure(export.main, args, capsys)
-    assert status == 2 and f"{tmp_path / name}: {message}" in line and not (tmp_path / "out").exists()
+    assert status == 2 and f"{tmp_path}/text.jpg: cannot be read as an image" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_old_torch_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
@@ -203,17 +197,55 @@ def test_an_old_torch_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_documented_example_writes_the_map_of_test_py_without_torch(graph, micro_checkpoint, toy, tmp_path):
+def test_the_documented_example_writes_the_map_of_test_py_without_torch(
+    graph, micro_checkpoint, toy, tmp_path, monkeypatch
+):
     example = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)[0]
     assert len(example.splitlines()) <= 30
     (tmp_path / "cutout.py").write_text(example)
     image = toy / "test/Image/toy_0001.jpg"
-    without = "import runpy, sys; sys.modules.update(torch=None, torchvision=None); sys.argv.pop(0); "
-    without += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = sys.executable, "-c", without, "cutout.py", graph, image, "cutout.png"
-    subprocess.run([str(word) for word in command], check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cutout.py", str(graph), str(image), "cutout.png"])
+    with mock.patch.dict(sys.modules, torch=None, torchvision=None):
+        runpy.run_path("cutout.py", run_name="__main__")
     script.main(predict_arguments(micro_checkpoint, image, tmp_path / "maps"))
     [expected] = read_maps(tmp_path / "maps").values()
     cutout = np.array(Image.open(tmp_path / "cutout.png"))
     assert np.abs(cutout[..., 3].astype(int) - expected).max() <= 1
     assert np.array_equal(cutout[..., :3], np.array(Image.open(image)))
+
+
+@pytest.fixture(scope="module")
+def rembg_graph(micro_checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rembg") / "micro.onnx"
+    export.main(arguments_of(export, micro_checkpoint, path, "--rembg"))
+    return path
+
+
+@pytest.mark.slow
+def test_for_rembg_images_of_1024_px_minus_a_half_give_the_probability_first(rembg_graph, micro_model):
+    pixels = np.array(Image.open(ROOT / "docs/demo.jpg").convert("RGB").resize((1024, 1024)))
+    shown = torch.from_numpy(pixels / 255).float().permute(2, 0, 1)[None]  # (1, 3, 1024, 1024) in [0, 1]
+    rembg = session(rembg_graph)
+    first, _ = rembg.run(None, {rembg.get_inputs()[0].name: (shown - 0.5).numpy()})
+    small = torch.nn.functional.interpolate(shown, (64, 64), mode="bilinear", antialias=True)
+    expected = logits_of(micro_model, (small - export.CHANNEL_MEAN) / export.CHANNEL_STD)
+    assert np.abs(first - expected.sigmoid().numpy()).max() < 1e-4
+    metadata = rembg.get_modelmeta().custom_metadata_map
+    assert [json.loads(metadata[name]) for name in ("mean", "std", "size")] == [[0.5] * 3, [1] * 3, 1024]
+
+
+@pytest.mark.slow
+def test_rembg_gives_the_map_of_the_network(rembg_graph, micro_model, toy, monkeypatch):
+    """It filters with Lanczos where `predict` is bilinear; it takes the brightest pixel for white, so there is one."""
+    rembg = pytest.importorskip("rembg")
+    monkeypatch.setenv("U2NET_HOME", str(rembg_graph.parent))
+    model = rembg.new_session("dis_custom", model_path=str(rembg_graph))
+    for path in sorted((toy / "test/Image").iterdir()):
+        pixels = np.array(Image.open(path))
+        pixels[:16, :16] = 255
+        image = Image.fromarray(pixels)
+        mask = np.array(rembg.remove(image, session=model, only_mask=True))
+        expected = stretch(torch.from_numpy(micro_model.predict(image))).numpy()
+        assert mask.shape == expected.shape
+        assert np.abs(np.subtract(mask, expected, dtype=float)).mean() < 4  # grey levels

@@ -1,5 +1,5 @@
-"""Serves a page to try a trained SAM2-UNeXT: drop an image, see and download map, mask, overlay and cutout, the latter
-cropped or on another background.
+"""Serves a page to try a trained SAM2-UNeXT: drop an image, see and download its map, mask, overlay and cutout. The
+cutout can be cropped and put on a colour.
 
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth
     python tools/app.py runs/mine/SAM2-UNeXT-20.pth --examples images/       offers some of your images
@@ -103,14 +103,15 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
                                 format=KINDS[kind].extension.removeprefix(".").replace("jpg", "jpeg"),
                                 buttons=["download", "fullscreen"],
                             )  # fmt: skip
-        cut = {"fn": overlay_and_mask, "inputs": [prediction, threshold], "outputs": [shown["overlay"], shown["mask"]]}
-        extract = {"fn": cutout, "inputs": [prediction, cropped, filled, colour], "outputs": shown["cutout"]}
+        masks = [shown["overlay"], shown["mask"]]
+        update_mask = {"fn": overlay_and_mask, "inputs": [prediction, threshold], "outputs": masks}
+        update_cutout = {"fn": cutout, "inputs": [prediction, cropped, filled, colour], "outputs": shown["cutout"]}
         event = upload.change(show, upload, [prediction, shown["map"]], concurrency_limit=1, trigger_mode="always_last")
-        event.then(**cut)
-        event.then(**extract)
-        threshold.change(**cut, trigger_mode="always_last", show_progress="hidden")
+        event.then(**update_mask)
+        event.then(**update_cutout)
+        threshold.change(**update_mask, trigger_mode="always_last", show_progress="hidden")
         for control in (cropped, filled, colour):
-            control.change(**extract, trigger_mode="always_last", show_progress="hidden")
+            control.change(**update_cutout, trigger_mode="always_last", show_progress="hidden")
     return page
 
 

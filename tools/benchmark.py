@@ -6,10 +6,10 @@
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
     python tools/benchmark.py predict --save cutout the same with cutouts
 
-"plain" is the network in fp32, in NCHW, with the system's memory allocator; "NCHW" is the variant before it in that
-layout. TF32 is off but in "fp32 as train.py runs it" (and test.py), where torch's default lets cuDNN's convolutions use
-it. Weights are random. Each measurement is a process; on a CPU the variants alternate, and the peak memory is that of
-the process after loading, on a GPU that which torch allocated. Prints medians and ratios; `--json FILE` writes them.
+"plain" is the network in fp32, in NCHW, with the system's memory allocator; "bf16 NCHW" is bf16 in that layout. TF32 is
+off except in "fp32 as train.py runs it" (and test.py), where torch's default lets cuDNN's convolutions use it. Weights
+are random. Each measurement is a process, and on a CPU the variants alternate. The peak memory is that of the process
+after loading or, on a GPU, what torch allocated. Prints medians and ratios; `--json FILE` writes them.
 """
 
 import argparse
@@ -21,12 +21,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import cv2
@@ -47,26 +46,19 @@ Figures = dict[str, dict[str, float]]  # variant -> figure -> value
 
 LARGE = (2200, 3000)  # height, width of the images for test.py
 AS_TRAINED = "fp32 as train.py runs it"
-
-
-class Measurement(NamedTuple):
-    """The figures of one process."""
-
-    seconds: list[float]
-    peak_mb: float  # NaN where the system does not tell
-    result: Tensor  # logits (B, 1, S, S) or loss (1)
+Measurement = tuple[list[float], float, Tensor]  # seconds, peak in MB (or NaN), logits (B, 1, S, S) or loss (1)
 
 
 def write_checkpoint(folder: str, args: argparse.Namespace) -> Path:
     """A checkpoint of the network with random weights, for all variants."""
     path = Path(folder, "random.pth")
-    model = SAM2UNeXT(sam2=args.sam2, aux=args.aux, aux_size=args.aux_size, size=args.size)
-    checkpoint.save_network(path, model, epoch=1)
+    options = cli.options_of(SAM2UNeXT, args) | {"precision": torch.float32}
+    checkpoint.save_network(path, SAM2UNeXT(**options), epoch=1)
     return path
 
 
-def prepare(command: str, variant: str, path: Path, args: argparse.Namespace) -> Callable[[], Tensor]:
-    """A function that runs `infer` or `train` once, in a variant such as "bf16 compiled"; it returns logits or loss."""
+def prepare(variant: str, path: Path, args: argparse.Namespace) -> Callable[[], Tensor]:
+    """A function that runs the command once, in a variant such as "bf16 compiled", and returns logits or loss."""
     precision, *more = variant.split()
     if precision != "plain":
         device.keep_freed_memory(args.device)
@@ -83,7 +75,7 @@ def prepare(command: str, variant: str, path: Path, args: argparse.Namespace) ->
     images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator).to(args.device)
     masks = (images[:, :1] > 0).float()
 
-    if command == "infer":
+    if args.command == "infer":
         return torch.inference_mode()(lambda: model(images))
     optimizer, _ = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=1)
     scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
@@ -95,12 +87,6 @@ def prepare(command: str, variant: str, path: Path, args: argparse.Namespace) ->
     return train_step
 
 
-def soft_disc(side: int) -> np.ndarray:
-    """The probability of a disc with a soft edge, float32 (S, S); random weights predict no object to cut out."""
-    y, x = np.mgrid[-1 : 1 : 1j * side, -1 : 1 : 1j * side]
-    return (1 / (1 + np.exp(100 * (np.hypot(y, x) - 0.8)))).astype(np.float32)
-
-
 def timed(function: Callable[[], object], device: str) -> float:
     """Seconds that a function takes, with the work that it leaves to a GPU."""
     start = time.perf_counter()
@@ -110,22 +96,22 @@ def timed(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def measure(command: str, variant: str, path: Path, args: argparse.Namespace, repeats: int) -> Measurement:
-    """Runs in a new process: `repeats` timed runs after a first that does not count."""
-    run = prepare(command, variant, path, args)
+def measure(variant: str, path: Path, args: argparse.Namespace, repeats: int) -> Measurement:
+    """Runs in a new process: `repeats` timed runs after a warm-up run."""
+    run = prepare(variant, path, args)
     with suppress(OSError):  # on Linux, forgets the peak of loading, when the pages of the mapped file count too
         Path("/proc/self/clear_refs").write_text("5")
     result = run().cpu()
     seconds = [timed(run, args.device) for _ in range(repeats)]
     if args.device.startswith("cuda"):
-        return Measurement(seconds, torch.cuda.max_memory_allocated(args.device) / 2**20, result)
+        return seconds, torch.cuda.max_memory_allocated(args.device) / 2**20, result
     status = Path("/proc/self/status")  # getrusage's maximum would start with the parent's
     peak_mb = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else math.nan
-    return Measurement(seconds, peak_mb, result)
+    return seconds, peak_mb, result
 
 
 def benchmark_network(args: argparse.Namespace) -> Figures:
-    """Seconds, memory and differences from the plain result of inference or a training step, for each variant."""
+    """The figures of inference or of a training step, for each variant."""
     gpu = args.device.startswith("cuda")
     variants = dict.fromkeys(["plain", *([] if gpu else ["fp32"]), args.precision, f"{args.precision} NCHW"])
     if args.command == "infer" and gpu:
@@ -142,46 +128,49 @@ def benchmark_network(args: argparse.Namespace) -> Figures:
         path = write_checkpoint(folder, args)
         for variant in [*variants] * rounds:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                measured[variant].append(process.submit(measure, args.command, variant, path, args, repeats).result())
-    results: Figures = {}
+                measured[variant].append(process.submit(measure, variant, path, args, repeats).result())
+    figures: Figures = {}
     for variant, runs in measured.items():
-        seconds, peak = statistics.median(s for run in runs for s in run.seconds), max(run.peak_mb for run in runs)
-        plain = results.get("plain", {"s": seconds, "peak MB": peak})
-        expected = measured["plain"][0].result
-        results[variant] = {
-            "s": seconds,
-            "times as fast": plain["s"] / seconds,
-            "peak MB": peak,
-            "of the plain peak": peak / plain["peak MB"],
-            "largest difference": ((runs[0].result - expected).abs().max() / expected.abs().max()).item(),
+        seconds, peaks, results = zip(*runs, strict=True)
+        row = {"s": statistics.median(chain(*seconds)), "peak MB": max(peaks)}
+        if variant == "plain":
+            plain, expected = row, results[0]
+        figures[variant] = {
+            "s": row["s"],
+            "times as fast": plain["s"] / row["s"],
+            "peak MB": row["peak MB"],
+            "of the plain peak": row["peak MB"] / plain["peak MB"],
+            "largest difference": ((results[0] - expected).abs().max() / expected.abs().max()).item(),
         }
-    return results
+    return figures
 
 
 def benchmark_predict(args: argparse.Namespace) -> Figures:
     """test.py on large JPEG files: images a second, and the share of the time that the network itself takes.
 
-    Its time is measured after the first batch and after the last.
+    The network alone is timed after the first batch and at the end.
     """
     if args.images <= args.batch_size:
         raise InputError(f"--images {args.images}: give more than one batch, the first does not count")
-    ends: list[float] = []  # when each call ended
-    last: deque[tuple] = deque(maxlen=1)  # its arguments
-    alone: list[float] = []  # seconds of the network by itself
+    ends: list[float] = []  # when each batch ended
+    alone: list[float] = []  # seconds that the network takes for the first batch
+    first: list[object] = []  # its arguments
     predict_batch = test.predict_batch
+
+    def time_network() -> None:
+        alone.extend([timed(lambda: predict_batch(*first), args.device) for _ in range(args.repeats + 1)][1:])
 
     def predict(*batch: object) -> Tensor:
         logits = predict_batch(*batch) * 0 + disc
-        last.append(batch)
-        if not ends:  # the first call compiled and chose kernels
-            measure_alone()
+        if not ends:  # this call compiled and chose kernels
+            first.extend(batch)
+            time_network()
         ends.append(time.perf_counter())
         return logits
 
-    def measure_alone() -> None:
-        alone.extend([timed(lambda: predict_batch(*last[0]), args.device) for _ in range(args.repeats + 1)][1:])
-
-    disc = torch.from_numpy(soft_disc(args.size)).logit(1e-6).to(args.device)
+    # Random weights predict no object to cut out: these are the logits (S, S) of a disc with a soft edge.
+    y, x = np.mgrid[-1 : 1 : 1j * args.size, -1 : 1 : 1j * args.size]
+    disc = torch.from_numpy(100 * (0.8 - np.hypot(y, x))).float().clamp(-14, 14).to(args.device)
     with tempfile.TemporaryDirectory() as folder:
         (images := Path(folder, "images")).mkdir()
         noise = np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
@@ -194,7 +183,7 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
         with mock.patch.object(test, "predict_batch", predict):
             test.main(test.get_args_parser().parse_args([str(option) for option in options]))
         seconds = time.perf_counter() - ends[0]
-        measure_alone()
+        time_network()
         network = (len(ends) - 1) * statistics.median(alone)
     return {"test.py": {"images a second": (args.images - args.batch_size) / seconds, "share": network / seconds}}
 
@@ -218,10 +207,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures there")
         command.add_argument("--repeats", type=cli.number(), default=5, help="timed runs, whose median is reported")
-        command.add_argument("--sam2", default="large", choices=list(CONFIGS), help="the trunk")
-        command.add_argument("--aux", default="vit_large_patch14_dinov2", help="a timm model, or none")
-        command.add_argument("--aux_size", type=cli.number(), default=448, help="side of its input, px")
-        command.add_argument("--size", type=cli.number(multiple=32, minimum=32), default=1024, help="of the input, px")
+        cli.add_network(command, CONFIGS)
         command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
         command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.metrics import NINE
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, files
@@ -26,10 +25,9 @@ from unext.errors import InputError
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
-            raise InputError(f"{args.output}: has a model card, which would stay; name another folder")
+            raise InputError(f"{args.output}: has a model card already; name another folder")
         variables = card_variables(args.results)
-        paths = args.input, args.hiera_path, args.dinov2_path
-        model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
+        model = SAM2UNeXT.from_checkpoint(args.input, **cli.options_of(SAM2UNeXT.from_checkpoint, args))
         files.require_not_input(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: whether all is right there, then how fast it is.
+# On a machine with a GPU: tests, then benchmarks.
 #
 #     bash tools/cuda.sh FOLDER                    everything
 #     bash tools/cuda.sh FOLDER tests infer        some of: tests infer train predict
@@ -53,14 +53,14 @@ for step in "${steps[@]}"; do
         [[ $step == "$word" || $step == "$word"-* ]] && wanted=0
     done
     [ "$wanted" = 0 ] || continue
-    read -ra words <<<"${command[$step]}"
+    read -ra arguments <<<"${command[$step]}"
     if [ "$step" != tests ]; then
         rm -f "$out/$step.json"
-        words=(tools/benchmark.py "${words[@]}" --device cuda --json "$out/$step.json")
+        arguments=(tools/benchmark.py "${arguments[@]}" --device cuda --json "$out/$step.json")
     fi
-    say "== $step: python ${words[*]}"
+    say "== $step: python ${arguments[*]}"
     SECONDS=0
-    "$python" "${words[@]}" 2>&1 | tee -a "$out/log.txt" || failed+=("$step")
+    "$python" "${arguments[@]}" 2>&1 | tee -a "$out/log.txt" || failed+=("$step")
     say "== $step: $SECONDS s"
 done
 
@@ -71,10 +71,10 @@ from pathlib import Path
 
 for file in sorted(Path(sys.argv[1]).glob("*.json")):
     figures = json.loads(file.read_text())
-    names = list(dict.fromkeys(name for way in figures.values() for name in way))
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
     print(f"\n| {file.stem} | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for way, values in figures.items():
-        print(f"| {way} | {' | '.join(f'{values[name]:.4g}' if name in values else '' for name in names)} |")
+    for variant, row in figures.items():
+        print(f"| {variant} | {' | '.join(f'{row[name]:.4g}' if name in row else '' for name in names)} |")
 END
 if [ ${#failed[@]} -gt 0 ]; then
     say "cuda.sh: failed: ${failed[*]}" >&2

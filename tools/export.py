@@ -1,4 +1,4 @@
-"""Exports a trained SAM2-UNeXT to ONNX and checks that onnxruntime computes the maps of torch.
+"""Exports a trained SAM2-UNeXT to ONNX and checks that onnxruntime reproduces the maps of torch.
 
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth sam2unext.onnx --check images/
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
 from dataset import MEAN, STD
 from SAM2UNeXT import SAM2UNeXT
+from tools import toy_dataset
 from unext import checkpoint, cli, files
 from unext.errors import InputError
 from unext.images import configure_reading, read_size
@@ -40,10 +41,9 @@ MIN_TORCH = (2, 10)  # the first version whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
-LESS_MEMORY = "a smaller --size needs less"
-MAX_IMAGES = 2**15  # in a batch; torch wants a bound
+MAX_IMAGES = 2**15  # in a batch; torch needs an upper bound
 REMBG_SIZE, REMBG_MEAN = 1024, 0.5  # rembg resizes images to this square, px, and subtracts this from [0, 1]
-SYNTHETIC = ((640, 480), (300, 500), (256, 256))  # width, height
+SYNTHETIC = 3  # images
 CHANNEL_MEAN, CHANNEL_STD = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))  # (3, 1, 1)
 
 
@@ -61,11 +61,6 @@ class ForRembg(nn.Module):
         if self.model.size != self.size:
             x = F.interpolate(x, size=(self.model.size, self.model.size), mode="bilinear", antialias=True)
         return self.model(x.to(images.dtype))
-
-
-def as_rembg(image: Tensor) -> Tensor:
-    """A normalised image (3, S, S) as rembg prepares it."""
-    return image * CHANNEL_STD + CHANNEL_MEAN - REMBG_MEAN
 
 
 class Graph(nn.Module):
@@ -101,11 +96,11 @@ def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
 
 
 def write_synthetic(folder: Path) -> list[Task]:
-    """Writes the same images of smooth colours each time. Raises OSError."""
+    """Writes images of the toy data set. Raises OSError."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i, size in enumerate(SYNTHETIC):
-        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize(size).save(folder / f"{i}.png")
+    for i in range(SYNTHETIC):
+        image, _ = toy_dataset.sample(np.random.default_rng(i))
+        Image.fromarray(image).save(folder / f"{i}.png")
     return test.tasks_of_images([folder])
 
 
@@ -121,10 +116,10 @@ def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
 
 
 def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
-    """Makes the maps of the images as test.py does, with the network and with the graph, in batches of 1 and 2.
+    """Makes maps as test.py does, with the network and with a graph of `load_graph`, in batches of 1 and 2 images.
 
-    Prints how they differ and returns the largest difference in grey levels. `graph` is from `load_graph`. Raises
-    OSError for unreadable images, InputError for logits that are not finite.
+    Prints how they differ and returns the largest difference in grey levels. Raises OSError for unreadable images,
+    InputError for logits that are not finite.
     """
     differences: list[np.ndarray] = []
     for group in progress_bar([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
@@ -132,16 +127,14 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
         if unreadable := [sample for sample in batch if isinstance(sample, OSError)]:
             raise unreadable[0]
         if isinstance(model, ForRembg):
-            batch = [sample._replace(tensor=as_rembg(sample.tensor)) for sample in batch]
-        results = {
-            "torch": test.predict_batch(model, batch, flip=False),  # logits (B, 1, 1, S, S)
-            "onnxruntime": graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None],
-        }
-        for name, logits in results.items():
-            if not logits.isfinite().all():
-                names = files.listing(task.image for task in group)
-                raise InputError(f"{name} computes NaN or infinity for {names}; a half-precision graph may overflow")
-        for sample, *pair in zip(batch, *results.values(), strict=True):
+            as_shown = [sample.tensor * CHANNEL_STD + CHANNEL_MEAN for sample in batch]  # (3, S, S) in [0, 1]
+            batch = [sample._replace(tensor=x - REMBG_MEAN) for sample, x in zip(batch, as_shown, strict=True)]
+        expected = test.predict_batch(model, batch, flip=False)  # logits (B, 1, 1, S, S)
+        computed = graph(np.stack([sample.tensor.numpy() for sample in batch]))[:, None]
+        if not (expected.isfinite().all() and computed.isfinite().all()):
+            names = files.listing(task.image for task in group)
+            raise InputError(f"the logits of {names} have NaN or infinity; a half-precision graph may overflow")
+        for sample, *pair in zip(batch, expected, computed, strict=True):
             maps = [test.make_prediction(logits, sample, stretched=True).grey for logits in pair]
             differences.append(np.abs(np.subtract(*maps, dtype=int)))
     largest, mean = max(int(levels.max()) for levels in differences), np.mean([levels.mean() for levels in differences])
@@ -151,7 +144,7 @@ def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], 
 
 def main(args: argparse.Namespace) -> None:
     cli.end_on_signals()
-    with cli.one_line_errors(LESS_MEMORY) as command, ExitStack() as stack:
+    with cli.one_line_errors("a smaller --size needs less") as command, ExitStack() as stack:
         cli.require(PACKAGES, "requirements-export.txt")
         if torch.__version__ < MIN_TORCH:
             raise InputError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
@@ -159,16 +152,14 @@ def main(args: argparse.Namespace) -> None:
         tasks = test.tasks_of_images(args.check) if args.check else []
         for task in tasks:
             read_size(task.image)
-        paths = args.checkpoint, args.hiera_path, args.dinov2_path
-        model = SAM2UNeXT.from_checkpoint(*paths, download=args.download)
+        model = SAM2UNeXT.from_checkpoint(args.checkpoint, **cli.options_of(SAM2UNeXT.from_checkpoint, args))
         model.size = args.size or model.size
         network = ForRembg(model) if args.rembg else model
         inputs = [*checkpoint.sources(args.checkpoint, model), *(task.image for task in tasks)]
         for output in (args.output, Path(f"{args.output}.data")):
             files.require_not_input(output, inputs)
         files.check_output_file("OUT.onnx", args.output)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".export-"))
-        folder = Path(folder)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".export-")))
 
         command.started()
         tasks = tasks or write_synthetic(folder / "synthetic")
@@ -184,13 +175,12 @@ def main(args: argparse.Namespace) -> None:
         if difference > allowed:
             levels = files.count(allowed, "grey level")
             raise InputError(f"{args.output}: not written, since maps may differ by at most {levels}")
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
         with files.writing(args.output):
-            for file in (args.output, Path(f"{args.output}.data")):  # a graph is never beside the weights of another
+            for file in (args.output, Path(f"{args.output}.data")):  # so that graph and weights cannot be mixed up
                 file.unlink(missing_ok=True)
             for file in path.parent.iterdir():
                 os.replace(file, args.output.parent / file.name)
-        print(f"{args.output}: {size / 2**20:,.1f} MB, checked on {files.count(len(tasks), 'image')}")
+        print(f"{args.output}: written, checked on {files.count(len(tasks), 'image')}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:

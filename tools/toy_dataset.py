@@ -4,8 +4,8 @@
 
 Each image shows a blob of fine texture, anywhere, on a background of coarser texture. Both have the same mean colour
 and contrast, so that neither colour nor brightness nor position reveals the blob. The same seed makes the same files:
-{train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png are Gaussian blobs in the middle of each test
-image, of the width that scores best: the best prediction that ignores the image.
+{train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png has a Gaussian blob in the middle of each test
+image, of the width that scores best: a baseline that does not look at the image.
 """
 
 import argparse

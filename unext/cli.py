@@ -124,6 +124,14 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="download encoders that are not found to weights/")
 
 
+def add_network(group: argparse._ActionsContainer, trunks: Iterable[str]) -> None:
+    """Adds the options that describe a network: the arguments of SAM2UNeXT that give its shape."""
+    group.add_argument("--sam2", default="large", choices=list(trunks), help="size of the trunk")
+    group.add_argument("--aux", default="vit_large_patch14_dinov2", help="auxiliary encoder: a timm model, or none")
+    group.add_argument("--aux_size", type=number(), default=448, help="side of the auxiliary encoder's input, px")
+    group.add_argument("--size", type=number(multiple=32, minimum=32), default=1024, help="side of the input, px")
+
+
 def add_reading(group: argparse._ActionsContainer) -> None:
     """Adds the options that say how masks are named, how large images may be, and what is white in them."""
     group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
