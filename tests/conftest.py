@@ -5,9 +5,9 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -40,6 +40,7 @@ SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "siz
 MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks
 NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in MICRO.items())
 ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])  # to XYZ
+ADOBE_RGB_PROFILE = (ROOT / "tests/adobe_rgb.icc").read_bytes()  # these primaries (D50) and a gamma of 2.2
 PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU can do for these tests, see program.py
 
 # The same examples in every run and no time limit: neither luck nor another program may fail a test. tests/fuzz.py
@@ -116,21 +117,28 @@ def micro_model() -> SAM2UNeXT:
 def _empty_full_model() -> SAM2UNeXT:
     with torch.device("meta"):
         model = SAM2UNeXT()
+    model.filled_with = None  # the seed of its parameters
     return model.to_empty(device="cpu")
 
 
 @pytest.fixture
 def full_model(_empty_full_model):
     """A function that returns the full network with the parameters of a seed, in float32; all tests share its 2 GB."""
+    yield partial(fill_once, _empty_full_model)
+    if _empty_full_model.head.weight.grad is not None:  # it was trained
+        _empty_full_model.filled_with = None
+    _empty_full_model.float().zero_grad(set_to_none=True)
 
-    def fill(seed: int) -> SAM2UNeXT:
-        for name, buffer in _empty_full_model.named_buffers():
+
+def fill_once(model: SAM2UNeXT, seed: int) -> SAM2UNeXT:
+    """Gives the shared network the recipe's parameters, which takes many seconds, unless it has them."""
+    if model.filled_with != seed:
+        for name, buffer in model.named_buffers():
             if name.endswith("num_batches_tracked"):
                 buffer.zero_()
-        return recipe.fill(_empty_full_model, seed).eval()
-
-    yield fill
-    _empty_full_model.float().zero_grad(set_to_none=True)
+        recipe.fill(model, seed)
+        model.filled_with = seed
+    return model.eval()
 
 
 @pytest.fixture(scope="session")
@@ -334,25 +342,6 @@ def save_image(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path
-
-
-def adobe_rgb() -> bytes:
-    """An ICC profile of the colours of Adobe RGB: three primaries in XYZ (D50) and a gamma of 2.2."""
-    fixed = [round(value * 65536) for value in ADOBE_RGB.T.ravel().tolist() + [0.9642, 1, 0.8249]]
-    points = [struct.pack(">4s4x3i", b"XYZ ", *fixed[i : i + 3]) for i in range(0, 12, 3)]
-    curve = struct.pack(">4s4xIHxx", b"curv", 1, round(2.2 * 256))
-    text = struct.pack(">4s4xI10s67x3x", b"desc", 10, b"Adobe RGB")
-    tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ", b"wtpt"), points, strict=True))
-    tags |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve, b"desc": text}
-    table, body, start = b"", b"", 132 + 12 * len(tags)
-    for name, data in tags.items():
-        table += struct.pack(">4sII", name, start + len(body), len(data))
-        body += data + bytes(-len(data) % 4)
-    white = struct.pack(">3i", *fixed[9:])
-    head = struct.pack(
-        ">I4sI4s4s4s12x4s28x12s", start + len(body), b"", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp", white
-    )
-    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
 
 
 def failure(main, args, capsys) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SUIM8, adobe_rgb, arguments_of, failure
+from conftest import ADOBE_RGB_PROFILE, SUIM8, arguments_of, failure
 from PIL import Image
 
 from evaluation import benchmarks
@@ -60,7 +60,7 @@ def plant(root):
     save(train, "turned_mask", mask=make_mask(size=(32, 24)), exif=TURN)
     save(train, "cmyk", make_image(mode="CMYK"))
     save(train, "deep", Image.fromarray(np.full((24, 32), 3000, np.uint16)), extension="png")
-    save(train, "profile", icc_profile=adobe_rgb())
+    save(train, "profile", icc_profile=ADOBE_RGB_PROFILE)
     save(train, "float", Image.fromarray(np.full((24, 32), 0.5, np.float32)), extension="tif")
     shutil.copy(save(train, "same"), train / "Imgs" / "again.jpg")
     white.save(train / "GT" / "again.png")

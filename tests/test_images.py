@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import recipe
-from conftest import ADOBE_RGB, ROOT, adobe_rgb, save_image
+from conftest import ADOBE_RGB, ADOBE_RGB_PROFILE, ROOT, save_image
 from PIL import Image, PngImagePlugin
 
 from tools import check_dataset
@@ -210,9 +210,9 @@ def expected_srgb(pixels):
 
 def test_the_network_sees_srgb_and_benchmarks_the_stored_pixels(tmp_path):
     path = tmp_path / "x.png"
-    SMOOTH.save(path, icc_profile=adobe_rgb())
+    SMOOTH.save(path, icc_profile=ADOBE_RGB_PROFILE)
     photo = read_photo(path)
-    assert np.array_equal(photo, SMOOTH) and photo.info["icc_profile"] == adobe_rgb()
+    assert np.array_equal(photo, SMOOTH) and photo.info["icc_profile"] == ADOBE_RGB_PROFILE
     assert np.abs(np.array(for_network(photo)) - expected_srgb(np.array(SMOOTH))).max() < 3
     assert np.array_equal(read_image(path), SMOOTH) and read_image(path).info == {}
     assert "colours of a profile" in findings_of(path)
@@ -221,7 +221,7 @@ def test_the_network_sees_srgb_and_benchmarks_the_stored_pixels(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
 def test_a_profile_of_other_colours_or_a_damaged_one_is_ignored(mode, tmp_path):
     image = Image.fromarray(PHOTO).convert(mode)
-    for profile in (b"no profile", adobe_rgb() if mode in ("L", "CMYK") else adobe_rgb()[:200]):
+    for profile in (b"no profile", ADOBE_RGB_PROFILE if mode in ("L", "CMYK") else ADOBE_RGB_PROFILE[:200]):
         image.save(tmp_path / "x.tif", icc_profile=profile)
         assert np.array_equal(for_network(read_photo(tmp_path / "x.tif")), image.convert("RGB"))
 

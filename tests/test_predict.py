@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import GOLDEN, SUIM8, predict, save_image
+from conftest import GOLDEN, SUIM8, fill_once, predict, save_image
 from PIL import Image
 
 import test as script
@@ -27,7 +27,7 @@ def full_maps(_empty_full_model, tmp_path_factory):
     for name in SUIM8_NAMES:
         shutil.copy(SUIM8 / "images" / f"{name}.jpg", folder / "images")
         shutil.copy(SUIM8 / "masks" / f"{name}.png", folder / "masks")
-    model = recipe.fill(_empty_full_model, 0).eval()
+    model = fill_once(_empty_full_model, 0)
     more = ("--test_gt_path", folder / "masks", "--device", "cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SAM2UNeXT, "from_checkpoint", lambda *paths, **options: model)
