@@ -4,25 +4,15 @@ The library is imported where it is used: it takes a second and 100 MB, and few 
 """
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-
-AT_HALF = {  # the library's classes for metrics of the map at threshold 0.5
-    "IoU": "IOUHandler",
-    "Dice": "DICEHandler",
-    "BER": "BERHandler",
-    "specificity": "SpecificityHandler",
-    "precision": "PrecisionHandler",
-    "recall": "RecallHandler",
-}
 
 
 def results(metric: Any, prediction: np.ndarray, ground_truth: np.ndarray) -> Any:
     """The results of a metric of the library for a single pair."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numpy, about names that the library uses
+        warnings.simplefilter("ignore")  # numpy's, about deprecated names that the library uses
         metric.step(prediction, ground_truth)
         return metric.get_results()
 
@@ -31,8 +21,8 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
     """The fields of `metrics.PairScores` but `others`."""
     import py_sod_metrics as sod
 
-    kinds = {"precision": sod.PrecisionHandler, "recall": sod.RecallHandler}
-    kinds |= {"IoU": sod.IOUHandler, "Dice": sod.DICEHandler}
+    kinds = {"precision": sod.PrecisionHandler, "recall": sod.RecallHandler, "IoU": sod.IOUHandler}
+    kinds |= {"Dice": sod.DICEHandler}
     handlers = {name: kind(with_dynamic=True, with_adaptive=False) for name, kind in kinds.items()}
     handlers["Fm"] = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=beta_squared)
     with warnings.catch_warnings():
@@ -49,16 +39,6 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
         "MAE": values["MAE"]["mae"],
         **{name: curve[::-1] for name, curve in curves.items()},  # the library starts at threshold 255
     }
-
-
-def at_half(names: Iterable[str], prediction: np.ndarray, ground_truth: np.ndarray) -> dict[str, float]:
-    """The metrics of `names` that are in AT_HALF."""
-    import py_sod_metrics as sod
-
-    options = {"with_dynamic": False, "with_adaptive": False, "with_binary": True}
-    handlers = {name: getattr(sod, AT_HALF[name])(**options) for name in names if name in AT_HALF}
-    values = results(sod.FmeasureV2(handlers), prediction, ground_truth) if handlers else {}
-    return {name: float(value["binary"]) for name, value in values.items()}
 
 
 def human_correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:

@@ -42,9 +42,9 @@ class PairScores:
     Dice: np.ndarray  # Dice coefficient
     others: dict[str, float] = field(default_factory=dict)  # the requested metrics with `Metric.of_pair`
 
-    def figures(self, names: Iterable[str] | None = None) -> dict[str, float]:
-        """The metrics called `names`, or the NINE, in the order of METRICS."""
-        names = NINE if names is None else set(names)
+    def figures(self, names: Iterable[str] = NINE) -> dict[str, float]:
+        """The metrics called `names`, in the order of METRICS."""
+        names = set(names)
         return {name: self.figure(name) for name in METRICS if name in names}
 
     def figure(self, name: str) -> float:
@@ -60,12 +60,12 @@ FIELDS = tuple(item.name for item in fields(PairScores) if item.name != "others"
 
 
 class PairCounts(NamedTuple):
-    """A map, its ground truth and the pixels where they agree, for `Metric.of_pair`."""
+    """A map, its ground truth and the pixels in which they agree or differ at threshold 0.5, for `Metric.of_pair`."""
 
     prediction: np.ndarray  # uint8 (H, W)
     mask: np.ndarray  # uint8 (H, W), 0 or 255
     above: np.ndarray  # bool (256,), the grey levels that exceed 0.5 in the stretched map
-    tp: float  # pixels of the map at this threshold
+    tp: float  # pixels: true positives, ...
     fp: float
     fn: float
     tn: float
@@ -77,7 +77,7 @@ class Metric(NamedTuple):
     latex: str
     figure: Callable[[PairScores], float] | None = None
     lower_is_better: bool = False
-    curve: str | None = None  # whose maximum the metric is; the mean's maximum is not the mean of maxima
+    curve: str | None = None  # of which the metric is the maximum, taken after averaging over images
     of_pair: Callable[[PairCounts], float] | None = None
     digits: int = 3  # in tables
 
@@ -91,6 +91,10 @@ def boundary_iou(pair: PairCounts) -> float:
         eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
         inner.append((binary - eroded).astype(bool))
     return ratio(np.count_nonzero(inner[0] & inner[1]), np.count_nonzero(inner[0] | inner[1]))
+
+
+def balanced_error_rate(pair: PairCounts) -> float:
+    return 1 - (ratio(pair.tp, pair.tp + pair.fn) + ratio(pair.tn, pair.tn + pair.fp)) / 2
 
 
 METRICS = {
@@ -107,22 +111,15 @@ METRICS = {
     "adpEm": Metric("$E_\\phi^{adp}$", lambda scores: scores.adpEm),
     "IoU": Metric("IoU", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp + pair.fn)),
     "Dice": Metric("Dice", of_pair=lambda pair: ratio(2 * pair.tp, 2 * pair.tp + pair.fp + pair.fn)),
-    "BER": Metric(
-        "BER",
-        of_pair=lambda pair: 1 - (ratio(pair.tp, pair.tp + pair.fn) + ratio(pair.tn, pair.tn + pair.fp)) / 2,
-        lower_is_better=True,
-    ),
+    "BER": Metric("BER", of_pair=balanced_error_rate, lower_is_better=True),
     "specificity": Metric("Spe.", of_pair=lambda pair: ratio(pair.tn, pair.tn + pair.fp)),
     "precision": Metric("Prec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp)),
     "recall": Metric("Rec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fn)),
     "BIoU": Metric("BIoU", of_pair=boundary_iou),
     "HCE": Metric(
-        "HCE",
-        of_pair=lambda pair: library.human_correction_effort(pair.prediction, pair.mask),
-        lower_is_better=True,
-        digits=0,
+        "HCE", of_pair=lambda pair: library.human_correction_effort(*pair[:2]), lower_is_better=True, digits=0
     ),
-    "MSIoU": Metric("MSIoU", of_pair=lambda pair: library.multiscale_iou(pair.prediction, pair.mask)),
+    "MSIoU": Metric("MSIoU", of_pair=lambda pair: library.multiscale_iou(*pair[:2])),
     "siFm": Metric("$SI\\mbox{-}F_\\beta$", of_pair=lambda pair: library.size_invariant_f_measure(*pair[:2])),
     "siMAE": Metric("SI-MAE", of_pair=lambda pair: library.size_invariant_mae(*pair[:2]), lower_is_better=True),
 }
@@ -163,8 +160,8 @@ def mean(scores: Iterable[PairScores]) -> PairScores:
 
 def together(means: Sequence[Mean]) -> PairScores:
     """The mean over all pairs of several data sets."""
-    if len(means) == 1:  # to the last bit
-        return means[0].scores()
+    if len(means) == 1:
+        return means[0].scores()  # x n / n would round
     total = Mean()
     for dataset_mean in means:
         total.add(dataset_mean.scores(), dataset_mean.count)
@@ -173,16 +170,14 @@ def together(means: Sequence[Mean]) -> PairScores:
 
 def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
     """Raises InputError unless these are uint8 (H, W) arrays of equal size."""
-    for array in (prediction, ground_truth):
-        if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0:
-            raise InputError(f"a map must be uint8 (H, W), got {array.dtype} {array.shape}")
+    if {prediction.dtype, ground_truth.dtype} != {np.dtype(np.uint8)} or prediction.ndim != 2 or prediction.size == 0:
+        raise InputError(f"a map must be uint8 (H, W), got {prediction.dtype} {prediction.shape}")
     if prediction.shape != ground_truth.shape:
-        sizes = (f"{height} x {width}" for height, width in (prediction.shape, ground_truth.shape))
-        raise InputError("the map is {}, its ground truth {} (height x width)".format(*sizes))
+        raise InputError(f"the map is {prediction.shape}, its ground truth {ground_truth.shape} (height, width)")
 
 
 class GroundTruth(NamedTuple):
-    """A mask with what the scores derive from it, computed once for all methods."""
+    """A mask with what the scores derive from it, computed once for the maps of all methods."""
 
     mask: np.ndarray  # uint8 (H, W), 0 or 1
     split: tuple[int, int]  # see `split_at_centroid`
@@ -205,7 +200,7 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
     """The scores of a prediction map against its ground truth, uint8 (H, W) each, and the metrics called `names`.
 
     Ground truth above 128 is foreground; the map is stretched so that its minimum and maximum become 0 and 1. Equals
-    pysodmetrics within 1e-6, usually within 1e-12, with an exception: if the foreground's centroid is in the last row
+    pysodmetrics within 1e-6, usually within 1e-12, with one exception: if the foreground's centroid is in the last row
     or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises InputError for
     other arrays.
     """
@@ -232,13 +227,12 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
 def score_with_pysodmetrics(
     prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names: Iterable[str] = ()
 ) -> PairScores:
-    """The same as `score`, computed by the library itself."""
+    """The same as `score`, computed by the library itself, apart from the metrics with `Metric.of_pair`."""
     if isinstance(ground_truth, GroundTruth):
         ground_truth = ground_truth.mask * np.uint8(255)
     check(prediction, ground_truth)
-    others = library.at_half(names, prediction, ground_truth)
-    if rest := {name for name in names if METRICS[name].of_pair} - others.keys():
-        others |= score(prediction, ground_truth, rest).others
+    requested = [name for name in names if METRICS[name].of_pair]
+    others = score(prediction, ground_truth, requested).others if requested else {}
     return PairScores(**library.scores(prediction, ground_truth, BETA_SQUARED), others=others)
 
 
@@ -267,7 +261,10 @@ def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarra
 
 
 def stretched_levels(counts: np.ndarray) -> np.ndarray:
-    """The values of the grey levels, float64 (256,), so that those that occur (`counts` > 0) span [0, 1], if two do."""
+    """The values of the grey levels, float64 (256,), scaled so that those that occur (`counts` > 0) span [0, 1].
+
+    If only one occurs, the values are the levels by 255.
+    """
     levels = np.arange(256) / 255
     occurring = levels[counts > 0]
     low, high = occurring[0], occurring[-1]

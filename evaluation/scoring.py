@@ -20,8 +20,8 @@ from unext.pairing import File
 from unext.workers import in_processes, progress_bar
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
-EMPTY = "empty"  # a mask without an object, beside MASK_PROBLEMS
-# What may be wrong with most of a method's maps of a data set -> what it means; docs/benchmarks.md has the rules.
+EMPTY = "empty"  # a mask without an object, used like a key of MASK_PROBLEMS
+# What may be wrong with most of a method's maps of a data set: meaning; docs/benchmarks.md has the rules.
 MAP_PROBLEMS = {
     "are in colour": "read as greyscale; save them in grey levels",
     "are constant": "they have one grey level, though there is an object",
@@ -75,7 +75,7 @@ def evaluate(
 ) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
     """The scores of each image, the means by method and data set, and notes; with a progress bar.
 
-    Raises InputError that lists the maps of another size than their ground truth, unless `resize`.
+    Raises InputError for maps of another size than their ground truth, unless `resize`.
     """
     scored_images: list[ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = defaultdict(lambda: defaultdict(metrics.Mean))
@@ -103,7 +103,7 @@ def evaluate(
                  for name, sizes in size_problems.items()]  # fmt: skip
         raise InputError("; ".join([*lines, "--resize resizes them"]))
     notes = [
-        f"{name}: {files.count(len(sizes), 'map')} resized to the ground truth" for name, sizes in size_problems.items()
+        f"{name}: {files.count(len(maps), 'map')} resized to the ground truth" for name, maps in size_problems.items()
     ]
     for name, by_mask in mask_problems.items():
         notes += [f"warning: {name}: {line}" for line in pairing.mask_warnings(by_mask)]

@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     marks: str = ""
 
     def styled(self, best: str, second: str, unclear: str) -> str:
-        """The text in the pattern of its mark, and what is appended if it may be chance."""
+        """The text in the pattern of its mark, with `unclear` appended if its difference may be chance."""
         pattern = best if BEST in self.marks else second if SECOND in self.marks else "{}"
         return pattern.format(self.text) + (unclear if UNCLEAR in self.marks else "")
 
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     dataset: str
     method: str
     images: int | None  # None for published figures
-    figures: Mapping[str, float]  # by metric; a paper does not have all
+    figures: Mapping[str, float]  # by metric; published rows may lack some
     marks: Mapping[str, str] = {}  # by metric
 
     def cell(self, column: str) -> Cell:
@@ -52,7 +52,7 @@ class Table(NamedTuple):
     """The figures of all methods on all data sets."""
 
     columns: Sequence[str]
-    datasets: Mapping[str, int]  # and their numbers of images
+    datasets: Mapping[str, int]  # name: number of images
     methods: Mapping[str, Mapping[str, Row]]  # by method and data set; published methods are last
 
     def rows(self) -> list[Row]:

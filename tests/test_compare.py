@@ -10,7 +10,7 @@ import scipy.stats
 from evaluation import benchmarks, compare, metrics, results, tables
 
 COLUMNS = ("Smeasure", "maxFm", "MAE")
-NO_BENCHMARK = benchmarks.Benchmark("title", metrics.NINE, (), {}, {}, {}, from_paper=False)
+NO_BENCHMARK = benchmarks.Benchmark("title", metrics.NINE)
 
 
 def scores_of(smeasure, curve, mae):
