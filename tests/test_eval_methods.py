@@ -1,16 +1,13 @@
 """eval.py with several methods: what it writes agrees with runs of one, and is what a paper needs."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import benchmark_eval
 import numpy as np
 import pytest
-from conftest import ROOT, eval_arguments, failure, read_csv
+from conftest import eval_arguments, failure, read_csv
 from PIL import Image
 
 import eval as script
@@ -18,11 +15,6 @@ from unext import output
 
 METHODS = ("blur", "noise", "shift")
 FIGURES = ("precision_recall", "f_measure", "e_measure", "examples")
-DOCUMENT = r"""\documentclass{article}
-\IfFileExists{booktabs.sty}{\usepackage{booktabs}}{\let\toprule\hline\let\midrule\hline\let\bottomrule\hline
-  \def\cmidrule(#1)#2{\cline{#2}}}
-\begin{document}\input{results.tex}\end{document}
-"""
 
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -115,18 +107,9 @@ def test_the_latex_table_has_data_sets_side_by_side_and_marks(results):
         assert all(re.fullmatch(r"[^\d]*\d\.\d{3}[^\d]*", cell) for cell in column)
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no LaTeX")
-def test_the_latex_table_compiles(results, tmp_path):
-    shutil.copy(results / "results.tex", tmp_path)
-    (tmp_path / "document.tex").write_text(DOCUMENT)
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "document.pdf").stat().st_size > 10_000
-
-
 def test_the_page_switches_between_methods_and_shows_where_the_first_loses(results):
     page = (results / "report.html").read_text()
-    for title in ("Is it more than chance?", "Where does it fail?", "Worst 4 of 8 by S-measure of blur"):
+    for title in ("Is it more than chance?", "Where does it fail?", "Worst 8 of 8 by S-measure of blur"):
         assert f">{title}</h2>" in page
     cards = page.count('<div class="card">')
     assert page.count('type="radio"') == 3 * cards and page.count("<figcaption>") == (2 + 2 * 3) * cards
@@ -177,10 +160,10 @@ def test_only_images_of_which_every_method_has_a_map_are_scored(copy, capsys):
     assert left["blur"]["hard"]["images"] == 4 and list(left["shift"]) == ["easy"]
     printed = capsys.readouterr().out
     assert "noise, easy: 1 of 4 ground truths without a map, left out" in printed
-    assert "easy: 1 image left out, of which not every method has a map" in printed
+    assert "easy: 1 image left out because some method has no map" in printed
     shutil.rmtree(copy / "maps/shift/easy")
     status, line = failure(script.main, arguments(copy, METHODS, "--allow_missing"), capsys)
-    assert status == 2 and line.endswith("shift: no ground truth has a map of this method and of all others")
+    assert status == 2 and line.endswith("shift: no image has a map of this method and of all others")
 
 
 def test_methods_are_named_after_their_folders_and_the_settings_of_their_maps_are_shown(copy):
@@ -189,12 +172,3 @@ def test_methods_are_named_after_their_folders_and_the_settings_of_their_maps_ar
     scores = run(copy, ["blur"], copy / "out", *options)
     assert list(scores) == ["noise", "Ref"] and list(scores["Ref"]["easy"])[-1] == "maxEm"
     assert "noise, easy: maps of checkpoint SAM2-UNeXT-20.pth" in (copy / "out/report.html").read_text()
-
-
-@pytest.mark.posix
-def test_the_recipe_takes_several_methods(root, tmp_path):
-    folders = " ".join(f"{method}={root}/maps/{method}" for method in ("blur", "shift"))
-    command = f"bash {ROOT}/eval.sh {root}/five.yaml {root}/data --pred_path {folders}"
-    environment = os.environ | {"PYTHON": sys.executable}
-    subprocess.run(command.split(), cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert list(json.loads((tmp_path / "runs/five/results/results.json").read_text())) == ["blur", "shift"]
