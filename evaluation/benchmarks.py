@@ -143,16 +143,14 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     if not columns or not METRICS.keys() >= set(columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
     train = layouts(content["train"]) if "train" in content else ()
-    test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}
+    test = {key: layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
         raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
-    together = {
-        files.printable(key): tuple(map(files.printable, sets)) for key, sets in content.get("together", {}).items()
-    }
+    together = {key: tuple(sets) for key, sets in content.get("together", {}).items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
             raise InputError(f"together: {key} needs a name of its own and a list of test sets")
-    groups = {files.printable(kind): pattern for kind, pattern in content.get("groups", {}).items()}
+    groups = content.get("groups", {})
     for kind, pattern in groups.items():
         if not re.compile(pattern).groups:
             raise InputError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")

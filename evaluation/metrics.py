@@ -212,14 +212,21 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
     counts = np.array([joint_histogram(prediction[place], mask[place]) for place in quadrants(*split)], dtype=np.int64)
     levels = stretched_levels(counts.sum(axis=(0, 1)))
     background, foreground = counts.sum(axis=0)
-    adaptive = at_twice_the_mean(background, foreground, levels, prediction)
+    adaptive = counts_at_adaptive_threshold(background, foreground, levels, prediction)
+    others = {}
+    if requested := {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}:
+        above = levels > 0.5
+        tp, fp = foreground[above].sum(), background[above].sum()
+        rest = foreground.sum() - tp, background.sum() - fp
+        pair = PairCounts(prediction, mask * np.uint8(255), above, tp, fp, *rest)
+        others = {name: float(of_pair(pair)) for name, of_pair in requested.items()}
     return PairScores(
         Smeasure=s_measure(counts, levels, prediction, split),
         wFmeasure=weighted_f_measure(prediction, surrounded, background, foreground, levels),
         adpFm=float(f_measure(*adaptive, foreground.sum())),
         adpEm=e_measure(*np.array(adaptive)[:, None], foreground.sum(), background.sum())[0],
         MAE=(foreground @ (1 - levels) + background @ levels) / prediction.size,
-        others=other_scores(prediction, mask, background, foreground, levels, names),
+        others=others,
         **threshold_curves(background, foreground, levels),
     )
 
@@ -234,21 +241,6 @@ def score_with_pysodmetrics(
     requested = [name for name in names if METRICS[name].of_pair]
     others = score(prediction, ground_truth, requested).others if requested else {}
     return PairScores(**library.scores(prediction, ground_truth, BETA_SQUARED), others=others)
-
-
-def other_scores(
-    prediction: np.ndarray, mask: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray,
-    names: Iterable[str],
-) -> dict[str, float]:  # fmt: skip
-    """The metrics `names` that are computed from each pair."""
-    requested = {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}
-    if not requested:
-        return {}
-    above = levels > 0.5
-    tp, fp = foreground[above].sum(), background[above].sum()
-    rest = foreground.sum() - tp, background.sum() - fp
-    pair = PairCounts(prediction, mask * np.uint8(255), above, tp, fp, *rest)
-    return {name: float(of_pair(pair)) for name, of_pair in requested.items()}
 
 
 def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -315,7 +307,7 @@ def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) ->
     return total / (pixels - 1 + EPS)
 
 
-def at_twice_the_mean(
+def counts_at_adaptive_threshold(
     background: np.ndarray, foreground: np.ndarray, levels: np.ndarray, prediction: np.ndarray
 ) -> tuple[int, int]:
     """The true and false positives of the map thresholded at twice its mean."""

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def examples(images: Sequence[ImageScores], methods: Sequence[str]) -> dict[str,
     rows = []
     for image in images:
         maps = [read_map(image.maps[method]) if method in image.maps else None for method in methods]
-        rows.append([read_image(image.image), thumbnail(image.mask, "L"), *maps])
+        rows.append([image.image and thumbnail(image.image, "RGB"), thumbnail(image.mask, "L"), *maps])
     heights = [mask.height / mask.width for _, mask, *_ in rows]
     figure = Figure(figsize=(PANEL * len(rows[0]), PANEL * sum(heights) + 0.3))
     grid = {"height_ratios": heights, "wspace": 0.03, "hspace": 0.03 * len(heights) / sum(heights)}
@@ -133,13 +132,6 @@ def thumbnail(path: Path, mode: str) -> Image.Image:
         small = mask_of(image) if mode == "L" else decoded(image)
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         return small.convert(mode)
-
-
-def read_image(path: Path | None) -> Image.Image | None:
-    """A small version of an image; None without an image, or if it cannot be read."""
-    with suppress(OSError):
-        return thumbnail(path, "RGB") if path else None
-    return None
 
 
 def read_map(path: Path) -> Image.Image:

@@ -38,16 +38,17 @@ def panels(images: Iterable[tuple[str, Image.Image]]) -> list[dict[str, str]]:
 
 
 def card(scores: ImageScores) -> dict[str, Any]:
-    """What the page shows for an image; without the image itself if it cannot be read."""
-    image, mask = plots.read_image(scores.image), plots.thumbnail(scores.mask, "L")
+    """What the page shows for an image."""
+    mask = plots.thumbnail(scores.mask, "L")
+    images = [("image", plots.thumbnail(scores.image, "RGB"))] if scores.image else []
     methods = []
     for method, path in scores.maps.items():
         prediction = plots.read_map(path).resize(mask.size, Image.Resampling.BILINEAR)
-        images = panels([("map", prediction), ("error", plots.error_image(prediction, mask))])
+        maps = panels([("map", prediction), ("error", plots.error_image(prediction, mask))])
         figures = {name: f"{scores.figures[method][name]:.3f}" for name in SHOWN}
-        methods.append({"name": method, "scores": figures, "panels": images})
-    images = [("image", image)] * bool(image) + [("ground truth", mask)]
-    return {"name": scores.name, "dataset": scores.dataset, "panels": panels(images), "methods": methods}
+        methods.append({"name": method, "scores": figures, "panels": maps})
+    images = panels([*images, ("ground truth", mask)])
+    return {"name": scores.name, "dataset": scores.dataset, "panels": images, "methods": methods}
 
 
 def sections(evaluation: Evaluation) -> list[tuple[str, list[ImageScores]]]:
@@ -91,7 +92,7 @@ def page(
     images = {(image.dataset, image.name): image for _, images in chosen for image in images}  # some in two sections
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         cards = dict(zip(images, pool.map(card, images.values()), strict=True))
-    by_method = groupby(evaluation.differences, key=lambda line: line[:2])
+    by_method = groupby(evaluation.differences, key=lambda line: line[:2])  # and data set
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     content = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=evaluation.benchmark.name,

@@ -84,7 +84,6 @@ class Evaluation:
         }  # fmt: skip
 
     def has_several(self) -> bool:
-        """Whether there are several methods."""
         return len(self.methods) > 1
 
     def images_of(self, row: str) -> list[ImageScores]:

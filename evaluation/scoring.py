@@ -28,7 +28,6 @@ MAP_PROBLEMS = {
     "score higher inverted": "their MAE is above 0.5",
     "are binary and the ground truth is grey": "swapped?",
 }
-COLOURED, CONSTANT, INVERTED, SWAPPED = MAP_PROBLEMS
 
 
 class MapScores(NamedTuple):
@@ -52,20 +51,15 @@ def score_files(
         with opened(path) as file:
             prediction, coloured = mask_of(file), is_coloured(file)
         levels = np.count_nonzero(prediction.histogram())
-        size_problem, scores, problem = "", None, ""
+        size_problem, scores = "", None
         if prediction.size != mask.size:
             size_problem = f"{path.name} {prediction.size[::-1]} instead of {mask.size[::-1]}"
             prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
         if resize or not size_problem:
             scores = ENGINES[engine](np.array(prediction), ground_truth, names)
-        if coloured:
-            problem = COLOURED
-        elif levels == 1 and 0 < share < 1:
-            problem = CONSTANT
-        elif scores and scores.MAE > 0.5:
-            problem = INVERTED
-        elif levels <= 2 and has_grey_regions(np.asarray(mask)):
-            problem = SWAPPED
+        constant, inverted = levels == 1 and 0 < share < 1, scores is not None and scores.MAE > 0.5
+        checks = coloured, constant, inverted, levels <= 2 and has_grey_regions(np.asarray(mask))
+        problem = next((problem for problem, is_so in zip(MAP_PROBLEMS, checks, strict=True) if is_so), "")
         scored.append(MapScores(scores, size_problem, problem))
     return scored, share, mask_problem
 

@@ -19,7 +19,7 @@ LATEX_SPECIAL = str.maketrans(
 
 
 class Cell(NamedTuple):
-    """A figure as text, and its marks, such as "best unclear"."""
+    """A score as text, and its marks, such as "best unclear"."""
 
     text: str = ""
     marks: str = ""
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The figures of a method on a data set."""
+    """The scores of a method on a data set."""
 
     dataset: str
     method: str
@@ -40,7 +40,6 @@ class Row(NamedTuple):
     marks: Mapping[str, str] = {}  # by metric
 
     def cell(self, column: str) -> Cell:
-        """The figure, usually to three decimals; empty if there is none."""
         if column not in self.figures:
             return Cell()
         sign = "+" if self.method == DIFFERENCE else ""
@@ -49,14 +48,13 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The figures of all methods on all data sets."""
+    """The scores of all methods on all data sets."""
 
     columns: Sequence[str]
     datasets: Mapping[str, int]  # name: number of images
     methods: Mapping[str, Mapping[str, Row]]  # by method and data set; published methods are last
 
     def rows(self) -> list[Row]:
-        """The rows by data set."""
         return [rows[dataset] for dataset in self.datasets for rows in self.methods.values() if dataset in rows]
 
     def cells(self, method: str) -> list[Cell]:

@@ -121,7 +121,7 @@ def test_plain_folders_have_no_published_rows_and_show_images_if_named(archive, 
     options = ["--dataset_name", "mine", "--pred_path", archive / "maps/dis_te4", "--save_path", tmp_path]
     options += ["--gt_path", archive / "DIS5K/DIS-TE4/gt"]
     shutil.copytree(archive / "DIS5K/DIS-TE4/im", tmp_path / "im")
-    (tmp_path / "im" / "case0.jpg").write_bytes(b"\xff\xd8 no more")  # is left out of the page
+    (tmp_path / "im/case0.jpg").unlink()
     for more, panels in (([], 3 * 5), (["--image_path", tmp_path / "im"], 4 * 5 - 1)):
         script.main(eval_arguments(*options, *more))
         page = (tmp_path / "report.html").read_text()
