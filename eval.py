@@ -54,10 +54,7 @@ def datasets_of_folders(args: argparse.Namespace) -> list[Dataset]:
     """The data sets of plain folders."""
     number = len(args.gt_path)
     if not len(args.dataset_name) == len(args.pred_path) == number or len(args.image_path) not in (0, number):
-        raise InputError(
-            "--dataset_name, --pred_path, --gt_path, --image_path: give one of each per data set, in the same order "
-            "(--image_path may be left out)"
-        )
+        raise InputError("--dataset_name, --pred_path, --gt_path and, if given, --image_path: one of each per data set")
     if len(set(args.dataset_name)) < number:
         raise InputError("--dataset_name: each name may occur only once")
     names = pairing.names_given(args, args.gt_path)
@@ -87,10 +84,8 @@ def datasets_of_benchmark(args: argparse.Namespace, benchmark: Benchmark, root: 
         for method, pred_path in methods.items():
             folder = map_folder(pred_path, name, is_single=len(test_sets) == 1)
             if folder is None and not args.allow_missing:
-                raise InputError(
-                    f"{name}: there is no folder of that name with maps in {pred_path}; write them with "
-                    "test.py, choose with --sets, or score what is there with --allow_missing"
-                )
+                remedy = "write them with test.py, choose with --sets, or score what is there with --allow_missing"
+                raise InputError(f"{name}: there is no folder of that name with maps in {pred_path}; {remedy}")
             is_missing = folder is None or (args.allow_missing and not pairing.images_in(folder))
             maps[method] = {} if is_missing else maps_by_image(args, pairing.images_by_name(folder), masks)
         notes = [str(split) for split in splits if split.is_incomplete()]
@@ -226,9 +221,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
-    data.add_argument(
-        "--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="for the table"
-    )
+    name = {"type": files.printable, "metavar": "NAME"}
+    data.add_argument("--dataset_name", nargs="+", default=[], **name, help="for the table")
     data.add_argument(
         "--pred_path", required=True, nargs="+", metavar="DIR",
         help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR",
@@ -254,9 +248,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--engine", choices=[*scoring.ENGINES], default="fast", help="the same scores; pysodmetrics is slower"
-    )
+    run.add_argument("--engine", choices=[*scoring.ENGINES], default="fast", help="same scores, pysodmetrics slower")
     run.add_argument("--workers", type=cli.number(), default=cores(), help="processes")
     return parser
 

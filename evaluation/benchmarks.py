@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -29,7 +29,7 @@ ALIASES = {
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
-TYPES = {"columns": list, "train": dict | list, "test": dict, "together": dict, "groups": dict}  # of a file's keys
+KEYS = ("columns", "train", "test", "together", "groups")  # of such a file
 
 
 class TextLoader(yaml.BaseLoader):
@@ -131,14 +131,15 @@ def load(name: str) -> Benchmark:
         return parse(files.printable(path.stem), yaml.load(path.read_text("utf-8"), TextLoader))
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, re.error, ValueError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, re.error, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
     """The benchmark that a file's content describes. Raises as `load` catches."""
-    check(content, TYPES)
+    if unknown := content.keys() - set(KEYS):
+        raise InputError(f"{min(unknown)} is unknown; known are {', '.join(KEYS)}")
     columns = tuple(content.get("columns", NINE))
     if not columns or not METRICS.keys() >= set(columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
@@ -157,29 +158,20 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     return Benchmark(name, columns, train, test, together, groups, from_paper)
 
 
-def check(content: dict[str, Any], types: dict[str, Any]) -> None:
-    """Raises InputError unless the keys are some of those of `types` and their values have these types."""
-    for key, value in content.items():
-        if key not in types:
-            raise InputError(f"{key} is unknown; known are {', '.join(types)}")
-        if not isinstance(value, types[key]):
-            raise InputError(f"{key}: {value!r} is not a {types[key]}")
-
-
 def layouts(split: Any) -> tuple[Layout, ...]:
     """The alternative layouts of a split."""
     either = split["either"] if isinstance(split, dict) and "either" in split else [split]
     either = [layout if isinstance(layout, list) else [layout] for layout in either]
-    if not all(layout and all(isinstance(place, dict) for place in layout) for layout in either):
+    if not all(either):
         raise InputError("a split is a place such as {folder: test}, or a list of places")
-    return tuple(tuple(place_of(place) for place in layout) for layout in either)
+    return tuple(tuple(place_of(**place) for place in layout) for layout in either)
 
 
-def place_of(content: dict[str, Any]) -> Place:
-    """The place that a mapping describes; its number and boolean are still text."""
-    content = content | {key: yaml.safe_load(content[key]) for key in ("count", "surplus_masks") if key in content}
-    check(content, {field.name: field.type for field in fields(Place)})
-    return Place(**content)
+def place_of(count: str | None = None, surplus_masks: str = "false", **patterns: str) -> Place:
+    """The place that a mapping describes, in which every value is text."""
+    if wrong := [value for value in patterns.values() if not isinstance(value, str)]:
+        raise InputError(f"{wrong[0]} is not a text")
+    return Place(count=count and int(count), surplus_masks={"true": True, "false": False}[surplus_masks], **patterns)
 
 
 def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:

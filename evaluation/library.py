@@ -21,10 +21,10 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
     """The fields of `metrics.PairScores` but `others`."""
     import py_sod_metrics as sod
 
-    kinds = {"precision": sod.PrecisionHandler, "recall": sod.RecallHandler, "IoU": sod.IOUHandler}
-    kinds |= {"Dice": sod.DICEHandler}
-    handlers = {name: kind(with_dynamic=True, with_adaptive=False) for name, kind in kinds.items()}
-    handlers["Fm"] = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=beta_squared)
+    options = {"with_dynamic": True, "with_adaptive": False}
+    handlers = {"precision": sod.PrecisionHandler(**options), "recall": sod.RecallHandler(**options)}
+    handlers |= {"IoU": sod.IOUHandler(**options), "Dice": sod.DICEHandler(**options)}
+    handlers["Fm"] = sod.FmeasureHandler(**options, beta=beta_squared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Fmeasure, which defines adpFm, is deprecated
         metrics = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
@@ -41,7 +41,7 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
     }
 
 
-def human_correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
+def correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
     """HCE at threshold 0.5, in clicks (Qin et al., "Highly Accurate Dichotomous Image Segmentation", ECCV 2022)."""
     import py_sod_metrics as sod
 

@@ -116,9 +116,7 @@ METRICS = {
     "precision": Metric("Prec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp)),
     "recall": Metric("Rec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fn)),
     "BIoU": Metric("BIoU", of_pair=boundary_iou),
-    "HCE": Metric(
-        "HCE", of_pair=lambda pair: library.human_correction_effort(*pair[:2]), lower_is_better=True, digits=0
-    ),
+    "HCE": Metric("HCE", of_pair=lambda pair: library.correction_effort(*pair[:2]), lower_is_better=True, digits=0),
     "MSIoU": Metric("MSIoU", of_pair=lambda pair: library.multiscale_iou(*pair[:2])),
     "siFm": Metric("$SI\\mbox{-}F_\\beta$", of_pair=lambda pair: library.size_invariant_f_measure(*pair[:2])),
     "siMAE": Metric("SI-MAE", of_pair=lambda pair: library.size_invariant_mae(*pair[:2]), lower_is_better=True),

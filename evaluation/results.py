@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -75,13 +76,12 @@ class Evaluation:
     @cached_property
     def means(self) -> dict[str, dict[str, PairScores]]:
         """The scores by method and row, without rows of which the method has no map."""
-        return {
-            method: {
-                row: together([self.dataset_means[method][dataset] for dataset in datasets])
-                for row, datasets in self.rows.items() if self.dataset_means[method].keys() >= set(datasets)
-            }
-            for method in self.methods
-        }  # fmt: skip
+        means: dict[str, dict[str, PairScores]] = {method: {} for method in self.methods}
+        for method, row in product(self.methods, self.rows):
+            of_datasets = self.dataset_means[method]
+            if of_datasets.keys() >= set(self.rows[row]):
+                means[method][row] = together([of_datasets[name] for name in self.rows[row]])
+        return means
 
     def has_several(self) -> bool:
         return len(self.methods) > 1
