@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -67,16 +68,16 @@ def benchmark_scores(repeats: int) -> Figures:
     results = {}
     for height, width in SIZES:
         pair = generate_pair(height, width, seed=0)
-        library, ours = metrics.score_with_pysodmetrics(*pair).figures(), metrics.score(*pair).figures()
-        seconds = interleaved(
-            repeats,
-            pysodmetrics=lambda pair=pair: metrics.score_with_pysodmetrics(*pair),
-            fast=lambda pair=pair: metrics.score(*pair),
-        )
-        results[f"{height} x {width}"] = {f"{name} s": median for name, median in seconds.items()} | {
-            "ratio": seconds["pysodmetrics"] / seconds["fast"],
-            "largest difference": max(abs(library[name] - ours[name]) for name in library),
+        functions = {
+            "pysodmetrics": partial(metrics.score_with_pysodmetrics, *pair),
+            "fast": partial(metrics.score, *pair),
         }
+        library, ours = (function().figures() for function in functions.values())
+        seconds = interleaved(repeats, **functions)
+        figures = {f"{name} s": median for name, median in seconds.items()}
+        figures["ratio"] = seconds["pysodmetrics"] / seconds["fast"]
+        figures["largest difference"] = max(abs(library[name] - ours[name]) for name in library)
+        results[f"{height} x {width}"] = figures
     return results
 
 
