@@ -101,8 +101,6 @@ def method_folders(texts: Sequence[str]) -> dict[str, Path]:
         if not equals or not name or Path(text).is_dir():
             name, folder = THIS_RUN if len(texts) == 1 else Path(text).resolve().name, text
         name = files.printable(name)
-        if not folder:
-            raise InputError(f"--pred_path: {text!r} names no folder")
         if name in folders:
             raise InputError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
         folders[name] = Path(folder)
@@ -141,10 +139,7 @@ def maps_by_image(
 
 
 def images_to_score(datasets: Sequence[Dataset], allow_missing: bool) -> tuple[list[ImageFiles], list[str]]:
-    """The images for which every method that covers the data set has a map, and notes about the others.
-
-    Raises InputError that lists the maps and ground truths without a partner, and for a method without any image.
-    """
+    """The images for which every method that covers the data set has a map, and notes about the others."""
     images, notes, problems = [], [], []
     for dataset in datasets:
         masks, scored = dataset.masks, {}
@@ -166,9 +161,8 @@ def images_to_score(datasets: Sequence[Dataset], allow_missing: bool) -> tuple[l
         if left_out := len(with_any_map) - len(with_all_maps):
             notes.append(f"{dataset.name}: {files.count(left_out, 'image')} left out because some method has no map")
         for name in with_all_maps:
-            maps = {method: maps[name] for method, maps in scored.items()}
-            image = dataset.images.get(name)
-            images.append(ImageFiles(dataset.name, files.printable(name), image, masks[name], maps))
+            paths = dataset.images.get(name), masks[name], {method: maps[name] for method, maps in scored.items()}
+            images.append(ImageFiles(dataset.name, files.printable(name), *paths))
     if problems and not allow_missing:
         raise InputError("; ".join([*problems, "--allow_missing scores the rest"]))
     for method in datasets[0].maps:
@@ -221,8 +215,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
-    name = {"type": files.printable, "metavar": "NAME"}
-    data.add_argument("--dataset_name", nargs="+", default=[], **name, help="for the table")
+    data.add_argument("--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="in tables")
     data.add_argument(
         "--pred_path", required=True, nargs="+", metavar="DIR",
         help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR",

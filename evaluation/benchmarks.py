@@ -215,10 +215,7 @@ def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) 
 
 
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
-    """(place, its folder of images, of masks) for the layout that exists closest to the root. Reads no file.
-
-    Raises OSError if there is no root, InputError if the split is missing or ambiguous.
-    """
+    """(place, its folder of images, of masks) for the layout that exists closest to the root. Reads no file."""
     root = files.require_folder(root)
     bases: list[Path] = []
     level, hits = [root], {}
@@ -231,17 +228,14 @@ def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list
         level = [folder for parent in level for folder in pairing.subfolders(parent)]
     else:
         expected = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
-        there = files.listing(folder.relative_to(root) for folder in bases[1:])
+        names = ", ".join(f"{alias} are {', '.join(names)}" for alias, names in ALIASES.items())
         raise InputError(
             f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {expected} (in any case; "
-            f"{{images}} are {', '.join(ALIASES['{images}'])}, {{masks}} {', '.join(ALIASES['{masks}'])}). "
-            f"There: {there or 'no folder'}"
+            f"{names}). There: {files.listing(folder.relative_to(root) for folder in bases[1:]) or 'no folder'}"
         )
     if len(hits) > 1:
-        places = dict.fromkeys(f"{images} with {masks}" for folders in hits for images, masks in folders)
-        raise InputError(
-            f"{split}: could be in several places; name a root with only one of them: {files.listing(places)}"
-        )
+        places = files.listing(dict.fromkeys(f"{images} with {masks}" for pairs in hits for images, masks in pairs))
+        raise InputError(f"{split}: could be in several places; name a root with only one of them: {places}")
     [(folders, layout)] = hits.items()
     return [(place, *pair) for place, pair in zip(layout, folders, strict=True)]
 

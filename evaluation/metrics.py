@@ -142,10 +142,8 @@ class Mean:
             self.others[name] = self.others.get(name, 0.0) + weight * value
 
     def scores(self) -> PairScores:
-        totals, others = (
-            {name: total / self.count for name, total in sums.items()} for sums in (self.totals, self.others)
-        )
-        return PairScores(**totals, others=others)
+        others = {name: total / self.count for name, total in self.others.items()}
+        return PairScores(**{name: total / self.count for name, total in self.totals.items()}, others=others)
 
 
 def mean(scores: Iterable[PairScores]) -> PairScores:
@@ -251,10 +249,7 @@ def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarra
 
 
 def stretched_levels(counts: np.ndarray) -> np.ndarray:
-    """The values of the grey levels, float64 (256,), scaled so that those that occur (`counts` > 0) span [0, 1].
-
-    If only one occurs, the values are the levels by 255.
-    """
+    """The values of the grey levels, float64 (256,): those that occur (`counts` > 0) span [0, 1], if there are two."""
     levels = np.arange(256) / 255
     occurring = levels[counts > 0]
     low, high = occurring[0], occurring[-1]

@@ -77,8 +77,7 @@ def values_of_curves(evaluation: Evaluation) -> bytes:
     missing = np.full(256, np.nan)
     means = [[evaluation.means[method].get(row) for method in evaluation.methods] for row in evaluation.rows]
     arrays = {
-        curve: np.array([[getattr(scores, curve, missing) for scores in of_row] for of_row in means])
-        for curve in CURVES
+        name: np.array([[getattr(mean, name, missing) for mean in of_row] for of_row in means]) for name in CURVES
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, methods=evaluation.methods, datasets=list(evaluation.rows), **arrays)

@@ -41,7 +41,7 @@ class MapScores(NamedTuple):
 def score_files(
     image: ImageFiles, engine: str, resize: bool, names: Sequence[str]
 ) -> tuple[list[MapScores], float, str]:
-    """The scores of each map, the object's share of the image, and what is wrong with the mask: of MASK_PROBLEMS."""
+    """The scores of each map, the object's share of the image, and the mask's problem: of MASK_PROBLEMS, or empty."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
     mask, mask_problem = read_and_check_mask(image.mask)
     ground_truth = metrics.prepare(np.array(mask))
@@ -67,10 +67,7 @@ def score_files(
 def evaluate(
     images: Sequence[ImageFiles], engine: str, resize: bool, names: Sequence[str], workers: int
 ) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
-    """The scores of each image, the means by method and data set, and notes; with a progress bar.
-
-    Raises InputError for maps of another size than their ground truth, unless `resize`.
-    """
+    """The scores of each image, the means by method and data set, and notes; with a progress bar."""
     scored_images: list[ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = defaultdict(lambda: defaultdict(metrics.Mean))
     mask_problems: dict[str, dict[File, str]] = defaultdict(dict)  # by data set

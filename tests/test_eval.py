@@ -127,8 +127,8 @@ def test_files_without_a_partner_are_listed_or_left_out_if_allowed(tmp_path, cap
 def test_maps_of_another_size_are_resized_if_allowed(tmp_path, capsys):
     prediction, mask = CASES["case0"]
     folder = write_pairs(tmp_path, {"x": (prediction, mask), "y": (prediction[::2, ::2], mask)})
-    size = "set: 1 map of another (height, width): y.png (49, 66) instead of (97, 131)"
-    assert size in refusal(capsys, folder)
+    line = "set: 1 map of another (height, width): y.png (49, 66) instead of (97, 131)"
+    assert line in refusal(capsys, folder)
     figures = run(folder, tmp_path / "scores.json", "--resize")
     assert figures["images"] == 2 and "1 map resized" in capsys.readouterr().out
     assert figures["MAE"] == pytest.approx(metrics.score(prediction, mask).MAE, abs=0.02)
