@@ -198,9 +198,8 @@ def test_a_custom_benchmark_is_a_yaml_file_and_has_no_published_scores_whatever_
 
 def test_names_in_a_yaml_file_are_text(tmp_path):
     place = "{folder: 2024, images: no, masks: 007, count: 3, surplus_masks: true}"
-    (tmp_path / "x.yaml").write_text(
-        f"test: {{no: {place}, 0012: {{}}, 1.10: {{}}, 1.1: {{}}}}\ntogether: {{~: [1.1, no]}}"
-    )
+    text = f"test: {{no: {place}, 0012: {{}}, 1.10: {{}}, 1.1: {{}}}}\ntogether: {{~: [1.1, no]}}"
+    (tmp_path / "x.yaml").write_text(text)
     benchmark = benchmarks.load(str(tmp_path / "x.yaml"))
     assert list(benchmark.test) == ["no", "0012", "1.10", "1.1"] and benchmark.together == {"~": ("1.1", "no")}
     assert benchmark.test["no"] == ((benchmarks.Place("2024", "no", "007", count=3, surplus_masks=True),),)

@@ -91,11 +91,11 @@ def test_a_real_difference_is_noticed_and_a_chance_one_is_not():
     assert lines["same", "Smeasure"][4:] == (0, 0, 0, 1, 1)
 
 
-@pytest.mark.parametrize("images, least", [(1, 1), (4, 1 / 8), (8, 1 / 128)])
-def test_few_images_prove_nothing(images, least):
-    lines = compared({"ours": random_scores(images, 1, better=5), "worse": random_scores(images, 2)})
-    line = lines["worse", "Smeasure"]
-    assert line.p == least and line.verdict() == ("better" if images == 8 else "unclear")
+def test_few_images_prove_nothing():
+    for images, least, verdict in ((1, 1, "unclear"), (4, 1 / 8, "unclear"), (8, 1 / 128, "better")):
+        scores = {"ours": random_scores(images, 1, better=5), "worse": random_scores(images, 2)}
+        line = compared(scores)["worse", "Smeasure"]
+        assert line.p == least and line.verdict() == verdict
 
 
 def test_many_comparisons_get_as_many_resamples_as_holms_correction_needs():

@@ -74,9 +74,8 @@ def test_all_files_are_written_and_name_the_methods(results, scores):
     assert len(images) == 3 * 8 and {row["method"] for row in images} == set(METHODS)
     kinds = {(row["kind"], row["group"]) for row in read_csv(results / "groups.csv")}
     assert {("kind", "fish"), ("kind", "crab"), ("object size", "over 10 %")} <= kinds
-    for name in FIGURES:
-        assert Image.open(results / f"{name}.png").width > 600
-        assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert all(Image.open(results / f"{name}.png").width > 600 for name in FIGURES)
+    assert all((results / f"{name}.pdf").read_bytes().startswith(b"%PDF") for name in FIGURES)
     curves = np.load(results / "curves.npz")
     assert curves["methods"].tolist() == list(METHODS) and curves["datasets"].tolist() == ["easy", "hard", "both"]
     assert [curve.max() for curve in curves["Fm"][2]] == [scores[method]["both"]["maxFm"] for method in METHODS]

@@ -36,10 +36,8 @@ def table(monkeypatch):
 
 def test_plain_results_are_one_aligned_line_per_data_set():
     lines = tables.text(tables.table(single_run())).splitlines()
-    assert [line.split() for line in lines] == [
-        ["dataset", "images", "Smeasure", "MAE"], ["-" * len(lines[0])], ["CAMO", "2", "0.910", "0.034"],
-        ["a_b", "&", "c", "1,024", "1.000", "0.000"],
-    ]  # fmt: skip
+    expected = ["dataset images Smeasure MAE", "-" * len(lines[0]), "CAMO 2 0.910 0.034", "a_b & c 1,024 1.000 0.000"]
+    assert [" ".join(line.split()) for line in lines] == expected
     assert len({len(line) for line in lines}) == 1
 
 
@@ -98,8 +96,8 @@ def test_arrows_and_colours_show_what_is_better(monkeypatch):
     monkeypatch.setattr(tables, "published", lambda benchmark, row: PUBLISHED[row])
     better, worse = page(single_run()), page(single_run(smeasure=0.8, mae=0.1))
     assert "Smeasure ↑" in better and "MAE ↓" in better
-    assert '<span class="better">+0.007</span>' in better and '<span class="better">-0.002</span>' in better
-    assert '<span class="worse">-0.103</span>' in worse and '<span class="worse">+0.064</span>' in worse
+    assert all(f'<span class="better">{difference}</span>' in better for difference in ("+0.007", "-0.002"))
+    assert all(f'<span class="worse">{difference}</span>' in worse for difference in ("-0.103", "+0.064"))
 
 
 def test_the_curves_plot_precision_over_recall():
