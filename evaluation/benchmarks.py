@@ -1,16 +1,16 @@
 """The paper's benchmarks: their splits, where the archives keep them, and the columns of the paper's tables.
 
 benchmarks.yaml describes them, in the format of a user's YAML file (docs/benchmarks.md). A split is a place, a list of
-places that are joined, or `either:` with a list of alternative layouts. Folders are patterns, matched regardless of
-case below the root that the user names or up to two folders further down: `|` separates alternatives, `*`, `?` and `[]`
-work as in file names, `{images}` and `{masks}` stand for the usual names of such folders.
+places that are joined, or `either:` with a list of alternative layouts, of which the one that exists is used. Folders
+are patterns, matched regardless of case in the user's root or up to two folders further down: `|` separates
+alternatives, `*`, `?` and `[]` work as in file names, `{images}` and `{masks}` stand for the usual names.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -29,19 +29,17 @@ ALIASES = {
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
-TYPES = {"columns": list, "train": dict | list, "test": dict, "together": dict, "groups": dict}  # of what a file has
+KEYS = ("columns", "train", "test", "together", "groups")  # of such a file
 
 
 class TextLoader(yaml.BaseLoader):
-    """Reads every scalar as text, so that names such as no, 0012 and 1.10 stay what they are."""
+    """Reads every scalar as text, so that names such as no, 0012 and 1.10 stay what they are; refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        """Raises YAMLError that names a repeated key."""
-        mapping = super().construct_mapping(node, deep)
         keys = [key.value for key, _ in node.value]
         if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.MarkedYAMLError(problem=f"{repeated[0]} occurs twice", problem_mark=node.start_mark)
-        return mapping
+            raise InputError(f"{repeated[0]} occurs twice")
+        return super().construct_mapping(node, deep)
 
 
 PAPER = yaml.load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"), TextLoader)  # benchmarks by name
@@ -59,7 +57,7 @@ class Place:
     masks: str = "{masks}"
     count: int | None = None  # of pairs in the published archive
     leave_out: str | None = None  # pattern of the stems that do not count
-    surplus_masks: bool = False  # masks without an image belong to the archive and are not an error
+    surplus_masks: bool = False  # the archive may contain masks without images
     mask_prefix: str = ""  # of masks called gt_NAME.png: gt_
     mask_suffix: str = ""  # of masks called NAME_mask.png: _mask
 
@@ -79,11 +77,11 @@ class Benchmark:
 
     name: str
     columns: tuple[str, ...]  # of metrics.METRICS
-    train: tuple[Layout, ...]  # the alternatives
-    test: dict[str, tuple[Layout, ...]]
-    together: dict[str, tuple[str, ...]]  # rows over several test sets
-    groups: dict[str, str]  # regular expressions that match an image's group in its name, by kind of group
-    from_paper: bool  # whether the paper has figures for it
+    train: tuple[Layout, ...] = ()  # the alternatives
+    test: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+    together: dict[str, tuple[str, ...]] = field(default_factory=dict)  # rows over several test sets
+    groups: dict[str, str] = field(default_factory=dict)  # regular expressions of an image's group, by kind of group
+    from_paper: bool = False  # whether the paper has scores for it
 
 
 class SplitFolder(NamedTuple):
@@ -98,12 +96,10 @@ class SplitFolder(NamedTuple):
 
     def __str__(self) -> str:
         """A line for the user: the number of pairs, and that of the published archive."""
-        number = len(self.pairs)
-        pairs = (
-            files.count(number, "pair") if self.count is None else f"{number:,} of {files.count(self.count, 'pair')}"
-        )
+        expected = len(self.pairs) if self.count is None else self.count
+        of = "" if self.count is None else f"{len(self.pairs):,} of "
         warning = "  WARNING: not the expected number" if self.is_incomplete() else ""
-        return f"{self.split}: {pairs} in {self.images}{self.left_out}{warning}"
+        return f"{self.split}: {of}{files.count(expected, 'pair')} in {self.images}{self.left_out}{warning}"
 
     def is_incomplete(self) -> bool:
         return self.count not in (None, len(self.pairs))
@@ -135,76 +131,65 @@ def load(name: str) -> Benchmark:
         return parse(files.printable(path.stem), yaml.load(path.read_text("utf-8"), TextLoader))
     except OSError as error:
         raise OSError(f"{name}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, re.error, UnicodeDecodeError, InputError) as error:
+    except (yaml.YAMLError, re.error, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: does not describe a benchmark, see docs/benchmarks.md: {reason}") from error
 
 
 def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Benchmark:
-    """The benchmark that a file's content describes. Raises InputError, YAMLError or re.error."""
-    if not isinstance(content, dict):
-        raise InputError("it is not a mapping")
-    check(content, TYPES)
-    columns = content.get("columns", NINE)
-    if not columns or any(column not in tuple(METRICS) for column in columns):
+    """The benchmark that a file's content describes. Raises as `load` catches."""
+    if unknown := content.keys() - set(KEYS):
+        raise InputError(f"{min(unknown)} is unknown; known are {', '.join(KEYS)}")
+    columns = tuple(content.get("columns", NINE))
+    if not columns or not METRICS.keys() >= set(columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
-    test = {files.printable(key): layouts(split) for key, split in content.get("test", {}).items()}
+    train = layouts(content["train"]) if "train" in content else ()
+    test = {key: layouts(split) for key, split in content.get("test", {}).items()}
     if wrong := [key for key in test if "/" in key or key.startswith(".")]:
         raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
-    together = content.get("together", {})
-    together = {files.printable(key): tuple(map(files.printable, sets)) for key, sets in together.items()}
+    together = {key: tuple(sets) for key, sets in content.get("together", {}).items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
             raise InputError(f"together: {key} needs a name of its own and a list of test sets")
-    train = layouts(content["train"]) if "train" in content else ()
-    groups = {files.printable(kind): pattern for kind, pattern in content.get("groups", {}).items()}
+    groups = content.get("groups", {})
     for kind, pattern in groups.items():
-        if not re.compile(str(pattern)).groups:
+        if not re.compile(pattern).groups:
             raise InputError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
-    return Benchmark(name, tuple(columns), train, test, together, groups, from_paper)
-
-
-def check(content: dict[str, Any], types: dict[str, Any]) -> None:
-    """Raises InputError unless the keys are some of those of `types` and their values have these types."""
-    for key, value in content.items():
-        if key not in types:
-            raise InputError(f"{key} is unknown; known are {', '.join(types)}")
-        if not isinstance(value, types[key]):
-            raise InputError(f"{key}: {value!r} is not a {types[key]}")
+    return Benchmark(name, columns, train, test, together, groups, from_paper)
 
 
 def layouts(split: Any) -> tuple[Layout, ...]:
-    """The alternative layouts of a split. Raises InputError if it does not describe one."""
+    """The alternative layouts of a split."""
     either = split["either"] if isinstance(split, dict) and "either" in split else [split]
     either = [layout if isinstance(layout, list) else [layout] for layout in either]
-    if not either or not all(layout and all(isinstance(place, dict) for place in layout) for layout in either):
+    if not all(either):
         raise InputError("a split is a place such as {folder: test}, or a list of places")
-    return tuple(tuple(place_of(place) for place in layout) for layout in either)
+    return tuple(tuple(place_of(**place) for place in layout) for layout in either)
 
 
-def place_of(content: dict[str, Any]) -> Place:
-    """The place that a mapping describes; its number and boolean are still text. Raises InputError or YAMLError."""
-    content = content | {key: yaml.safe_load(str(content[key])) for key in ("count", "surplus_masks") if key in content}
-    check(content, {field.name: field.type for field in fields(Place)})
-    return Place(**content)
+def place_of(count: str | None = None, surplus_masks: str = "false", **patterns: str) -> Place:
+    """The place that a mapping describes, in which every value is text."""
+    if wrong := [value for value in patterns.values() if not isinstance(value, str)]:
+        raise InputError(f"{wrong[0]} is not a text")
+    return Place(count=count and int(count), surplus_masks={"true": True, "false": False}[surplus_masks], **patterns)
 
 
 def published(benchmark: Benchmark, row: str) -> dict[str, dict[str, float]]:
-    """The published figures of a row: method -> metric -> value; empty if there are none."""
+    """The published scores of a row: method -> metric -> value; empty if there are none."""
     if not benchmark.from_paper:
         return {}
     return json.loads(Path(__file__).with_name("published.json").read_text())["results"].get(row, {})
 
 
 def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
-    """The places to train on. Raises OSError or InputError that names what was expected and what is there."""
+    """The places to train on. The error about a missing one says what was expected and what is there."""
     if not benchmark.train:
         raise InputError(f"{benchmark.name}: has no training split")
     return split_folders(f"{benchmark.name} training", benchmark.train, root)
 
 
 def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
-    """The places of each test set, or of those in `sets`. Raises as `find_train` does."""
+    """The places of each test set, or of those in `sets`. Raises as `find_train`."""
     if not benchmark.test:
         raise InputError(f"{benchmark.name}: has no test set")
     known = {name.casefold(): name for name in benchmark.test}
@@ -220,7 +205,7 @@ def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) 
 
 
 def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[SplitFolder]:
-    """The places of the layout that exists, with their pairs. Raises as `locate` does, and for unpaired files."""
+    """The places of the layout that exists, with their pairs."""
     places = []
     for place, images, masks in locate(split, alternatives, root):
         *sides, left_out = belonging(place, *pairing.images_and_masks(images, masks, place.mask_names()))
@@ -230,33 +215,27 @@ def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) 
 
 
 def locate(split: str, alternatives: Sequence[Layout], root: str | Path) -> list[tuple[Place, Path, Path]]:
-    """(place, its folder of images, of masks) for the layout that exists closest to the root. Reads no file.
-
-    Raises OSError if there is no root, InputError if the split is missing or ambiguous.
-    """
+    """(place, its folder of images, of masks) for the layout that exists closest to the root. Reads no file."""
     root = files.require_folder(root)
     bases: list[Path] = []
-    for level in levels_of(root, DEPTH):
+    level, hits = [root], {}
+    for _ in range(DEPTH + 1):
         bases += level
-        hits = {
-            folders: layout for layout in alternatives
-            for folders in product(*(matches(place, bases) for place in layout))
-        }  # fmt: skip
+        for layout in alternatives:
+            hits |= dict.fromkeys(product(*(matches(place, bases) for place in layout)), layout)
         if hits:
             break
+        level = [folder for parent in level for folder in pairing.subfolders(parent)]
     else:
         expected = "; ".join(" and ".join(map(str, layout)) for layout in alternatives)
-        there = files.listing(folder.relative_to(root) for folder in tree(root))
+        names = ", ".join(f"{alias} are {', '.join(names)}" for alias, names in ALIASES.items())
         raise InputError(
             f"{split}: not found in {root} or up to {DEPTH} folders further down. Looked for {expected} (in any case; "
-            f"{{images}} are {', '.join(ALIASES['{images}'])}, {{masks}} {', '.join(ALIASES['{masks}'])}). "
-            f"There: {there or 'no folder'}"
+            f"{names}). There: {files.listing(folder.relative_to(root) for folder in bases[1:]) or 'no folder'}"
         )
     if len(hits) > 1:
-        places = dict.fromkeys(f"{images} with {masks}" for folders in hits for images, masks in folders)
-        raise InputError(
-            f"{split}: could be in several places; name a root with only one of them: {files.listing(places)}"
-        )
+        places = files.listing(dict.fromkeys(f"{images} with {masks}" for pairs in hits for images, masks in pairs))
+        raise InputError(f"{split}: could be in several places; name a root with only one of them: {places}")
     [(folders, layout)] = hits.items()
     return [(place, *pair) for place, pair in zip(layout, folders, strict=True)]
 
@@ -270,8 +249,11 @@ def matches(place: Place, bases: Sequence[Path]) -> list[tuple[Path, Path]]:
 def glob(base: Path, pattern: str) -> list[Path]:
     """The folders below `base` that match a pattern with alternatives, regardless of case."""
     folders = [base]
-    for level in Path(pattern).parts:
-        choices = [choice.lower() for alternative in level.split("|") for choice in spellings(alternative)]
+    for level in Path(pattern.lower()).parts:
+        choices = {
+            alternative.replace(alias, name)
+            for alternative in level.split("|") for alias, names in ALIASES.items() for name in names
+        }  # fmt: skip
         folders = [
             folder for parent in folders for folder in pairing.subfolders(parent)
             if any(fnmatchcase(folder.name.lower(), choice) for choice in choices)
@@ -279,31 +261,10 @@ def glob(base: Path, pattern: str) -> list[Path]:
     return folders
 
 
-def spellings(pattern: str) -> list[str]:
-    """The pattern with {images} or {masks} replaced by each of the usual names."""
-    for alias, names in ALIASES.items():
-        if alias in pattern:
-            return [pattern.replace(alias, name) for name in names]
-    return [pattern]
-
-
-def levels_of(root: Path, depth: int) -> list[list[Path]]:
-    """The root, its sub-folders, theirs, ... down to a depth."""
-    levels = [[root]]
-    for _ in range(depth):
-        levels.append([folder for parent in levels[-1] for folder in pairing.subfolders(parent)])
-    return levels
-
-
-def tree(root: Path) -> list[Path]:
-    """The folders below `root`, nearest first, one level deeper than layouts may start."""
-    return [folder for level in levels_of(root, DEPTH + 1)[1:] for folder in level]
-
-
 def belonging(
     place: Place, images: dict[str, File], masks: dict[str, File]
 ) -> tuple[dict[str, File], dict[str, File], str]:
-    """The images and masks of a place, by name, that count, and a message's end with what is left out."""
+    """The images and masks of a place that count, by name, and the end of a message that says what is left out."""
     left_out = []
     if place.leave_out:
         excluded = {name for name in images.keys() | masks.keys() if fnmatchcase(name, place.leave_out)}

@@ -9,11 +9,11 @@ import numpy as np
 from evaluation.metrics import METRICS
 from evaluation.results import Difference, Evaluation, ImageScores
 
-RESAMPLES = 2000  # at least, and PER_COMPARISON for each: with fewer, Holm's correction leaves nothing below LEVEL
-PER_COMPARISON = 100
+RESAMPLES = 2000  # at least
+PER_COMPARISON = 100  # resamples at least: with fewer, Holm's correction could leave no p below LEVEL
 SEED = 0
 CHUNK = 2**22  # weights of resampled images in memory at a time
-SIZES = {"under 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": np.inf}  # share of the image that is object -> less than
+SIZES = {"under 1 %": 0.01, "1 to 10 %": 0.1, "over 10 %": np.inf}  # upper bound of the object's share of the image
 
 
 def differences(evaluation: Evaluation) -> list[Difference]:
@@ -29,7 +29,7 @@ def differences(evaluation: Evaluation) -> list[Difference]:
         for (method, metric), values in resampled.items():
             difference = means[first][row].figure(metric) - means[method][row].figure(metric)
             low, high, p = interval_and_p(values)
-            p = max(p, 2.0 ** (1 - len(images)))  # the least p of an exact sign test: few images prove nothing
+            p = max(p, 2.0 ** (1 - len(images)))  # the minimum of an exact sign test: few images prove nothing
             lines.append(Difference(row, method, metric, len(images), difference, low, high, p, p))
     corrected = holm([line.p for line in lines])
     return [line._replace(p_holm=p) for line, p in zip(lines, corrected, strict=True)]
@@ -43,7 +43,7 @@ def resample(
     A metric that is the maximum of a curve is that of the resample's mean curve, as in the tables.
     """
     plain = [(method, metric) for method in others for metric in metrics if not METRICS[metric].curve]
-    apart = np.array(  # (images, plain)
+    pairwise = np.array(  # (images, plain)
         [[image.figures[first][metric] - image.figures[method][metric] for method, metric in plain] for image in images]
     )
     curves = {
@@ -52,7 +52,7 @@ def resample(
     }  # fmt: skip
     chunks: list[dict[tuple[str, str], np.ndarray]] = []
     for weights in resample_weights(len(images), number):
-        chunk = dict(zip(plain, (weights @ apart).T, strict=True))
+        chunk = dict(zip(plain, (weights @ pairwise).T, strict=True))
         maxima = {key: (weights @ curve).max(axis=1) for key, curve in curves.items()}
         chunk |= {(method, metric): maxima[first, metric] - maxima[method, metric] for method, metric in curves}
         chunks.append(chunk)
@@ -71,7 +71,7 @@ def resample_weights(images: int, number: int) -> Iterator[np.ndarray]:
 
 
 def interval_and_p(differences: np.ndarray) -> tuple[float, float, float]:
-    """The 95 % percentile interval of resampled differences, and the two-sided p of the hypothesis that there is none.
+    """The 95 % percentile interval of resampled differences, and the two-sided p of a difference of zero.
 
     The p is twice the share of the resamples on the rarer side of 0, counting one more so that it is never 0 (Davison
     and Hinkley, "Bootstrap Methods and their Application", 1997).
@@ -104,10 +104,8 @@ class Group(NamedTuple):
             return {}
         figures = {}
         for name in metrics:
-            if METRICS[name].curve:
-                figures[name] = float(np.mean([image.curves[method][name] for image in self.images], axis=0).max())
-            else:
-                figures[name] = float(np.mean([image.figures[method][name] for image in self.images]))
+            scores = [(image.curves if METRICS[name].curve else image.figures)[method][name] for image in self.images]
+            figures[name] = float(np.mean(scores, axis=0).max())
         return figures
 
 

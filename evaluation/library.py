@@ -4,25 +4,15 @@ The library is imported where it is used: it takes a second and 100 MB, and few 
 """
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-
-AT_HALF = {  # the library's classes for metrics of the map at threshold 0.5
-    "IoU": "IOUHandler",
-    "Dice": "DICEHandler",
-    "BER": "BERHandler",
-    "specificity": "SpecificityHandler",
-    "precision": "PrecisionHandler",
-    "recall": "RecallHandler",
-}
 
 
 def results(metric: Any, prediction: np.ndarray, ground_truth: np.ndarray) -> Any:
     """The results of a metric of the library for a single pair."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numpy, about names that the library uses
+        warnings.simplefilter("ignore")  # numpy's, about deprecated names that the library uses
         metric.step(prediction, ground_truth)
         return metric.get_results()
 
@@ -31,10 +21,10 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
     """The fields of `metrics.PairScores` but `others`."""
     import py_sod_metrics as sod
 
-    kinds = {"precision": sod.PrecisionHandler, "recall": sod.RecallHandler}
-    kinds |= {"IoU": sod.IOUHandler, "Dice": sod.DICEHandler}
-    handlers = {name: kind(with_dynamic=True, with_adaptive=False) for name, kind in kinds.items()}
-    handlers["Fm"] = sod.FmeasureHandler(with_dynamic=True, with_adaptive=False, beta=beta_squared)
+    options = {"with_dynamic": True, "with_adaptive": False}
+    handlers = {"precision": sod.PrecisionHandler(**options), "recall": sod.RecallHandler(**options)}
+    handlers |= {"IoU": sod.IOUHandler(**options), "Dice": sod.DICEHandler(**options)}
+    handlers["Fm"] = sod.FmeasureHandler(**options, beta=beta_squared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Fmeasure, which defines adpFm, is deprecated
         metrics = {"S": sod.Smeasure(), "wF": sod.WeightedFmeasure(), "F": sod.Fmeasure(), "MAE": sod.MAE()}
@@ -51,17 +41,7 @@ def scores(prediction: np.ndarray, ground_truth: np.ndarray, beta_squared: float
     }
 
 
-def at_half(names: Iterable[str], prediction: np.ndarray, ground_truth: np.ndarray) -> dict[str, float]:
-    """The metrics of `names` that are in AT_HALF."""
-    import py_sod_metrics as sod
-
-    options = {"with_dynamic": False, "with_adaptive": False, "with_binary": True}
-    handlers = {name: getattr(sod, AT_HALF[name])(**options) for name in names if name in AT_HALF}
-    values = results(sod.FmeasureV2(handlers), prediction, ground_truth) if handlers else {}
-    return {name: float(value["binary"]) for name, value in values.items()}
-
-
-def human_correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
+def correction_effort(prediction: np.ndarray, ground_truth: np.ndarray) -> float:
     """HCE at threshold 0.5, in clicks (Qin et al., "Highly Accurate Dichotomous Image Segmentation", ECCV 2022)."""
     import py_sod_metrics as sod
 

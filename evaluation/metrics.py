@@ -42,9 +42,9 @@ class PairScores:
     Dice: np.ndarray  # Dice coefficient
     others: dict[str, float] = field(default_factory=dict)  # the requested metrics with `Metric.of_pair`
 
-    def figures(self, names: Iterable[str] | None = None) -> dict[str, float]:
-        """The metrics called `names`, or the NINE, in the order of METRICS."""
-        names = NINE if names is None else set(names)
+    def figures(self, names: Iterable[str] = NINE) -> dict[str, float]:
+        """The metrics called `names`, in the order of METRICS."""
+        names = set(names)
         return {name: self.figure(name) for name in METRICS if name in names}
 
     def figure(self, name: str) -> float:
@@ -60,12 +60,12 @@ FIELDS = tuple(item.name for item in fields(PairScores) if item.name != "others"
 
 
 class PairCounts(NamedTuple):
-    """A map, its ground truth and the pixels where they agree, for `Metric.of_pair`."""
+    """A map, its ground truth and the pixels in which they agree or differ at threshold 0.5, for `Metric.of_pair`."""
 
     prediction: np.ndarray  # uint8 (H, W)
     mask: np.ndarray  # uint8 (H, W), 0 or 255
     above: np.ndarray  # bool (256,), the grey levels that exceed 0.5 in the stretched map
-    tp: float  # pixels of the map at this threshold
+    tp: float  # pixels: true positives, ...
     fp: float
     fn: float
     tn: float
@@ -77,7 +77,7 @@ class Metric(NamedTuple):
     latex: str
     figure: Callable[[PairScores], float] | None = None
     lower_is_better: bool = False
-    curve: str | None = None  # whose maximum the metric is; the mean's maximum is not the mean of maxima
+    curve: str | None = None  # of which the metric is the maximum, taken after averaging over images
     of_pair: Callable[[PairCounts], float] | None = None
     digits: int = 3  # in tables
 
@@ -91,6 +91,10 @@ def boundary_iou(pair: PairCounts) -> float:
         eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
         inner.append((binary - eroded).astype(bool))
     return ratio(np.count_nonzero(inner[0] & inner[1]), np.count_nonzero(inner[0] | inner[1]))
+
+
+def balanced_error_rate(pair: PairCounts) -> float:
+    return 1 - (ratio(pair.tp, pair.tp + pair.fn) + ratio(pair.tn, pair.tn + pair.fp)) / 2
 
 
 METRICS = {
@@ -107,22 +111,13 @@ METRICS = {
     "adpEm": Metric("$E_\\phi^{adp}$", lambda scores: scores.adpEm),
     "IoU": Metric("IoU", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp + pair.fn)),
     "Dice": Metric("Dice", of_pair=lambda pair: ratio(2 * pair.tp, 2 * pair.tp + pair.fp + pair.fn)),
-    "BER": Metric(
-        "BER",
-        of_pair=lambda pair: 1 - (ratio(pair.tp, pair.tp + pair.fn) + ratio(pair.tn, pair.tn + pair.fp)) / 2,
-        lower_is_better=True,
-    ),
+    "BER": Metric("BER", of_pair=balanced_error_rate, lower_is_better=True),
     "specificity": Metric("Spe.", of_pair=lambda pair: ratio(pair.tn, pair.tn + pair.fp)),
     "precision": Metric("Prec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp)),
     "recall": Metric("Rec.", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fn)),
     "BIoU": Metric("BIoU", of_pair=boundary_iou),
-    "HCE": Metric(
-        "HCE",
-        of_pair=lambda pair: library.human_correction_effort(pair.prediction, pair.mask),
-        lower_is_better=True,
-        digits=0,
-    ),
-    "MSIoU": Metric("MSIoU", of_pair=lambda pair: library.multiscale_iou(pair.prediction, pair.mask)),
+    "HCE": Metric("HCE", of_pair=lambda pair: library.correction_effort(*pair[:2]), lower_is_better=True, digits=0),
+    "MSIoU": Metric("MSIoU", of_pair=lambda pair: library.multiscale_iou(*pair[:2])),
     "siFm": Metric("$SI\\mbox{-}F_\\beta$", of_pair=lambda pair: library.size_invariant_f_measure(*pair[:2])),
     "siMAE": Metric("SI-MAE", of_pair=lambda pair: library.size_invariant_mae(*pair[:2]), lower_is_better=True),
 }
@@ -147,10 +142,8 @@ class Mean:
             self.others[name] = self.others.get(name, 0.0) + weight * value
 
     def scores(self) -> PairScores:
-        totals, others = (
-            {name: total / self.count for name, total in sums.items()} for sums in (self.totals, self.others)
-        )
-        return PairScores(**totals, others=others)
+        others = {name: total / self.count for name, total in self.others.items()}
+        return PairScores(**{name: total / self.count for name, total in self.totals.items()}, others=others)
 
 
 def mean(scores: Iterable[PairScores]) -> PairScores:
@@ -163,8 +156,8 @@ def mean(scores: Iterable[PairScores]) -> PairScores:
 
 def together(means: Sequence[Mean]) -> PairScores:
     """The mean over all pairs of several data sets."""
-    if len(means) == 1:  # to the last bit
-        return means[0].scores()
+    if len(means) == 1:
+        return means[0].scores()  # x n / n would round
     total = Mean()
     for dataset_mean in means:
         total.add(dataset_mean.scores(), dataset_mean.count)
@@ -173,16 +166,14 @@ def together(means: Sequence[Mean]) -> PairScores:
 
 def check(prediction: np.ndarray, ground_truth: np.ndarray) -> None:
     """Raises InputError unless these are uint8 (H, W) arrays of equal size."""
-    for array in (prediction, ground_truth):
-        if array.dtype != np.uint8 or array.ndim != 2 or array.size == 0:
-            raise InputError(f"a map must be uint8 (H, W), got {array.dtype} {array.shape}")
+    if {prediction.dtype, ground_truth.dtype} != {np.dtype(np.uint8)} or prediction.ndim != 2 or prediction.size == 0:
+        raise InputError(f"a map must be uint8 (H, W), got {prediction.dtype} {prediction.shape}")
     if prediction.shape != ground_truth.shape:
-        sizes = (f"{height} x {width}" for height, width in (prediction.shape, ground_truth.shape))
-        raise InputError("the map is {}, its ground truth {} (height x width)".format(*sizes))
+        raise InputError(f"the map is {prediction.shape}, its ground truth {ground_truth.shape} (height, width)")
 
 
 class GroundTruth(NamedTuple):
-    """A mask with what the scores derive from it, computed once for all methods."""
+    """A mask with what the scores derive from it, computed once for the maps of all methods."""
 
     mask: np.ndarray  # uint8 (H, W), 0 or 1
     split: tuple[int, int]  # see `split_at_centroid`
@@ -205,7 +196,7 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
     """The scores of a prediction map against its ground truth, uint8 (H, W) each, and the metrics called `names`.
 
     Ground truth above 128 is foreground; the map is stretched so that its minimum and maximum become 0 and 1. Equals
-    pysodmetrics within 1e-6, usually within 1e-12, with an exception: if the foreground's centroid is in the last row
+    pysodmetrics within 1e-6, usually within 1e-12, with one exception: if the foreground's centroid is in the last row
     or column, an empty quadrant makes the library's S-measure NaN; here that quadrant is ignored. Raises InputError for
     other arrays.
     """
@@ -217,14 +208,21 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
     counts = np.array([joint_histogram(prediction[place], mask[place]) for place in quadrants(*split)], dtype=np.int64)
     levels = stretched_levels(counts.sum(axis=(0, 1)))
     background, foreground = counts.sum(axis=0)
-    adaptive = at_twice_the_mean(background, foreground, levels, prediction)
+    adaptive = counts_at_adaptive_threshold(background, foreground, levels, prediction)
+    others = {}
+    if requested := {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}:
+        above = levels > 0.5
+        tp, fp = foreground[above].sum(), background[above].sum()
+        rest = foreground.sum() - tp, background.sum() - fp
+        pair = PairCounts(prediction, mask * np.uint8(255), above, tp, fp, *rest)
+        others = {name: float(of_pair(pair)) for name, of_pair in requested.items()}
     return PairScores(
         Smeasure=s_measure(counts, levels, prediction, split),
         wFmeasure=weighted_f_measure(prediction, surrounded, background, foreground, levels),
         adpFm=float(f_measure(*adaptive, foreground.sum())),
         adpEm=e_measure(*np.array(adaptive)[:, None], foreground.sum(), background.sum())[0],
         MAE=(foreground @ (1 - levels) + background @ levels) / prediction.size,
-        others=other_scores(prediction, mask, background, foreground, levels, names),
+        others=others,
         **threshold_curves(background, foreground, levels),
     )
 
@@ -232,29 +230,13 @@ def score(prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names:
 def score_with_pysodmetrics(
     prediction: np.ndarray, ground_truth: np.ndarray | GroundTruth, names: Iterable[str] = ()
 ) -> PairScores:
-    """The same as `score`, computed by the library itself."""
+    """The same as `score`, computed by the library itself, apart from the metrics with `Metric.of_pair`."""
     if isinstance(ground_truth, GroundTruth):
         ground_truth = ground_truth.mask * np.uint8(255)
     check(prediction, ground_truth)
-    others = library.at_half(names, prediction, ground_truth)
-    if rest := {name for name in names if METRICS[name].of_pair} - others.keys():
-        others |= score(prediction, ground_truth, rest).others
+    requested = [name for name in names if METRICS[name].of_pair]
+    others = score(prediction, ground_truth, requested).others if requested else {}
     return PairScores(**library.scores(prediction, ground_truth, BETA_SQUARED), others=others)
-
-
-def other_scores(
-    prediction: np.ndarray, mask: np.ndarray, background: np.ndarray, foreground: np.ndarray, levels: np.ndarray,
-    names: Iterable[str],
-) -> dict[str, float]:  # fmt: skip
-    """The metrics `names` that are computed from each pair."""
-    requested = {name: of_pair for name in names if (of_pair := METRICS[name].of_pair)}
-    if not requested:
-        return {}
-    above = levels > 0.5
-    tp, fp = foreground[above].sum(), background[above].sum()
-    rest = foreground.sum() - tp, background.sum() - fp
-    pair = PairCounts(prediction, mask * np.uint8(255), above, tp, fp, *rest)
-    return {name: float(of_pair(pair)) for name, of_pair in requested.items()}
 
 
 def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +249,7 @@ def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarra
 
 
 def stretched_levels(counts: np.ndarray) -> np.ndarray:
-    """The values of the grey levels, float64 (256,), so that those that occur (`counts` > 0) span [0, 1], if two do."""
+    """The values of the grey levels, float64 (256,): those that occur (`counts` > 0) span [0, 1], if there are two."""
     levels = np.arange(256) / 255
     occurring = levels[counts > 0]
     low, high = occurring[0], occurring[-1]
@@ -318,7 +300,7 @@ def e_measure(tp: np.ndarray, fp: np.ndarray, positives: int, negatives: int) ->
     return total / (pixels - 1 + EPS)
 
 
-def at_twice_the_mean(
+def counts_at_adaptive_threshold(
     background: np.ndarray, foreground: np.ndarray, levels: np.ndarray, prediction: np.ndarray
 ) -> tuple[int, int]:
     """The true and false positives of the map thresholded at twice its mean."""

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from PIL import Image
 
 from evaluation import compare, plots, tables
@@ -19,10 +20,11 @@ from evaluation.tables import Table
 from unext import files
 from unext.workers import cores
 
-MIN_IMAGES, MAX_IMAGES = 6, 18  # on the page; half of the images in between
+WORST, BEST = 12, 6  # images on the page
 LOSSES = 4  # images on the page in which the first method loses most against another
-FOLDED = 12  # groups of a kind, above which their table is folded
+FOLDED = 12  # tables with more groups are collapsed
 SHOWN = ("Smeasure", "wFmeasure", "MAE")  # below an image
+TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
 def panels(images: Iterable[tuple[str, Image.Image]]) -> list[dict[str, str]]:
@@ -36,16 +38,17 @@ def panels(images: Iterable[tuple[str, Image.Image]]) -> list[dict[str, str]]:
 
 
 def card(scores: ImageScores) -> dict[str, Any]:
-    """The page's content for an image, without the image itself if it cannot be read."""
-    image, mask = plots.read_image(scores.image), plots.thumbnail(scores.mask, "L")
+    """What the page shows for an image."""
+    mask = plots.thumbnail(scores.mask, "L")
+    images = [("image", plots.thumbnail(scores.image, "RGB"))] if scores.image else []
     methods = []
     for method, path in scores.maps.items():
         prediction = plots.read_map(path).resize(mask.size, Image.Resampling.BILINEAR)
-        images = panels([("map", prediction), ("error", plots.error_image(prediction, mask))])
+        maps = panels([("map", prediction), ("error", plots.error_image(prediction, mask))])
         figures = {name: f"{scores.figures[method][name]:.3f}" for name in SHOWN}
-        methods.append({"name": method, "scores": figures, "panels": images})
-    images = [("image", image)] * bool(image) + [("ground truth", mask)]
-    return {"name": scores.name, "dataset": scores.dataset, "panels": panels(images), "methods": methods}
+        methods.append({"name": method, "scores": figures, "panels": maps})
+    images = panels([*images, ("ground truth", mask)])
+    return {"name": scores.name, "dataset": scores.dataset, "panels": images, "methods": methods}
 
 
 def sections(evaluation: Evaluation) -> list[tuple[str, list[ImageScores]]]:
@@ -57,9 +60,7 @@ def sections(evaluation: Evaluation) -> list[tuple[str, list[ImageScores]]]:
         return image.figures[method]["Smeasure"] - image.figures[first]["Smeasure"]
 
     order = sorted(scored, key=lambda image: (image.figures[first]["Smeasure"], image.dataset, image.name))
-    number = min(MAX_IMAGES, max(MIN_IMAGES, len(order) // 2), len(order))
-    best = order[::-1][: number // 3]
-    worst = order[: number - len(best)]
+    worst, best = order[:WORST], order[WORST:][-BEST:][::-1]
     of = f"of {len(order):,} by S-measure" + (f" of {first}" if others else "")
     chosen = [(f"Worst {len(worst)} {of}", worst), (f"Best {len(best)} {of}", best)]
     for method in others:
@@ -87,53 +88,46 @@ def page(
     evaluation: Evaluation, table: Table, groups: Sequence[Group], curves: Sequence[bytes], notes: Sequence[str]
 ) -> bytes:
     """A self-contained HTML page: tables, `curves` (PNG files), examples."""
-    import jinja2  # not at the top: worker processes import this too and do without
-
     chosen = sections(evaluation)
     images = {(image.dataset, image.name): image for _, images in chosen for image in images}  # some in two sections
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         cards = dict(zip(images, pool.map(card, images.values()), strict=True))
-    by_method = groupby(evaluation.differences, key=lambda line: line[:2])
-    content = {
-        "title": evaluation.benchmark.name,
-        "notes": notes,
-        "table": table,
-        "methods": evaluation.methods,
-        "metrics": METRICS,
-        "differences": [(key, list(lines)) for key, lines in by_method],
-        "groups": group_tables(evaluation, groups),
-        "curves": [base64.b64encode(png).decode() for png in curves],
-        "examples": [(title, [cards[image.dataset, image.name] for image in images]) for title, images in chosen],
-        "several_sets": len({image.dataset for image in evaluation.images}) > 1,
-    }
+    by_method = groupby(evaluation.differences, key=lambda line: line[:2])  # and data set
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = Path(__file__).with_name("report_template.html").read_text("utf-8")
-    return environment.from_string(template).render(content).encode()
+    content = environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        title=evaluation.benchmark.name,
+        notes=notes,
+        table=table,
+        methods=evaluation.methods,
+        metrics=METRICS,
+        differences=[(key, list(lines)) for key, lines in by_method],
+        groups=group_tables(evaluation, groups),
+        curves=[base64.b64encode(png).decode() for png in curves],
+        examples=[(title, [cards[image.dataset, image.name] for image in images]) for title, images in chosen],
+        several_sets=len({image.dataset for image in evaluation.images}) > 1,
+    )
+    return content.encode()
 
 
 def write(
     folder: Path, evaluation: Evaluation, table: Table, notes: Sequence[str], examples: Sequence[ImageScores],
     json_path: Path | None = None,
 ) -> None:  # fmt: skip
-    """Writes all files of docs/benchmarks.md, the tables first, and results.json to `json_path` too. Raises OSError."""
+    """Writes all files of docs/benchmarks.md, the tables first, and results.json to `json_path` too."""
     groups = compare.groups(evaluation.images, evaluation.benchmark.groups)
     if evaluation.has_several():
         notes = [tables.legend(evaluation.methods[0], "bold", "underlined"), *notes]
-        examples = examples or plots.differing(evaluation.images)
+        examples = examples or plots.most_differing(evaluation.images)
     contents = table_files(evaluation, table, groups, notes)
     save(folder, contents)
     if json_path:
         save(json_path.parent, {json_path.name: contents["results.json"]})
-    try:  # Matplotlib needs a folder for its cache
-        contents = {"curves.npz": plots.values_of_curves(evaluation)}
-        for name in plots.PLOTS:
-            contents |= plots.curves(evaluation, name)
-        curves = [contents[f"{name}.png"] for name in plots.PLOTS]
-        contents |= plots.examples(examples, evaluation.methods) if examples else {}
-        contents["report.html"] = page(evaluation, table, groups, curves, notes)
-    except OSError as error:
-        raise OSError(f"{folder} has the tables, but no figures and no report.html: {error}") from error
-    save(folder, contents)
+    contents = {"curves.npz": plots.values_of_curves(evaluation)}
+    for name in plots.PLOTS:
+        contents |= plots.curves(evaluation, name)
+    curves = [contents[f"{name}.png"] for name in plots.PLOTS]
+    contents |= plots.examples(examples, evaluation.methods) if examples else {}
+    save(folder, contents | {"report.html": page(evaluation, table, groups, curves, notes)})
 
 
 def save(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from evaluation.metrics import METRICS, Mean, PairScores, together
 from unext.errors import InputError
 from unext.pairing import File
 
-THIS_RUN = "this run"  # a single method without a name
-LEVEL = 0.05  # of Holm's p, below which a difference is beyond chance
+THIS_RUN = "this run"  # the name of a single method without a name
+LEVEL = 0.05  # significance level of Holm's p
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,6 @@ class ImageScores(ImageFiles):
     share: float  # of the image that is object
     figures: Mapping[str, Mapping[str, float]]  # by method and metric
     curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float64 (256,)
-
-
-AnImage = TypeVar("AnImage", bound=ImageFiles)
 
 
 class Difference(NamedTuple):
@@ -78,16 +76,14 @@ class Evaluation:
     @cached_property
     def means(self) -> dict[str, dict[str, PairScores]]:
         """The scores by method and row, without rows of which the method has no map."""
-        return {
-            method: {
-                row: together([self.dataset_means[method][dataset] for dataset in datasets])
-                for row, datasets in self.rows.items() if self.dataset_means[method].keys() >= set(datasets)
-            }
-            for method in self.methods
-        }  # fmt: skip
+        means: dict[str, dict[str, PairScores]] = {method: {} for method in self.methods}
+        for method, row in product(self.methods, self.rows):
+            of_datasets = self.dataset_means[method]
+            if of_datasets.keys() >= set(self.rows[row]):
+                means[method][row] = together([of_datasets[name] for name in self.rows[row]])
+        return means
 
     def has_several(self) -> bool:
-        """Whether there are several methods."""
         return len(self.methods) > 1
 
     def images_of(self, row: str) -> list[ImageScores]:
@@ -112,11 +108,11 @@ def label(method: str, dataset: str) -> str:
     return dataset if method == THIS_RUN else f"{method}, {dataset}"
 
 
-def named(images: Sequence[AnImage], names: Iterable[str]) -> list[AnImage]:
-    """The images called NAME or DATASET/NAME. Raises InputError for a name without an image."""
+def positions(images: Sequence[ImageFiles], names: Iterable[str]) -> list[int]:
+    """Where the images called NAME or DATASET/NAME are in `images`. Raises InputError for a name without an image."""
     chosen = []
     for name in names:
-        hits = [image for image in images if name in (image.name, f"{image.dataset}/{image.name}")]
+        hits = [i for i, image in enumerate(images) if name in (image.name, f"{image.dataset}/{image.name}")]
         if not hits:
             raise InputError(f"--examples: no image that is scored is called {name}; give names without extension")
         chosen += hits

@@ -20,15 +20,14 @@ from unext.pairing import File
 from unext.workers import in_processes, progress_bar
 
 ENGINES = {"fast": metrics.score, "pysodmetrics": metrics.score_with_pysodmetrics}
-EMPTY = "empty"  # a mask without an object, beside MASK_PROBLEMS
-# What may be wrong with most of a method's maps of a data set -> what it means; docs/benchmarks.md has the rules.
+EMPTY = "empty"  # a mask without an object, used like a key of MASK_PROBLEMS
+# What may be wrong with most of a method's maps of a data set: meaning; docs/benchmarks.md has the rules.
 MAP_PROBLEMS = {
     "are in colour": "read as greyscale; save them in grey levels",
     "are constant": "they have one grey level, though there is an object",
     "score higher inverted": "their MAE is above 0.5",
     "are binary and the ground truth is grey": "swapped?",
 }
-COLOURED, CONSTANT, INVERTED, SWAPPED = MAP_PROBLEMS
 
 
 class MapScores(NamedTuple):
@@ -42,7 +41,7 @@ class MapScores(NamedTuple):
 def score_files(
     image: ImageFiles, engine: str, resize: bool, names: Sequence[str]
 ) -> tuple[list[MapScores], float, str]:
-    """The scores of each map, the object's share of the image, and what is wrong with the mask: of MASK_PROBLEMS."""
+    """The scores of each map, the object's share of the image, and the mask's problem: of MASK_PROBLEMS, or empty."""
     cv2.setNumThreads(1)  # in each worker; together they use all cores
     mask, mask_problem = read_and_check_mask(image.mask)
     ground_truth = metrics.prepare(np.array(mask))
@@ -52,20 +51,15 @@ def score_files(
         with opened(path) as file:
             prediction, coloured = mask_of(file), is_coloured(file)
         levels = np.count_nonzero(prediction.histogram())
-        size_problem, scores, problem = "", None, ""
+        size_problem, scores = "", None
         if prediction.size != mask.size:
             size_problem = f"{path.name} {prediction.size[::-1]} instead of {mask.size[::-1]}"
             prediction = prediction.resize(mask.size, Image.Resampling.BILINEAR)
         if resize or not size_problem:
             scores = ENGINES[engine](np.array(prediction), ground_truth, names)
-        if coloured:
-            problem = COLOURED
-        elif levels == 1 and 0 < share < 1:
-            problem = CONSTANT
-        elif scores and scores.MAE > 0.5:
-            problem = INVERTED
-        elif levels <= 2 and has_grey_regions(np.asarray(mask)):
-            problem = SWAPPED
+        constant, inverted = levels == 1 and 0 < share < 1, scores is not None and scores.MAE > 0.5
+        checks = coloured, constant, inverted, levels <= 2 and has_grey_regions(np.asarray(mask))
+        problem = next((problem for problem, is_so in zip(MAP_PROBLEMS, checks, strict=True) if is_so), "")
         scored.append(MapScores(scores, size_problem, problem))
     return scored, share, mask_problem
 
@@ -73,10 +67,7 @@ def score_files(
 def evaluate(
     images: Sequence[ImageFiles], engine: str, resize: bool, names: Sequence[str], workers: int
 ) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
-    """The scores of each image, the means by method and data set, and notes; with a progress bar.
-
-    Raises InputError that lists the maps of another size than their ground truth, unless `resize`.
-    """
+    """The scores of each image, the means by method and data set, and notes; with a progress bar."""
     scored_images: list[ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = defaultdict(lambda: defaultdict(metrics.Mean))
     mask_problems: dict[str, dict[File, str]] = defaultdict(dict)  # by data set
@@ -103,7 +94,7 @@ def evaluate(
                  for name, sizes in size_problems.items()]  # fmt: skip
         raise InputError("; ".join([*lines, "--resize resizes them"]))
     notes = [
-        f"{name}: {files.count(len(sizes), 'map')} resized to the ground truth" for name, sizes in size_problems.items()
+        f"{name}: {files.count(len(maps), 'map')} resized to the ground truth" for name, maps in size_problems.items()
     ]
     for name, by_mask in mask_problems.items():
         notes += [f"warning: {name}: {line}" for line in pairing.mask_warnings(by_mask)]

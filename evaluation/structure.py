@@ -10,7 +10,7 @@ from evaluation.weighted import EPS
 
 
 def split_at_centroid(mask: np.ndarray) -> tuple[int, int]:
-    """The (row, column) after the foreground's centroid, where the S-measure splits a map into quadrants."""
+    """The (row, column) one past the foreground's centroid, where the S-measure splits a map into quadrants."""
     height, width = mask.shape
     in_row = cv2.reduce(mask, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
     in_column = cv2.reduce(mask, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
@@ -42,7 +42,7 @@ def s_measure(counts: np.ndarray, levels: np.ndarray, prediction: np.ndarray, sp
 
 
 def object_score(counts: np.ndarray, values: np.ndarray) -> float:
-    """How high and uniform the values are, `counts` being their pixels."""
+    """The object score, high for high and uniform values: `values` with `counts` pixels each."""
     pixels = counts.sum()
     average = counts @ values / pixels
     deviation = np.sqrt(counts @ (values - average) ** 2 / (pixels - 1)) if pixels > 1 else 0.0

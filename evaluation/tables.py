@@ -19,28 +19,27 @@ LATEX_SPECIAL = str.maketrans(
 
 
 class Cell(NamedTuple):
-    """A figure as text, and its marks, such as "best unclear"."""
+    """A score as text, and its marks, such as "best unclear"."""
 
     text: str = ""
     marks: str = ""
 
     def styled(self, best: str, second: str, unclear: str) -> str:
-        """The text in the pattern of its mark, and what is appended if it may be chance."""
+        """The text in the pattern of its mark, with `unclear` appended if its difference may be chance."""
         pattern = best if BEST in self.marks else second if SECOND in self.marks else "{}"
         return pattern.format(self.text) + (unclear if UNCLEAR in self.marks else "")
 
 
 class Row(NamedTuple):
-    """The figures of a method on a data set."""
+    """The scores of a method on a data set."""
 
     dataset: str
     method: str
     images: int | None  # None for published figures
-    figures: Mapping[str, float]  # by metric; a paper does not have all
+    figures: Mapping[str, float]  # by metric; published rows may lack some
     marks: Mapping[str, str] = {}  # by metric
 
     def cell(self, column: str) -> Cell:
-        """The figure, usually to three decimals; empty if there is none."""
         if column not in self.figures:
             return Cell()
         sign = "+" if self.method == DIFFERENCE else ""
@@ -49,14 +48,13 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The figures of all methods on all data sets."""
+    """The scores of all methods on all data sets."""
 
     columns: Sequence[str]
-    datasets: Mapping[str, int]  # and their numbers of images
+    datasets: Mapping[str, int]  # name: number of images
     methods: Mapping[str, Mapping[str, Row]]  # by method and data set; published methods are last
 
     def rows(self) -> list[Row]:
-        """The rows by data set."""
         return [rows[dataset] for dataset in self.datasets for rows in self.methods.values() if dataset in rows]
 
     def cells(self, method: str) -> list[Cell]:

@@ -14,7 +14,7 @@ EPS = np.spacing(1)  # added to denominators by the definitions
 STRIP_PIXELS = 2**18  # processed at a time
 FAR = 150  # pixels from the foreground, beyond which 0.5 ** (distance / 5) is below 1e-9
 RADIUS = 3  # of the Gaussian that smooths errors, pixels
-REACH = 4  # rows and columns to the nearest foreground pixel, for pixels up to RADIUS from the foreground
+REACH = 4  # rows and columns to search: a pixel within RADIUS of the foreground has its nearest pixel within REACH
 # Offsets (dy, dx) at which to look for the nearest foreground pixel. Among equally near ones, the distance transform of
 # scipy, which pysodmetrics uses, takes the leftmost and of those the topmost.
 NEAREST_FIRST = sorted(
@@ -38,12 +38,12 @@ class Strip(NamedTuple):
     rows: slice  # of those, the strip itself
     inside: np.ndarray  # uint8, the mask of the strip
     pixels: int  # of the foreground in it
-    outside: np.ndarray  # indices of background pixels in the padded rows `around`
-    nearest: np.ndarray  # of the nearest foreground pixel of each
+    outside: np.ndarray  # flat indices of background pixels in the padded rows `around`
+    nearest: np.ndarray  # flat indices of the foreground pixel nearest to each of `outside`
 
 
 class Surroundings(NamedTuple):
-    """What the weighted F-measure derives from a mask, computed once for all methods."""
+    """What the weighted F-measure derives from a mask, computed once for the maps of all methods."""
 
     far: tuple[slice, slice]  # the box up to FAR from the foreground
     nearness: np.ndarray  # float32, in that box: 0.5 ** (distance to the foreground / 5)
@@ -59,14 +59,14 @@ def surroundings(mask: np.ndarray) -> Surroundings | None:
     background = cv2.threshold(mask[far], 0, 1, cv2.THRESH_BINARY_INV)[1]
     nearness = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
     for rows in strips(nearness.shape):
-        near = np.minimum(nearness[rows], FAR)  # not cv2.min, which takes some narrow maps for a scalar
+        near = np.minimum(nearness[rows], FAR)  # not cv2.min, which misreads an array N x 4 as a scalar
         near *= np.float32(np.log(0.5) / 5)
         nearness[rows] = cv2.exp(near)
     return Surroundings(far, nearness, close, [make_strip(mask[close], rows) for rows in strips(mask[close].shape)])
 
 
 def make_strip(mask: np.ndarray, rows: slice) -> Strip:
-    """The rows of a mask as a Strip: for background pixels up to RADIUS from the foreground the nearest foreground."""
+    """The Strip of some rows of a mask; finds the foreground nearest to background pixels within RADIUS of it."""
     above = min(rows.start, RADIUS + REACH)
     around = slice(rows.start - above, rows.stop + RADIUS + REACH)
     padded = cv2.copyMakeBorder(mask[around], REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)

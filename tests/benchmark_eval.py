@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -33,7 +34,8 @@ SIZES = ((1024, 1024), (2200, 3000))  # height, width
 PHOTO = (900, 1200)  # of the images that the five methods are scored on
 SETS = {"easy": 5, "hard": 25}  # the data sets of the methods and the standard deviation of their maps' noise
 METHODS = ("blur", "noise", "erosion", "dilation", "shift")
-DISTINCT = 6  # pairs of which the others are copies
+DISTINCT = 6  # pairs of which the others are links
+EVAL = [sys.executable, str(ROOT / "eval.py")]
 
 
 def interleaved(repeats: int, **functions: Callable[[], object]) -> dict[str, float]:
@@ -66,21 +68,21 @@ def benchmark_scores(repeats: int) -> Figures:
     results = {}
     for height, width in SIZES:
         pair = generate_pair(height, width, seed=0)
-        library, ours = metrics.score_with_pysodmetrics(*pair).figures(), metrics.score(*pair).figures()
-        seconds = interleaved(
-            repeats,
-            pysodmetrics=lambda pair=pair: metrics.score_with_pysodmetrics(*pair),
-            fast=lambda pair=pair: metrics.score(*pair),
-        )
-        results[f"{height} x {width}"] = {f"{name} s": median for name, median in seconds.items()} | {
-            "ratio": seconds["pysodmetrics"] / seconds["fast"],
-            "largest difference": max(abs(library[name] - ours[name]) for name in library),
+        functions = {
+            "pysodmetrics": partial(metrics.score_with_pysodmetrics, *pair),
+            "fast": partial(metrics.score, *pair),
         }
+        library, ours = (function().figures() for function in functions.values())
+        seconds = interleaved(repeats, **functions)
+        figures = {f"{name} s": median for name, median in seconds.items()}
+        figures["ratio"] = seconds["pysodmetrics"] / seconds["fast"]
+        figures["largest difference"] = max(abs(library[name] - ours[name]) for name in library)
+        results[f"{height} x {width}"] = figures
     return results
 
 
 def maps_of_methods(mask: np.ndarray, noise: float, seed: int) -> dict[str, np.ndarray]:
-    """The maps of METHODS: the ground truth, changed in five ways and blurred, with noise."""
+    """The maps of METHODS: the ground truth, changed in five ways, blurred, and with noise."""
     rng = np.random.default_rng(seed)
     side = 2 * max(1, mask.shape[0] // 150) + 1  # of the neighbourhood of a change, pixels
     kernel = np.ones((side, side), np.uint8)
@@ -103,15 +105,11 @@ def write_methods(root: Path, images: int, size: tuple[int, int] = PHOTO) -> Non
             mask = generate_pair(*size, seed)[1]
             if i % 3 == 0:  # a small object, too
                 small = cv2.resize(mask, None, fx=0.15, fy=0.15, interpolation=cv2.INTER_NEAREST)
-                mask = np.zeros_like(mask)
-                mask[: len(small), : small.shape[1]] = small
-            maps = maps_of_methods(mask, noise, seed)
-            stem = f"{('fish', 'crab', 'plant')[i % 3]}_{i:03}"
-            written = {f"maps/{method}/{name}/{stem}.png": prediction for method, prediction in maps.items()}
-            written[f"data/{name}/gt/{stem}.png"] = mask
-            written[f"data/{name}/im/{stem}.jpg"] = cv2.applyColorMap(
-                cv2.GaussianBlur(maps["blur"], (0, 0), 3), cv2.COLORMAP_OCEAN
-            )
+                mask = cv2.copyMakeBorder(small, 0, size[0] - len(small), 0, size[1] - small.shape[1], 0, value=0)
+            stem, maps = f"{name}/{{}}/{('fish', 'crab', 'plant')[i % 3]}_{i:03}", maps_of_methods(mask, noise, seed)
+            photo = cv2.applyColorMap(cv2.GaussianBlur(maps["blur"], (0, 0), 3), cv2.COLORMAP_OCEAN)
+            written = {f"data/{stem.format('gt')}.png": mask, f"data/{stem.format('im')}.jpg": photo}
+            written |= {f"maps/{method}/{stem.format('.')}.png": pixels for method, pixels in maps.items()}
             for path, pixels in written.items():
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(root / path), pixels)
@@ -120,36 +118,38 @@ def write_methods(root: Path, images: int, size: tuple[int, int] = PHOTO) -> Non
     (root / "five.yaml").write_text(json.dumps(description))  # JSON is YAML
 
 
-def eval_command(root: Path, methods: Sequence[str], results: str, *more: str) -> list[str]:
-    """eval.py on the files of `write_methods`."""
+def eval_options(root: Path, methods: Sequence[str], results: str) -> list[str]:
+    """Options of eval.py for the files of `write_methods`."""
     folders = [f"{method}={root}/maps/{method}" for method in methods]
     options = ["--benchmark", f"{root}/five.yaml", f"{root}/data", "--pred_path", *folders]
-    return [sys.executable, str(ROOT / "eval.py"), *options, "--save_path", f"{root}/{results}", *more]
-
-
-def score_with_library(root: Path) -> None:
-    """All pairs with pysodmetrics, called directly, as a script that somebody writes for it does."""
-    for path in sorted((root / "maps").glob("*/*/*.png")):
-        paths = (path, root / "data" / path.parent.name / "gt" / path.name)
-        metrics.score_with_pysodmetrics(*(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths))
+    return [*options, "--save_path", f"{root}/{results}"]
 
 
 def benchmark_methods(root: Path, images: int, repeats: int) -> Figures:
-    """Five methods in one run against five runs with one, and against the library; the figures must agree."""
+    """Five methods in one run against five runs with one, and against the library; the scores must agree."""
     write_methods(root, images)
 
     def run(methods: Sequence[str], results: str, *more: str) -> dict:
-        subprocess.run(eval_command(root, methods, results, *more), check=True, capture_output=True)
+        subprocess.run([*EVAL, *eval_options(root, methods, results), *more], check=True, capture_output=True)
         return json.loads((root / results / "results.json").read_text())
 
     def run_singly() -> dict:
         return {name: run([name], f"results_{name}") for name in METHODS}
 
+    def score_with_library() -> None:
+        for path in sorted((root / "maps").glob("*/*/*.png")):
+            paths = (path, root / "data" / path.parent.name / "gt" / path.name)
+            metrics.score_with_pysodmetrics(*(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths))
+
     seconds = interleaved(repeats, together=lambda: run(METHODS, "results"), singly=run_singly)
     start = time.perf_counter()
-    score_with_library(root)
+    score_with_library()
     library = time.perf_counter() - start
     together, checked = run(METHODS, "results"), run(METHODS, "library", "--engine", "pysodmetrics")
+    differences = [
+        abs(score - checked[method][row][name])
+        for method, of_rows in together.items() for row, scores in of_rows.items() for name, score in scores.items()
+    ]  # fmt: skip
     return {
         f"eval.py, five methods, {len(SETS)} x {images} images": {
             "together s": seconds["together"],
@@ -157,13 +157,9 @@ def benchmark_methods(root: Path, images: int, repeats: int) -> Figures:
             "ratio": seconds["together"] / seconds["singly"],
             "pysodmetrics in one process s": library,
             "equal to the five runs": float(together == run_singly()),
-            "largest difference to pysodmetrics": max(
-                abs(figure - checked[method][row][name])
-                for method, of_rows in together.items() for row, figures in of_rows.items()
-                for name, figure in figures.items()
-            ),
+            "largest difference to pysodmetrics": max(differences),
         }
-    }  # fmt: skip
+    }
 
 
 def peak_memory(command: list[str]) -> float:
@@ -179,29 +175,23 @@ def benchmark_files(root: Path, files: int, repeats: int) -> Figures:
     """eval.py, the whole command, on files of the largest size: one worker against two, and peak memory."""
     for i in range(files):
         pair = generate_pair(*SIZES[-1], i) if i < DISTINCT else (None, None)
-        for name, array in zip(("maps", "masks"), pair, strict=True):
+        for name, pixels in zip(("maps", "masks"), pair, strict=True):
             path = root / name / f"{i}.png"
             path.parent.mkdir(exist_ok=True)
-            if array is None:
+            if pixels is None:
                 os.link(path.with_name(f"{i % DISTINCT}.png"), path)
             else:
-                cv2.imwrite(str(path), array)
+                cv2.imwrite(str(path), pixels)
 
     def run(workers: int) -> float:
-        options = f"--dataset_name set --pred_path {root}/maps --gt_path {root}/masks --workers {workers}"
-        command = [sys.executable, str(ROOT / "eval.py"), *options.split(), "--save_path", f"{root}/results"]
-        return peak_memory(command)
+        options = f"--dataset_name set --pred_path {root}/maps --gt_path {root}/masks --save_path {root}/results"
+        return peak_memory([*EVAL, *options.split(), "--workers", str(workers)])
 
     peak = run(2)
     seconds = interleaved(repeats, single=lambda: run(1), two=lambda: run(2))
-    return {
-        f"eval.py, {files} files": {
-            "1 worker s": seconds["single"],
-            "2 workers s": seconds["two"],
-            "ratio": seconds["single"] / seconds["two"],
-            "peak MB a worker": peak,
-        }
-    }
+    figures = {"1 worker s": seconds["single"], "2 workers s": seconds["two"]}
+    figures |= {"ratio": seconds["single"] / seconds["two"], "peak MB a worker": peak}
+    return {f"eval.py, {files} files": figures}
 
 
 def main(args: argparse.Namespace) -> None:

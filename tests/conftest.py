@@ -285,7 +285,7 @@ def predict_arguments(checkpoint, images, save_path, *more):
 def without_figures(monkeypatch):
     """eval.py draws no curves, and examples only if they are named; fixtures of a wider scope are not affected."""
     monkeypatch.setattr(plots, "PLOTS", {})
-    monkeypatch.setattr(plots, "differing", lambda images: [])
+    monkeypatch.setattr(plots, "most_differing", lambda images: [])
 
 
 def eval_arguments(*words):

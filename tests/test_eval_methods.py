@@ -1,16 +1,13 @@
 """eval.py with several methods: what it writes agrees with runs of one, and is what a paper needs."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import benchmark_eval
 import numpy as np
 import pytest
-from conftest import ROOT, eval_arguments, failure, read_csv
+from conftest import eval_arguments, failure, read_csv
 from PIL import Image
 
 import eval as script
@@ -18,11 +15,6 @@ from unext import output
 
 METHODS = ("blur", "noise", "shift")
 FIGURES = ("precision_recall", "f_measure", "e_measure", "examples")
-DOCUMENT = r"""\documentclass{article}
-\IfFileExists{booktabs.sty}{\usepackage{booktabs}}{\let\toprule\hline\let\midrule\hline\let\bottomrule\hline
-  \def\cmidrule(#1)#2{\cline{#2}}}
-\begin{document}\input{results.tex}\end{document}
-"""
 
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -37,8 +29,7 @@ def root(tmp_path_factory):
 
 
 def arguments(root, methods, *more):
-    command = benchmark_eval.eval_command(root, methods, "results", "--workers", "1", *map(str, more))
-    return eval_arguments(*command[2:])
+    return eval_arguments(*benchmark_eval.eval_options(root, methods, "results"), "--workers", 1, *more)
 
 
 def run(root, methods, save_path, *more):
@@ -56,14 +47,13 @@ def copy(root, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def results(root):
-    run(root, METHODS, root / "results")
-    return root / "results"
+def scores(root):
+    return run(root, METHODS, root / "results")
 
 
 @pytest.fixture(scope="module")
-def scores(results):
-    return json.loads((results / "results.json").read_text())
+def results(root, scores):
+    return root / "results"
 
 
 def test_the_figures_are_those_of_single_runs_to_the_last_digit(root, scores, tmp_path):
@@ -84,9 +74,8 @@ def test_all_files_are_written_and_name_the_methods(results, scores):
     assert len(images) == 3 * 8 and {row["method"] for row in images} == set(METHODS)
     kinds = {(row["kind"], row["group"]) for row in read_csv(results / "groups.csv")}
     assert {("kind", "fish"), ("kind", "crab"), ("object size", "over 10 %")} <= kinds
-    for name in FIGURES:
-        assert Image.open(results / f"{name}.png").width > 600
-        assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert all(Image.open(results / f"{name}.png").width > 600 for name in FIGURES)
+    assert all((results / f"{name}.pdf").read_bytes().startswith(b"%PDF") for name in FIGURES)
     curves = np.load(results / "curves.npz")
     assert curves["methods"].tolist() == list(METHODS) and curves["datasets"].tolist() == ["easy", "hard", "both"]
     assert [curve.max() for curve in curves["Fm"][2]] == [scores[method]["both"]["maxFm"] for method in METHODS]
@@ -103,31 +92,20 @@ def test_the_comparison_has_the_differences_of_the_table(results, scores):
         assert float(line["low"]) <= float(line["high"]) and 0 < float(line["p"]) <= float(line["p_holm"]) <= 1
 
 
-def test_the_latex_table_has_data_sets_side_by_side_and_marks(results):
-    lines = (results / "results.tex").read_text().splitlines()
-    rows = [line for line in lines if line.endswith(" \\\\")]
-    assert rows[0].count("\\multicolumn{9}{c}") == 3 and "{easy (4)}" in rows[0]
-    assert "\\cmidrule(lr){2-10} \\cmidrule(lr){11-19} \\cmidrule(lr){20-28}" in lines
-    assert [row.split(" & ")[0] for row in rows[1:]] == ["method", *METHODS]
-    cells = [row.removesuffix(" \\\\").split(" & ")[1:] for row in rows[2:]]
-    for column in zip(*cells, strict=True):
+def test_the_latex_table_marks_the_best_and_the_second_of_each_column(results):
+    rows = [line for line in (results / "results.tex").read_text().splitlines() if line.endswith(" \\\\")]
+    assert rows[0].count("\\multicolumn{9}{c}") == 3 and [row.split(" & ")[0] for row in rows[2:]] == list(METHODS)
+    assert [r"\rlap{$^{\sim}$}" in row for row in rows[2:]] == [False, True, True]
+    for column in zip(*(row.removesuffix(" \\\\").split(" & ")[1:] for row in rows[2:]), strict=True):
         assert sum("\\textbf" in cell for cell in column) == 1 == sum("\\underline" in cell for cell in column)
         assert all(re.fullmatch(r"[^\d]*\d\.\d{3}[^\d]*", cell) for cell in column)
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no LaTeX")
-def test_the_latex_table_compiles(results, tmp_path):
-    shutil.copy(results / "results.tex", tmp_path)
-    (tmp_path / "document.tex").write_text(DOCUMENT)
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "document.pdf").stat().st_size > 10_000
-
-
 def test_the_page_switches_between_methods_and_shows_where_the_first_loses(results):
     page = (results / "report.html").read_text()
-    for title in ("Is it more than chance?", "Where does it fail?", "Worst 4 of 8 by S-measure of blur"):
-        assert f">{title}</h2>" in page
+    assert re.findall("<h2>(.*)</h2>", page)[:4] == [
+        "Is it more than chance?", "Curves", "Where does it fail?", "Worst 8 of 8 by S-measure of blur"
+    ]  # fmt: skip
     cards = page.count('<div class="card">')
     assert page.count('type="radio"') == 3 * cards and page.count("<figcaption>") == (2 + 2 * 3) * cards
     images = read_csv(results / "per_image.csv")
@@ -138,12 +116,10 @@ def test_the_page_switches_between_methods_and_shows_where_the_first_loses(resul
     assert (dataset, name) == max(losses, key=losses.get)
 
 
-def test_the_examples_are_those_asked_for_else_those_that_differ_most(root, results, tmp_path, capsys):
+def test_the_examples_are_those_asked_for_else_those_that_differ_most(root, results, tmp_path):
     run(root, ["blur", "shift"], tmp_path, "--examples", "easy/fish_003", "plant_002")
     shown = [np.array(Image.open(folder / "examples.png")) for folder in (results, tmp_path)]
     assert shown[0].shape[0] > 1.5 * shown[1].shape[0]  # six rows, three rows
-    status, line = failure(script.main, arguments(root, ["blur"], "--examples", "hard/none"), capsys)
-    assert status == 2 and "no image that is scored is called hard/none" in line
 
 
 def test_a_line_warns_of_the_masks_of_a_set_and_another_of_the_maps_of_a_method(copy, capsys):
@@ -158,11 +134,9 @@ def test_a_line_warns_of_the_masks_of_a_set_and_another_of_the_maps_of_a_method(
     ]
 
 
-def test_methods_may_name_their_maps_differently(copy, scores, capsys):
+def test_methods_may_name_their_maps_differently(copy, scores):
     for path in (copy / "maps/shift").glob("*/*.png"):
         path.rename(path.with_stem(f"{path.stem}_sal"))
-    status, line = failure(script.main, arguments(copy, ["blur", "shift"]), capsys)
-    assert status == 2 and line.endswith("shift/easy has the name of a ground truth; give --map_suffix=_sal")
     renamed = run(copy, ["blur", "shift"], copy / "out", "--map_suffix", "_sal")
     assert renamed == {method: scores[method] for method in ("blur", "shift")}
 
@@ -177,10 +151,10 @@ def test_only_images_of_which_every_method_has_a_map_are_scored(copy, capsys):
     assert left["blur"]["hard"]["images"] == 4 and list(left["shift"]) == ["easy"]
     printed = capsys.readouterr().out
     assert "noise, easy: 1 of 4 ground truths without a map, left out" in printed
-    assert "easy: 1 image left out, of which not every method has a map" in printed
+    assert "easy: 1 image left out because some method has no map" in printed
     shutil.rmtree(copy / "maps/shift/easy")
     status, line = failure(script.main, arguments(copy, METHODS, "--allow_missing"), capsys)
-    assert status == 2 and line.endswith("shift: no ground truth has a map of this method and of all others")
+    assert status == 2 and line.endswith("shift: no image has a map of this method and of all others")
 
 
 def test_methods_are_named_after_their_folders_and_the_settings_of_their_maps_are_shown(copy):
@@ -189,12 +163,3 @@ def test_methods_are_named_after_their_folders_and_the_settings_of_their_maps_ar
     scores = run(copy, ["blur"], copy / "out", *options)
     assert list(scores) == ["noise", "Ref"] and list(scores["Ref"]["easy"])[-1] == "maxEm"
     assert "noise, easy: maps of checkpoint SAM2-UNeXT-20.pth" in (copy / "out/report.html").read_text()
-
-
-@pytest.mark.posix
-def test_the_recipe_takes_several_methods(root, tmp_path):
-    folders = " ".join(f"{method}={root}/maps/{method}" for method in ("blur", "shift"))
-    command = f"bash {ROOT}/eval.sh {root}/five.yaml {root}/data --pred_path {folders}"
-    environment = os.environ | {"PYTHON": sys.executable}
-    subprocess.run(command.split(), cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert list(json.loads((tmp_path / "runs/five/results/results.json").read_text())) == ["blur", "shift"]
