@@ -215,16 +215,16 @@ def main(args: argparse.Namespace) -> None:
         output.check_folders(all_tasks, args)
         # Of several processes, each takes every n-th batch.
         tasks = [task for i, task in enumerate(all_tasks) if i // args.batch_size % processes == rank]
-        if rank == 0:
-            stack.enter_context(files.locked(args.save_path))
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         model.size = args.size or model.size
         settings = settings_of(args, model)
-        output.check_settings(all_tasks, args, settings)
         if args.compile:
             # A CUDA graph launches all kernels at once.
             model.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
+        if rank == 0:
+            stack.enter_context(files.locked(args.save_path))
+        output.check_settings(all_tasks, args, settings)
 
         command.started()
         command.after_interrupt = f"; the same command{' without --overwrite' if args.overwrite else ''} continues"

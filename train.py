@@ -215,7 +215,6 @@ def main(args: argparse.Namespace) -> None:
         loss = partial(loss_terms, **cli.options_of(loss_terms, args))
         recipe = {f"--{name}": getattr(args, name) for name in (*RECIPE, *loss.keywords)}
         if rank == 0:  # for all processes
-            stack.enter_context(files.locked(args.save_path))
             check_folder(args.save_path, args.resume)
             recipe["the data"] = check_files(pairs, args.workers)
             check_files(val_pairs, args.workers)
@@ -227,6 +226,8 @@ def main(args: argparse.Namespace) -> None:
         optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
         run = Run(args.save_path, model, optimizer, scheduler, scaler, recipe)
+        if rank == 0:  # only now, so that a start that fails makes no folder
+            stack.enter_context(files.locked(args.save_path))
         progress = run.begin(args.resume, args.init)
         epochs = range(progress.epoch, args.epoch + 1)
         if not epochs:

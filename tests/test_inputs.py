@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import recipe
 from conftest import (
-    adobe_rgb,
+    ADOBE_RGB_PROFILE,
     eval_arguments,
     failure,
     predict,
@@ -63,20 +63,20 @@ def test_what_shows_the_image_keeps_profile_and_resolution_but_no_exif(form, mic
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 51.0, 30.0)
     for name in ("x.png", "y.jpg", "z.tif"):
-        Image.fromarray(PHOTO).save(tmp_path / "in" / name, icc_profile=adobe_rgb(), dpi=(300, 300), exif=exif)
+        Image.fromarray(PHOTO).save(tmp_path / "in" / name, icc_profile=ADOBE_RGB_PROFILE, dpi=(300, 300), exif=exif)
     more = ("--save", "overlay,cutout,composite", "--background", "white", "--format", form)
     predict(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more)
     written = [path for path in sorted((tmp_path / "out").glob("*/*")) if path.suffix != ".json"]
     assert len(written) == 9
     for path in written:
         with Image.open(path) as image:
-            assert image.info["icc_profile"] == adobe_rgb() and not image.getexif()
+            assert image.info["icc_profile"] == ADOBE_RGB_PROFILE and not image.getexif()
             assert path.suffix == ".webp" or image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
 
 
 def test_the_background_has_the_colours_of_the_image(micro_checkpoint, tmp_path):
     hidden = Image.fromarray(np.dstack([PHOTO, np.zeros((40, 60), np.uint8)]))
-    hidden.save(tmp_path / "x.png", icc_profile=adobe_rgb())
+    hidden.save(tmp_path / "x.png", icc_profile=ADOBE_RGB_PROFILE)
     predict(micro_checkpoint, tmp_path / "x.png", tmp_path / "out", "--save", "composite", "--background", "#e04030")
     composite = np.array(in_srgb(read_photo(tmp_path / "out/composite/x.jpg")), int)
     assert np.abs(composite - (0xE0, 0x40, 0x30)).max() <= 4

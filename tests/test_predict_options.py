@@ -198,7 +198,7 @@ def test_a_benchmark_has_a_folder_of_maps_per_set(micro_checkpoint, toy, tmp_pat
         shutil.copytree(toy / "test/Mask", root / "TestDataset" / name / "GT")
     options = f"--checkpoint {micro_checkpoint} --benchmark COD {root} --save_path {tmp_path}/maps"
     status, line = failure(script.main, parse(options.split()), capsys)
-    assert status == 2 and "CHAMELEON: not found" in line and "TestDataset/NC4K/Imgs" in line
+    assert status == 2 and "CHAMELEON: not found" in line and "TestDataset/NC4K" in line
     script.main(parse([*options.split(), "--sets", "NC4K", "CAMO"]))
     names = ("settings.json", *(f"toy_{i:04}.png" for i in range(4)))
     assert [*contents(tmp_path / "maps")] == [f"{folder}/{name}" for folder in ("CAMO", "NC4K") for name in names]
