@@ -5,16 +5,8 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import recipe
-from conftest import (
-    adobe_rgb,
-    eval_arguments,
-    failure,
-    predict,
-    read_maps,
-    save_image,
-    train_arguments,
-)
+from conftest import DISC, PHOTO, adobe_rgb, close, eval_arguments, failure, predict, read_maps, save_image
+from conftest import train_arguments as arguments
 from PIL import ExifTags, Image
 
 import eval as evaluation
@@ -25,9 +17,6 @@ from evaluation import benchmarks, results, scoring
 from tools import check_dataset
 from unext import images, output, pairing
 from unext.images import in_srgb, read_photo
-
-PHOTO = recipe.photo("bad", 40, 60, 0)
-DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
 
 
 def lines_of(capsys):
@@ -43,13 +32,12 @@ def test_what_is_transparent_stays_so_in_the_cutout(micro_model, micro_checkpoin
     path = save_image(tmp_path / "in" / "x.png", np.dstack([PHOTO, alpha]))
     grey = predict(micro_checkpoint, path, tmp_path / "out", "--save", "map,overlay,cutout")["x.png"]
     white = np.rint(PHOTO * (alpha[..., None] / 255) + 255 - alpha[..., None]).astype(np.uint8)
-    expected = script.stretch(script.torch.from_numpy(micro_model.predict(white))).numpy()
-    assert np.abs(grey.astype(int) - expected).max() <= 1
-    same = script.stretch(script.torch.from_numpy(micro_model.predict(Image.open(path)))).numpy()
-    assert np.array_equal(grey, same)
+    for image in (white, Image.open(path)):
+        assert close(grey, script.stretch(script.torch.from_numpy(micro_model.predict(image))).numpy())
     cutout = np.array(Image.open(tmp_path / "out/cutout/x.png"))
     assert np.array_equal(cutout, np.array(micro_model.cutout(Image.open(path))))
     assert (cutout[..., 3] <= alpha).all() and not cutout[alpha == 0].any()
+    assert np.array_equal(np.array(read_photo(path)), np.dstack([PHOTO, alpha]))
     visible = (alpha < 255) & (cutout[..., 3] > 0)
     assert np.array_equal(cutout[visible, :3], PHOTO[visible])
     overlay = np.array(Image.open(tmp_path / "out/overlay/x.jpg")).astype(int)
@@ -169,7 +157,7 @@ def test_each_command_says_in_one_line_what_is_left_out(toy, micro_checkpoint, t
     (tmp_path / "test/Image/gone.jpg").symlink_to("nowhere")
     predict(micro_checkpoint, tmp_path / "test/Image", tmp_path / "maps")
     assert "left out: 1 .mp4, 1 broken link(s)" in lines_of(capsys)
-    train.find_pairs(train_arguments("", tmp_path, tmp_path / "run"))
+    train.find_pairs(arguments("", tmp_path, tmp_path / "run"))
     assert "left out: 1 .txt" in lines_of(capsys)
     options = ["--pred_path", tmp_path / "maps", "--gt_path", tmp_path / "test/Mask", "--dataset_name", "set"]
     args = eval_arguments(*options, "--save_path", tmp_path / "results", "--workers", 1)
@@ -192,7 +180,7 @@ def test_masks_with_a_suffix_in_the_folder_of_the_images_serve_every_command(
     (tmp_path / "mine.yaml").write_text(f"train: {place}\ntest: {{mine: {place}}}\n")
     suffix, benchmark = ["--mask_suffix", "_mask"], ["--benchmark", path, str(tmp_path)]
 
-    args = train_arguments("--epoch 1 --batch_size 6 --mask_suffix _mask", tmp_path, tmp_path / "run")
+    args = arguments("--epoch 1 --batch_size 6 --mask_suffix _mask", tmp_path, tmp_path / "run")
     args.train_image_path = args.train_mask_path = [data]
     assert [len(pairs) for pairs in train.find_pairs(args)] == [6, 0]
     assert len(predict(micro_checkpoint, data, tmp_path / "maps", "--test_gt_path", data, *suffix)) == 6

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, failure, predict, pretend_torchrun, program, read_maps, refusal, save_image
+from conftest import MICRO, ROOT, close, failure, predict, pretend_torchrun, program, read_maps, refusal, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
 from test_find_encoders import moved
@@ -216,16 +216,14 @@ def test_processes_divide_the_images_and_write_the_maps_of_one_process(micro_che
     assert "6 images, of which this process takes 4" in result.stdout
     single = predict(micro_checkpoint, toy / "train/Image", tmp_path / "single", "--batch_size", 2)
     two = read_maps(tmp_path / "two")  # a process of several computes with one thread
-    assert single.keys() == two.keys()
-    assert all(np.abs(single[name].astype(int) - two[name]).max() <= 1 for name in single)
+    assert conftest.close_maps(single, two)
 
 
 def test_a_small_checkpoint_uses_encoders_from_the_options(small, model, encoders, toy, tmp_path):
     image = toy / "test/Image/toy_0000.jpg"
     more = [f"--{option}={path}" for option, path in encoders.items()]
     maps = predict(moved(small, tmp_path), image, tmp_path / "maps", *more)
-    expected = stretch(torch.from_numpy(model.predict(Image.open(image)))).numpy()
-    assert np.abs(maps["toy_0000.png"].astype(int) - expected).max() <= 1
+    assert close(maps["toy_0000.png"], stretch(torch.from_numpy(model.predict(Image.open(image)))).numpy())
 
 
 COMPOSITE = ["--save", "composite"]
