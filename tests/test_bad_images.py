@@ -22,19 +22,12 @@ NAMES = ["a b", "a#b", "a%20b", "a?b&c", "ünï—日本", "new\nline", "-dash",
          "a\nb\x1b[31m\u2028\u202e é\udcff"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def odd_names(toy, tmp_path_factory):
-    """Folders Image and Mask with names that careless programs fail on."""
-    folder = tmp_path_factory.mktemp("odd")
-    for kind, extension in (("Image", ".jpg"), ("Mask", ".png")):
-        (folder / kind).mkdir()
+def test_odd_names_work_in_all_three_programs(toy, micro_checkpoint, from_files, tmp_path, capsys):
+    images, masks, maps = (tmp_path / name for name in ("images", "masks", "maps"))
+    for folder, file in ((images, "Image/toy_0000.jpg"), (masks, "Mask/toy_0000.png")):
+        folder.mkdir()
         for name in NAMES:
-            shutil.copy(toy / f"test/{kind}/toy_0000{extension}", folder / kind / f"{name}{extension}")
-    return folder
-
-
-def test_odd_names_work_in_all_three_programs(odd_names, micro_checkpoint, from_files, tmp_path, capsys):
-    images, masks, maps = odd_names / "Image", odd_names / "Mask", tmp_path / "maps"
+            shutil.copy(toy / "test" / file, folder / f"{name}{file[-4:]}")
     predicted = predict(micro_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6)
     assert sorted(predicted) == sorted(f"{name}.png" for name in NAMES)
     options = ["--pred_path", maps, "--gt_path", masks, "--image_path", images, "--dataset_name", "odd"]
