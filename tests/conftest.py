@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import cv2
 import hypothesis
 import numpy as np
 import pytest
@@ -33,9 +34,11 @@ import train
 from evaluation import plots
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
-from tools import toy_dataset
+from tools import check_dataset, toy_dataset
 from unext import checkpoint, device, output, weights
 
+PHOTO = recipe.photo("bad", 40, 60, 0)
+DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
 SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}  # with published encoders
 MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks
 NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in MICRO.items())
@@ -43,8 +46,8 @@ ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], 
 ADOBE_RGB_PROFILE = (ROOT / "tests/adobe_rgb.icc").read_bytes()  # these primaries (D50) and a gamma of 2.2
 PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU can do for these tests, see program.py
 
-# The same examples in every run and no time limit: neither luck nor another program may fail a test. tests/fuzz.py
-# draws others.
+# The same examples in every run and no time limit: neither luck nor another program may fail a test. For maintainers,
+# `--hypothesis-profile anew` draws others.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.register_profile("anew", deadline=None, database=None, max_examples=2000)
 hypothesis.settings.load_profile("same")
@@ -81,6 +84,21 @@ def _no_waiting_for_the_disk():
 def _no_waiting_for_workers():
     """A data loader that an error left behind waits five seconds for each of its workers when it is collected."""
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two maps differ by a grey level at most; shapes must agree."""
+    assert ours.shape == theirs.shape
+    return np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def close_maps(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
+    return ours.keys() == theirs.keys() and all(close(pixels, theirs[name]) for name, pixels in ours.items())
+
+
+def findings_of(path: Path, is_mask: bool = False) -> dict[str, str]:
+    """What check_dataset.py finds in a file."""
+    return check_dataset.inspect(path, is_mask).kinds
 
 
 def golden(name: str):

@@ -98,9 +98,7 @@ def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype
         ("fpu avx512f", "float32"),
     ],
 )
-def test_the_commands_use_the_precision_that_the_cpu_supports(
-    flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
-):
+def test_auto_is_the_precision_of_the_cpu(flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(device, "cpu_flags", lambda: set(flags.split()))
     train.main(train_arguments("--epoch 1 --batch_size 6 --precision auto", toy, tmp_path / "run"))
     assert json.loads((tmp_path / "run/args.json").read_text())["precision"] == f"torch.{dtype}"

@@ -37,9 +37,7 @@ def read(path):
     return np.array(Image.open(path))
 
 
-def test_a_cutout_has_the_probability_with_its_ends_cut_and_the_pixels_of_the_model(
-    micro_model, micro_checkpoint, toy, tmp_path
-):
+def test_the_alpha_of_a_cutout_is_the_probability_with_its_ends_cut(micro_model, micro_checkpoint, toy, tmp_path):
     image = toy / "test/Image/toy_0001.jpg"
     predict(micro_checkpoint, image, tmp_path / "a", "--save", "cutout")
     maps = predict(micro_checkpoint, image, tmp_path / "b", "--save", "map,cutout", "--no_stretch")
