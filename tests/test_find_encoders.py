@@ -59,7 +59,7 @@ def test_missing_encoders_are_named_and_nothing_is_made(module, options, small, 
     folders = f"/nowhere/weights, {tmp_path}/weights, {tmp_path}/mine"
     missing = f"{path}: needs its encoder sam2_hiera_micro.pt (fingerprint {fingerprint}), not found in {folders}: "
     assert line.endswith(f"{missing}copy it there, or name it with --hiera_path")
-    assert status == 2 and contents(tmp_path) == before
+    assert status == 2 and contents(tmp_path) == before and not (tmp_path / "out").exists()
     assert arguments_of(module, *options, "--download").download
 
 
