@@ -32,7 +32,7 @@ GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 
 
 def configure_reading(max_pixels: int | str, white: float | str | None = None) -> None:
-    """Sets the largest image in pixels and the white level of more than 8 bits (None: that of the format)."""
+    """Sets the largest image, in pixels, and the white level of images with more than 8 bits (None: the format's)."""
     os.environ |= {LIMIT: str(max_pixels), WHITE: str(white or "")}
     Image.MAX_IMAGE_PIXELS = None  # `opened` has the limit
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
