@@ -70,10 +70,16 @@ def test_memory_grows_evenly_with_the_batch_and_the_model_stays_as_it_is():
     assert all(parameter.is_meta and parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_largest_batch_is_the_largest_that_fits():
-    for images, size in ((0, 1.9), (1, 2.1), (2, 5.9), (3, 6.1), (10, 21)):  # GiB that the libraries and gaps leave
-        gpu = (size * memory.GIB + memory.LIBRARIES) / (1 - memory.FRAGMENTED)
-        assert memory.largest_batch(gpu, 3, 6 * memory.GIB, 2 * memory.GIB) == images
+def test_the_largest_batch_is_the_largest_that_fits(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "predict", lambda model, images, loss: 2 * images * memory.GIB)
+    gpus = {
+        (size * memory.GIB + memory.LIBRARIES) / (1 - memory.FRAGMENTED) / memory.GIB: images
+        for images, size in ((0, 1.9), (1, 2.1), (2, 5.9), (3, 6.1), (10, 21))
+    }  # GiB besides libraries and gaps
+    monkeypatch.setattr(memory, "GPUS", gpus)
+    memory.main(arguments_of(memory, "--sam2", "micro", "--aux", "none", "--size", 64, "--batch_size", 3))
+    fits = re.findall(r"GB: (\d+)", capsys.readouterr().out.splitlines()[0])
+    assert list(map(int, fits)) == list(gpus.values())
 
 
 def test_the_tool_prints_what_each_use_takes_and_the_batches_that_fit(capsys):

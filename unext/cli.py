@@ -17,7 +17,6 @@ from unext.files import printable
 
 NOTHING_STARTED = 2  # exit status: the user's input is invalid
 NOT_COMPLETED = 1  # started and not completed
-INTERRUPTED = 130  # 128 + SIGINT
 MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
 LARGEST = 2**32  # unless another bound is given
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -58,7 +57,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
         raise
     except KeyboardInterrupt:
         print(file=sys.stderr)  # ends the bar's line
-        fail(f"interrupted{command.after_interrupt}", INTERRUPTED)
+        fail(f"interrupted{command.after_interrupt}", 128 + signal.SIGINT)
 
 
 def fail(line: str, status: int) -> NoReturn:

@@ -66,8 +66,7 @@ class Log:
         record = {"command": sys.argv, "arguments": vars(self.args), "precision": self.run.model.precision}
         record |= {"processes": self.processes, "effective_batch": self.images_per_step}
         record |= {"versions": versions(), "git": git_revision()}
-        with files.replacing(folder / "args.json") as file:
-            file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
+        files.write_json(folder / "args.json", record)
         with files.writing(folder / "tensorboard"):
             self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(start) + 1)
         path = folder / "log.jsonl"

@@ -37,10 +37,7 @@ def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """The mask in an opened image (mode L): its grey levels, or its alpha channel if all visible pixels share a colour.
-
-    Raises InputError if either could be the mask.
-    """
+    """The mask (mode L) in an opened image: grey levels, or the alpha channel if all visible pixels share a colour."""
     image = decoded(image, is_mask=True)
     grey, channel = image.convert("L"), alpha_of(image)
     if channel is None:
