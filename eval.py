@@ -6,8 +6,7 @@
 
 Maps and masks are paired by name. A benchmark's maps are in a folder per test set; the paper's scores are shown beside
 them. The first of several methods is compared with the others. Needs no GPU and no torch; uses all cores. Writes
-results.json, .csv, .md and .tex, per_image.csv, groups.csv, curves and report.html to the folder --save_path; for
-several methods also comparison.csv and examples (docs/benchmarks.md).
+tables, curves, examples and report.html to the folder --save_path, see docs/benchmarks.md.
 """
 
 import argparse
@@ -216,10 +215,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
     data.add_argument("--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="in tables")
-    data.add_argument(
-        "--pred_path", required=True, nargs="+", metavar="DIR",
-        help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR",
-    )  # fmt: skip
+    maps = "folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR"
+    data.add_argument("--pred_path", required=True, nargs="+", metavar="DIR", help=maps)
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
     data.add_argument("--map_suffix", default="", help="of maps called NAME_sal.png: _sal")
@@ -230,14 +227,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     writing = parser.add_argument_group("output")
     writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
-    writing.add_argument(
-        "--metrics", nargs="+", default=[], choices=[*metrics.METRICS, "all"], metavar="METRIC",
-        help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the nine",
-    )  # fmt: skip
-    writing.add_argument(
-        "--examples", nargs="+", default=[], metavar="NAME",
-        help="images in examples.png, as NAME or SET/NAME; default: those in which several methods differ most",
-    )  # fmt: skip
+    names = [*metrics.METRICS, "all"]
+    columns = f"columns of the tables, of {', '.join(names)}; default: the benchmark's, or the nine"
+    writing.add_argument("--metrics", nargs="+", default=[], choices=names, metavar="METRIC", help=columns)
+    examples = "images in examples.png, as NAME or SET/NAME; default: those in which several methods differ most"
+    writing.add_argument("--examples", nargs="+", default=[], metavar="NAME", help=examples)
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")

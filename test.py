@@ -9,8 +9,8 @@
 A map is a greyscale PNG with the image's name: 255 where the network is most certain of the object, 0 where least. It
 has the image's size or, with `--test_gt_path data/masks` or a benchmark, that of the ground truth of the same name.
 `--save` adds, in folders of these names beside the maps: mask (0 and 255, the map cut at --threshold), overlay (the
-image with the object tinted), cutout (the object in its own colours, with an alpha channel) and composite (the cutout
-on --background). settings.json records how they were made. The same command continues an interrupted run.
+image with the object tinted), cutout (the object in its own colours, with alpha) and composite (that on --background).
+The same command continues an interrupted run.
 """
 
 import argparse

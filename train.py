@@ -226,8 +226,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
         run = Run(args.save_path, model, optimizer, scheduler, scaler, recipe)
-        if rank == 0:  # only now, so that a start that fails makes no folder
-            stack.enter_context(files.locked(args.save_path))
+        stack.enter_context(nullcontext() if rank else files.locked(args.save_path))  # makes the folder
         progress = run.begin(args.resume, args.init)
         epochs = range(progress.epoch, args.epoch + 1)
         if not epochs:

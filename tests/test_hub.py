@@ -65,11 +65,14 @@ def test_a_checkpoint_becomes_a_folder_with_a_card_and_back(model, encoders, res
     assert same_network(SAM2UNeXT.from_checkpoint(tmp_path / "again.pth"), model)
 
 
-def test_results_of_several_methods_are_refused(micro_checkpoint, results, tmp_path, capsys):
-    (results / "results.json").write_text('{"ours": {"CAMO": {}}}')
+@pytest.mark.parametrize(
+    "content, problem", [('{"ours": {"CAMO": {}}}', "has several methods"), ("{", "results.json is damaged")]
+)
+def test_results_that_a_card_cannot_show_are_refused(content, problem, micro_checkpoint, results, tmp_path, capsys):
+    (results / "results.json").write_text(content)
     args = arguments_of(convert_checkpoint, micro_checkpoint, tmp_path / "hub", "--to", "hub", "--results", results)
     status, line = failure(convert_checkpoint.main, args, capsys)
-    assert status == 2 and f"--results {results}: has several methods" in line and not (tmp_path / "hub").exists()
+    assert status == 2 and f"--results {results}: {problem}" in line and not (tmp_path / "hub").exists()
 
 
 @pytest.mark.parametrize(

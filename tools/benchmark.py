@@ -4,12 +4,10 @@
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
-    python tools/benchmark.py predict --save cutout the same with cutouts
 
 "plain" is the network in fp32, in NCHW, with the system's memory allocator; "bf16 NCHW" is bf16 in that layout. TF32 is
-off except in "fp32 as train.py runs it" (and test.py), where torch's default lets cuDNN's convolutions use it. Weights
-are random. Each measurement is a process, and on a CPU the variants alternate. The peak memory is that of the process
-after loading or, on a GPU, what torch allocated. Prints medians and ratios; `--json FILE` writes them.
+off except in "fp32 as train.py runs it". Weights are random. Each measurement is a process; on a CPU the variants
+alternate. The peak memory is that of the process after loading or, on a GPU, what torch allocated.
 """
 
 import argparse

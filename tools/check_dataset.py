@@ -209,7 +209,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("fewer --workers need less") as command:
         configure_reading(args.max_pixels, args.white)
         findings: list[Finding] = []
-        if benchmarks.is_benchmark(args.source):
+        if benchmarks.run_name(args.source) or not Path(args.source).is_dir():  # a folder called COD is ./COD
             pairing.names_given(args, None)
             places = places_of(args.source, args.root, findings)
         else:

@@ -5,8 +5,7 @@
     python tools/convert_checkpoint.py whole.pth small.pth --to small --hiera_path FILE --dinov2_path FILE
     python tools/convert_checkpoint.py SAM2-UNeXT-20.pth folder --to hub --results runs/MAS3K/results
 
-A small file records its encoders, a whole file contains them, the original's is a bare float32 state dict. The input
-may be of any kind. For a small output, name the encoders' files unless the input is small.
+A small file records its encoders, a whole file contains them, the original's is a bare float32 state dict.
 """
 
 import argparse
@@ -25,7 +24,10 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
             raise InputError(f"{args.output}: has a model card already; name another folder")
-        results = json.loads((args.results / "results.json").read_text("utf-8")) if args.results else {}
+        try:
+            results = json.loads((args.results / "results.json").read_text("utf-8")) if args.results else {}
+        except ValueError as error:
+            raise InputError(f"--results {args.results}: results.json is damaged; run eval.py again") from error
         if not all("images" in row for row in results.values()):
             raise InputError(f"--results {args.results}: has several methods; run eval.py for this network alone")
         model = SAM2UNeXT.from_checkpoint(args.input, **cli.options_of(SAM2UNeXT.from_checkpoint, args))

@@ -6,8 +6,8 @@
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth rembg.onnx --rembg
 
 The maps of the --check images, or of synthetic images, are made with torch and with onnxruntime, in batches of 1 and 2.
-If they differ by more than 1 grey level (3 with --half), no file is written and the exit status is 1. docs/deploy.md
-describes the file, and rembg's. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
+If they differ by more than 1 grey level (3 with --half), no file is written and the exit status is 1. See
+docs/deploy.md. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
 """
 
 import argparse

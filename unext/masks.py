@@ -87,17 +87,19 @@ def is_coloured(image: Image.Image) -> bool:
 
 def has_grey_regions(mask: np.ndarray) -> bool:
     """Whether a mask, uint8 (H, W), has 3 x 3 grey pixels, which soft edges do not have."""
-    import cv2
-
-    grey = cv2.inRange(mask, TOLERANCE + 1, 254 - TOLERANCE)
-    return bool(cv2.erode(grey, np.ones((3, 3))).any())
+    return has_region((mask > TOLERANCE) & (mask < 255 - TOLERANCE))
 
 
 def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
     """Whether a mask (H, W) of these levels has regions (3 x 3 pixels) of a few small labels, and a brighter level."""
-    import cv2
-
     labels = levels[(levels >= 1) & (levels <= MAX_LABEL) & (levels < levels.max())]
     if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() > 1:
         return False
-    return bool(cv2.erode(np.isin(values, labels).astype(np.uint8), np.ones((3, 3))).any())
+    return has_region(np.isin(values, labels))
+
+
+def has_region(pixels: np.ndarray) -> bool:
+    """Whether 3 x 3 of the pixels, bool (H, W), are True."""
+    import cv2
+
+    return bool(cv2.erode(pixels.astype(np.uint8), np.ones((3, 3))).any())
