@@ -4,32 +4,49 @@ import json
 import re
 import shutil
 
-import benchmark_eval
+import cv2
 import numpy as np
 import pytest
-from conftest import eval_arguments, failure, read_csv
+from benchmark_eval import generate_pair
+from conftest import eval_arguments, failure, save_image
 from PIL import Image
+from test_eval_benchmark import read_csv
 
 import eval as script
 from unext import output
 
 METHODS = ("blur", "noise", "shift")
 FIGURES = ("precision_recall", "f_measure", "e_measure", "examples")
-
-
+DESCRIPTION = """
+test: {easy: {folder: easy}, hard: {folder: hard}}
+together: {both: [easy, hard]}
+groups: {kind: "^([a-z]+)_"}
+"""
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The data and the maps of five methods."""
-    folder = tmp_path_factory.mktemp("five")
-    benchmark_eval.write_methods(folder, 4, (60, 80))
+    """Two data sets of four images, the maps of METHODS, and the benchmark's description."""
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "sets.yaml").write_text(DESCRIPTION)
+    for i, name in enumerate(("fish_000", "crab_001", "plant_002", "fish_003")):
+        for dataset, noise in (("easy", 5), ("hard", 150)):
+            mask = generate_pair(60, 80, seed=i + noise)[1]
+            if i % 3 == 0:  # a small object, too
+                mask = np.pad(mask[::6, ::6], ((0, 50), (0, 66)))
+            noisy = np.clip(mask + np.random.default_rng(i).normal(0, noise, mask.shape), 0, 255).astype(np.uint8)
+            maps = {"blur": cv2.GaussianBlur(mask, (0, 0), 3), "noise": noisy, "shift": np.roll(mask, 5, axis=1)}
+            save_image(folder / f"data/{dataset}/gt/{name}.png", mask)
+            save_image(folder / f"data/{dataset}/im/{name}.jpg", np.dstack([mask] * 3))
+            for method, pixels in maps.items():
+                save_image(folder / f"maps/{method}/{dataset}/{name}.png", pixels)
     return folder
 
 
 def arguments(root, methods, *more):
-    return eval_arguments(*benchmark_eval.eval_options(root, methods, "results"), "--workers", 1, *more)
+    options = ["--benchmark", root / "sets.yaml", root / "data", "--save_path", root / "results", "--workers", 1]
+    return eval_arguments(*options, "--pred_path", *(f"{method}={root}/maps/{method}" for method in methods), *more)
 
 
 def run(root, methods, save_path, *more):
@@ -39,11 +56,8 @@ def run(root, methods, save_path, *more):
 
 @pytest.fixture
 def copy(root, tmp_path):
-    """A copy of the data and of METHODS, to be changed."""
-    for path in ("data", *(f"maps/{method}" for method in METHODS)):
-        shutil.copytree(root / path, tmp_path / path)
-    shutil.copy(root / "five.yaml", tmp_path)
-    return tmp_path
+    """A copy of these files, to be changed."""
+    return shutil.copytree(root, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
