@@ -122,20 +122,21 @@ def _empty_full_model() -> SAM2UNeXT:
 def full_model(_empty_full_model):
     """A function that returns the full network with the parameters of a seed, in float32; all tests share its 2 GB."""
     model = _empty_full_model
-
-    def filled(seed: int) -> SAM2UNeXT:
-        if model.filled_with != seed:  # filling it takes many seconds
-            for name, buffer in model.named_buffers():
-                if name.endswith("num_batches_tracked"):
-                    buffer.zero_()
-            recipe.fill(model, seed)
-            model.filled_with = seed
-        return model.eval()
-
-    yield filled
+    yield lambda seed: fill_once(model, seed)
     if model.head.weight.grad is not None:  # it was trained
         model.filled_with = None
     model.float().zero_grad(set_to_none=True)
+
+
+def fill_once(model: SAM2UNeXT, seed: int) -> SAM2UNeXT:
+    """Gives the shared network the recipe's parameters, which takes many seconds, unless it has them."""
+    if model.filled_with != seed:
+        for name, buffer in model.named_buffers():
+            if name.endswith("num_batches_tracked"):
+                buffer.zero_()
+        recipe.fill(model, seed)
+        model.filled_with = seed
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -51,21 +51,13 @@ def test_neither_colour_nor_contrast_nor_position_reveals_the_blob():
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_evaluation_prints_times_ratio_agreement_and_memory(monkeypatch, capsys):
+def test_the_benchmark_of_the_evaluation_prints_times_agreement_and_memory(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_eval, "SIZES", ((60, 80), (90, 100)))
     benchmark_eval.main(arguments_of(benchmark_eval, "--files", 8, "--repeats", 1))
-    figures = {}
-    for line in capsys.readouterr().out.splitlines():
-        name, _, texts = line.partition(": ")
-        figures[name] = {
-            label: float(value) for label, _, value in (text.rpartition(" ") for text in texts.split(", "))
-        }
-    assert list(figures) == ["60 x 80", "90 x 100", "eval.py, 8 files"]
-    for name in ("60 x 80", "90 x 100"):
-        ratio = figures[name]["pysodmetrics s"] / figures[name]["fast s"]
-        assert figures[name]["ratio"] == pytest.approx(ratio, rel=0.01)
-        assert figures[name]["largest difference"] < 1e-6
-    assert 20 < figures["eval.py, 8 files"]["peak MB a worker"] < 600
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["60 x 80", "90 x 100", "eval.py, 8 files"]
+    assert all(float(line.rpartition("largest difference ")[2]) < 1e-6 for line in lines[:2])
+    assert 20 < float(lines[2].rpartition("peak MB a worker ")[2]) < 600
 
 
 def figures_of(tmp_path, command, *options):
