@@ -1,16 +1,13 @@
-"""For maintainers: times the evaluation against pysodmetrics.
+"""For maintainers: times metrics.score against pysodmetrics, in memory, in one thread.
 
-    python tests/benchmark_eval.py                 pysodmetrics against metrics.score, in memory, one thread each
-    python tests/benchmark_eval.py --files 60      also eval.py on that many files of 2200 x 3000: workers, memory
+    python tests/benchmark_eval.py
 
 Prints medians and ratios of alternating turns.
 """
 
 import argparse
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,18 +24,17 @@ from unext import cli
 Figures = dict[str, dict[str, float]]
 
 SIZES = ((1024, 1024), (2200, 3000))  # height, width
-EVAL = [sys.executable, str(ROOT / "eval.py")]
 
 
 def interleaved(repeats: int, **functions: Callable[[], object]) -> dict[str, float]:
-    """The median seconds of each function, called in turns, after a turn that does not count."""
+    """The median seconds of each function, called in turns."""
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def generate_pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,45 +69,15 @@ def benchmark_scores(repeats: int) -> Figures:
     return results
 
 
-def peak_memory(command: list[str]) -> float:
-    """Runs a command; the peak, in megabytes, of the largest of its processes."""
-    watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
-    watch += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"  # kB on Linux
-    # Through a small process: a new process starts with the size of its parent, which would count.
-    output = subprocess.run([sys.executable, "-c", watch, *command], check=True, capture_output=True, text=True).stdout
-    return int(output) / 1024
-
-
-def benchmark_files(root: Path, files: int, repeats: int) -> Figures:
-    """eval.py, the whole command, on files of the largest size: one worker against two, and peak memory."""
-    for i in range(files):
-        for name, pixels in zip(("maps", "masks"), generate_pair(*SIZES[-1], i), strict=True):
-            (root / name).mkdir(exist_ok=True)
-            cv2.imwrite(str(root / name / f"{i}.png"), pixels)
-
-    def run(workers: int) -> float:
-        options = f"--dataset_name set --pred_path {root}/maps --gt_path {root}/masks --save_path {root}/results"
-        return peak_memory([*EVAL, *options.split(), "--workers", str(workers)])
-
-    peak = run(2)
-    seconds = interleaved(repeats, single=lambda: run(1), two=lambda: run(2))
-    figures = {"1 worker s": seconds["single"], "2 workers s": seconds["two"]}
-    figures |= {"ratio": seconds["single"] / seconds["two"], "peak MB a worker": peak}
-    return {f"eval.py, {files} files": figures}
-
-
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors():
         results = benchmark_scores(args.repeats)
-        with tempfile.TemporaryDirectory() as folder:
-            results |= benchmark_files(Path(folder), args.files, args.repeats) if args.files else {}
     for name, figures in results.items():
         print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--files", type=cli.number(minimum=0), default=0, help="for eval.py; 0 leaves it out")
     parser.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
     return parser
 

@@ -53,6 +53,9 @@ def pytest_configure(config):
     # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     device.keep_freed_memory("cpu")
+    os.fsync = lambda descriptor: None  # hundreds of megabytes of checkpoints need not survive a power cut
+    # A data loader that an error left behind waits so long for each of its workers when it is collected: 5 s otherwise.
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
     if PRETENDED_CPU in os.environ:
         device.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
@@ -64,20 +67,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "_empty_full_model" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("gigabytes"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk():
-    """Tests write hundreds of megabytes of checkpoints that need not survive a power cut."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_workers():
-    """A data loader that an error left behind waits five seconds for each of its workers when it is collected."""
-    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
 
 def golden(name: str):

@@ -83,13 +83,13 @@ def test_the_notebook_is_stored_without_outputs():
 
 @pytest.mark.slow
 def test_the_notebook_runs_whole_in_a_fresh_copy(tmp_path, monkeypatch):
-    """It starts in docs/, as Jupyter starts it; with less data than RESULTS.md has scores of."""
+    """It starts in docs/, as Jupyter starts it; with less data than RESULTS.md has scores of, in a single process."""
     import nbclient
     import nbformat
 
     copy = copy_of_project(tmp_path / "a copy")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    text = (copy / "docs/tutorial.ipynb").read_text("utf-8")
+    text = (copy / "docs/tutorial.ipynb").read_text("utf-8").replace('!\\"{sys.executable}\\"', "%run")
     for old, new in (("demo/data\\n", "demo/data --train 12 --test 4\\n"), ("--size 128 ", "--size 64 "),
                      ("--epoch 6 ", "--epoch 1 "), ("--aux_size 112 ", "--aux_size 56 ")):  # fmt: skip
         assert text.count(old) == 1
@@ -101,12 +101,6 @@ def test_the_notebook_runs_whole_in_a_fresh_copy(tmp_path, monkeypatch):
     for ident in ("pairs", "loss", "overlays", "worst"):
         assert sum("image/png" in data for data in shown[ident]) == 1
     assert json.loads((copy / "runs/tutorial/results/results.json").read_text())["tutorial"]["images"] == 4
-
-
-def test_every_system_and_the_oldest_and_newest_python_run_the_fast_tests():
-    matrix = WORKFLOW["jobs"]["fast"]["strategy"]["matrix"]
-    assert matrix["os"] == ["ubuntu-latest", "windows-latest", "macos-latest"] and matrix["python"] == ["3.10", "3.13"]
-    assert COMMANDS[-1] == "bash run_tests.sh" and WORKFLOW["jobs"]["whole"]["if"] == "github.event_name == 'schedule'"
 
 
 def test_the_commands_are_documented():
@@ -127,10 +121,3 @@ def test_the_command_of_the_fast_tests_starts_pytest_in_a_clone_in_which_all_pac
     [command] = {command for command in COMMANDS if "run_tests.sh -m" in command}
     result = subprocess.run(["bash", "-ec", command], cwd=clone, capture_output=True, text=True)
     assert re.fullmatch(r"-m pytest -n [1-4] --dist loadgroup -m not slow.*\n", result.stdout), result.stderr
-
-
-def test_a_report_of_a_problem_has_the_records_of_a_run():
-    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/problem.yml").read_text())
-    labels = {field["attributes"]["label"] for field in form["body"]}
-    assert {"args.json", "settings.json"} <= labels and form.keys() == {"name", "description", "body"}
-    assert all(field["type"] in ("textarea", "input") and field["id"] for field in form["body"])

@@ -1,5 +1,5 @@
 """tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written.
-With --rembg it takes images as rembg prepares them, and rembg's mask is the map of `predict`."""
+With --rembg it takes images as rembg prepares them."""
 
 import importlib.util
 import json
@@ -22,7 +22,6 @@ from torch.torch_version import TorchVersion
 
 import test as script
 from dataset import MEAN, STD
-from SAM2UNeXT import stretch
 from tools import export
 from unext.checkpoint import trained_fingerprint
 
@@ -233,19 +232,3 @@ def test_for_rembg_images_of_1024_px_minus_a_half_give_the_probability_first(rem
     assert np.abs(first - expected.sigmoid().numpy()).max() < 1e-4
     metadata = rembg.get_modelmeta().custom_metadata_map
     assert [json.loads(metadata[name]) for name in ("mean", "std", "size")] == [[0.5] * 3, [1] * 3, 1024]
-
-
-@pytest.mark.slow
-def test_rembg_gives_the_map_of_the_network(rembg_graph, micro_model, toy, monkeypatch):
-    """It filters with Lanczos where `predict` is bilinear; it takes the brightest pixel for white, so there is one."""
-    rembg = pytest.importorskip("rembg")
-    monkeypatch.setenv("U2NET_HOME", str(rembg_graph.parent))
-    model = rembg.new_session("dis_custom", model_path=str(rembg_graph))
-    for path in sorted((toy / "test/Image").iterdir()):
-        pixels = np.array(Image.open(path))
-        pixels[:16, :16] = 255
-        image = Image.fromarray(pixels)
-        mask = np.array(rembg.remove(image, session=model, only_mask=True))
-        expected = stretch(torch.from_numpy(micro_model.predict(image))).numpy()
-        assert mask.shape == expected.shape
-        assert np.abs(np.subtract(mask, expected, dtype=float)).mean() < 4  # grey levels
