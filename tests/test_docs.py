@@ -22,7 +22,7 @@ PROGRAMS += [app, benchmark, check_dataset, convert_checkpoint, export, memory, 
 DOCUMENTS = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
 OTHERS |= {"--max_restarts", "--gres", "--cpus-per-task", "--time", "--requeue", "--open-mode", "--signal"}  # SLURM
-OTHERS |= {"--shm-size", "--logdir", "--onnx", "--help"}
+OTHERS |= {"--shm-size", "--logdir", "--onnx", "--help", "--hypothesis-profile"}
 OWN_PROGRAMS = ("your_program.py", "cutout.py")  # of the reader
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
 COMMANDS = [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]
@@ -49,7 +49,7 @@ def test_every_option_in_the_documents_exists():
         parser = program.get_args_parser()
         known |= parser._option_string_actions.keys()
         assert "    python " in parser.format_help()  # the examples
-    for name in ("tools/benchmark.py", "tests/benchmark_eval.py", "tests/fuzz.py"):
+    for name in ("tools/benchmark.py", "tests/benchmark_eval.py"):
         known |= set(re.findall(r'"(--\w+)"', (ROOT / name).read_text()))
     for document in DOCUMENTS:
         for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", document.read_text()):
