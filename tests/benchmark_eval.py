@@ -2,14 +2,13 @@
 
     python tests/benchmark_eval.py
 
-Prints medians and ratios of alternating turns.
+Prints medians, their ratio, and how far the figures are apart.
 """
 
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
+import timeit
 from functools import partial
 from pathlib import Path
 
@@ -21,20 +20,7 @@ sys.path.insert(0, str(ROOT))
 from evaluation import metrics
 from unext import cli
 
-Figures = dict[str, dict[str, float]]
-
 SIZES = ((1024, 1024), (2200, 3000))  # height, width
-
-
-def interleaved(repeats: int, **functions: Callable[[], object]) -> dict[str, float]:
-    """The median seconds of each function, called in turns."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def generate_pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,30 +36,22 @@ def generate_pair(height: int, width: int, seed: int) -> tuple[np.ndarray, np.nd
     return np.clip(soft + rng.integers(-15, 16, mask.shape), 0, 255).astype(np.uint8), mask
 
 
-def benchmark_scores(repeats: int) -> Figures:
-    """The library against `metrics.score` on a pair of each size, one thread each."""
-    cv2.setNumThreads(1)
-    results = {}
-    for height, width in SIZES:
-        pair = generate_pair(height, width, seed=0)
-        functions = {
-            "pysodmetrics": partial(metrics.score_with_pysodmetrics, *pair),
-            "fast": partial(metrics.score, *pair),
-        }
-        library, ours = (function().figures() for function in functions.values())
-        seconds = interleaved(repeats, **functions)
-        figures = {f"{name} s": median for name, median in seconds.items()}
-        figures["ratio"] = seconds["pysodmetrics"] / seconds["fast"]
-        figures["largest difference"] = max(abs(library[name] - ours[name]) for name in library)
-        results[f"{height} x {width}"] = figures
-    return results
+def benchmark(height: int, width: int, repeats: int) -> dict[str, float]:
+    """The library against `metrics.score` on a pair: median seconds, their ratio, the largest difference of figures."""
+    pair = generate_pair(height, width, seed=0)
+    functions = [partial(score, *pair) for score in (metrics.score_with_pysodmetrics, metrics.score)]
+    library, ours = (function().figures() for function in functions)
+    slow, fast = (statistics.median(timeit.repeat(function, number=1, repeat=repeats)) for function in functions)
+    difference = max(abs(library[name] - ours[name]) for name in library)
+    return {"pysodmetrics s": slow, "fast s": fast, "ratio": slow / fast, "largest difference": difference}
 
 
 def main(args: argparse.Namespace) -> None:
+    cv2.setNumThreads(1)
     with cli.one_line_errors():
-        results = benchmark_scores(args.repeats)
-    for name, figures in results.items():
-        print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
+        for height, width in SIZES:
+            figures = benchmark(height, width, args.repeats)
+            print(f"{height} x {width}: " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -38,11 +38,6 @@ def session(path):
     return onnxruntime.InferenceSession(path)
 
 
-def logits_of(model, images):
-    with torch.no_grad():
-        return model(images)
-
-
 @pytest.fixture(scope="module")
 def exported(micro_checkpoint, tmp_path_factory):
     """The network MICRO, exported to a file, and what torch made of it; not to be changed."""
@@ -69,7 +64,8 @@ def test_a_graph_computes_logits_and_probability_of_any_batch(graph, micro_model
     for batch in (1, 3):
         images = recipe.image(f"onnx{batch}", (batch, 3, 64, 64))
         probability, logits = session(graph).run(None, {"images": images.numpy()})
-        expected = logits_of(micro_model, images)
+        with torch.no_grad():
+            expected = micro_model(images)
         assert logits.shape == (batch, 1, 64, 64) and logits.dtype == np.float32
         assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.abs().max()
         assert np.abs(probability - expected.sigmoid().numpy()).max() < 1e-5
@@ -228,7 +224,8 @@ def test_for_rembg_images_of_1024_px_minus_a_half_give_the_probability_first(rem
     rembg = session(rembg_graph)
     first, _ = rembg.run(None, {rembg.get_inputs()[0].name: (shown - 0.5).numpy()})
     small = torch.nn.functional.interpolate(shown, (64, 64), mode="bilinear", antialias=True)
-    expected = logits_of(micro_model, (small - export.CHANNEL_MEAN) / export.CHANNEL_STD)
+    with torch.no_grad():
+        expected = micro_model((small - export.CHANNEL_MEAN) / export.CHANNEL_STD)
     assert np.abs(first - expected.sigmoid().numpy()).max() < 1e-4
     metadata = rembg.get_modelmeta().custom_metadata_map
     assert [json.loads(metadata[name]) for name in ("mean", "std", "size")] == [[0.5] * 3, [1] * 3, 1024]

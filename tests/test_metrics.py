@@ -76,16 +76,12 @@ def test_random_pairs_agree_with_pysodmetrics(height, width, seed, levels, share
     assert_agrees_with_pysodmetrics(prediction, mask)
 
 
-def one_pixel(y, x):
-    mask = np.zeros((40, 50), np.uint8)
-    mask[y, x] = 255
-    return mask
-
-
 NOISE = recipe.photo("noise", 40, 50)[..., 0]
 EMPTY, FULL = np.zeros((40, 50), np.uint8), np.full((40, 50), 255, np.uint8)
 MASKS = {"empty": EMPTY, "full": FULL, "chequered": np.indices((40, 50)).sum(0).astype(np.uint8) % 2 * 255}
-MASKS |= {"one pixel": one_pixel(20, 30), "first pixel": one_pixel(0, 0), "last pixel": one_pixel(39, 49)}
+for place in (20, 30), (0, 0), (39, 49):
+    MASKS[f"one pixel at {place}"] = np.zeros((40, 50), np.uint8)
+    MASKS[f"one pixel at {place}"][place] = 255
 MASKS["soft"] = (recipe.uniform("soft truth", (40, 50)).clip(-1, 1) * 127 + 128).astype(np.uint8)
 
 
