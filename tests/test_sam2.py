@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
 from sam2.build_sam import build_sam2_trunk
+from sam2.modeling.backbones.hieradet import MultiScaleBlock
 
 SIZES = ["tiny", "small", "base_plus", "large"]
 
@@ -56,3 +57,12 @@ def test_unknown_size_is_named():
 def test_sides_must_be_multiples_of_32():
     with pytest.raises(ValueError, match="multiples of 32, got 64 x 80"):
         build_sam2_trunk("tiny")(torch.zeros(1, 3, 64, 80))
+
+
+def test_windows_that_do_not_fit_are_padded_with_zeros_and_cropped():
+    x = torch.arange(1.0, 2 * 5 * 7 * 3 + 1).reshape(2, 5, 7, 3)
+    block, windows = MultiScaleBlock(3, 3, num_heads=1, window_size=4), []
+    block.attn = nn.Identity()
+    block.attn.register_forward_hook(lambda layer, inputs, output: windows.append(output))
+    assert torch.equal(block.window_attention(x), x)
+    assert windows[0].shape == (2 * 2 * 2, 4, 4, 3) and windows[0].sum() == x.sum()
