@@ -1,13 +1,10 @@
 """What the tests share: golden files, small networks and data sets, and how to call the commands."""
 
-import csv
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -59,6 +56,9 @@ def pytest_configure(config):
     # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     device.keep_freed_memory("cpu")
+    os.fsync = lambda descriptor: None  # hundreds of megabytes of checkpoints need not survive a power cut
+    # A data loader that an error left behind waits so long for each of its workers when it is collected: 5 s otherwise.
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
     if PRETENDED_CPU in os.environ:
         device.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
@@ -70,20 +70,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "_empty_full_model" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("gigabytes"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk():
-    """Tests write hundreds of megabytes of checkpoints that need not survive a power cut."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_workers():
-    """A data loader that an error left behind waits five seconds for each of its workers when it is collected."""
-    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
 
 
 def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
@@ -142,10 +128,11 @@ def _empty_full_model() -> SAM2UNeXT:
 @pytest.fixture
 def full_model(_empty_full_model):
     """A function that returns the full network with the parameters of a seed, in float32; all tests share its 2 GB."""
-    yield partial(fill_once, _empty_full_model)
-    if _empty_full_model.head.weight.grad is not None:  # it was trained
-        _empty_full_model.filled_with = None
-    _empty_full_model.float().zero_grad(set_to_none=True)
+    model = _empty_full_model
+    yield lambda seed: fill_once(model, seed)
+    if model.head.weight.grad is not None:  # it was trained
+        model.filled_with = None
+    model.float().zero_grad(set_to_none=True)
 
 
 def fill_once(model: SAM2UNeXT, seed: int) -> SAM2UNeXT:
@@ -163,7 +150,7 @@ def fill_once(model: SAM2UNeXT, seed: int) -> SAM2UNeXT:
 def toy(tmp_path_factory) -> Path:
     """A toy data set of 6 training and 4 test images."""
     folder = tmp_path_factory.mktemp("toy")
-    toy_dataset.main(toy_dataset.get_args_parser().parse_args([str(folder), "--train", "6", "--test", "4"]))
+    toy_dataset.main(arguments_of(toy_dataset, folder, "--train", 6, "--test", 4))
     return folder
 
 
@@ -242,14 +229,6 @@ def small(model, tmp_path_factory) -> Path:
     return path
 
 
-def other_weights(encoders, path):
-    """A SAM 2 file whose trunk differs in one matrix."""
-    state = torch.load(encoders["hiera_path"])
-    state["model"][weights.TRUNK + "blocks.3.mlp.layers.1.weight"].mul_(1.01)
-    torch.save(state, path)
-    return path
-
-
 def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
@@ -272,20 +251,12 @@ def train_options(text: str, toy: Path, save_path: Path, network: str = NETWORK)
 
 def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
     """The arguments that train.py parses from `train_options`."""
-    return train.get_args_parser().parse_args(train_options(text, toy, save_path, network))
+    return arguments_of(train, *train_options(text, toy, save_path, network))
 
 
 def validation(toy: Path) -> str:
     """Options of train.py to validate on the toy data's test images."""
     return f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask"
-
-
-def run_processes(*runs: dict) -> tuple[list[list[int]], str, str]:
-    """Runs of processes.py: the exit statuses of the processes of each, standard output, standard error."""
-    command = [sys.executable, str(ROOT / "tests/processes.py"), *map(json.dumps, runs)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    lines = result.stdout.splitlines()
-    return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
 def arguments_of(command, *options):
@@ -296,7 +267,7 @@ def arguments_of(command, *options):
 def predict_arguments(checkpoint, images, save_path, *more):
     """Arguments of test.py; in fp32."""
     options = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path, "--precision", "fp32"]
-    return test.get_args_parser().parse_args([*map(str, options), *map(str, more)])
+    return arguments_of(test, *options, *more)
 
 
 @pytest.fixture
@@ -306,22 +277,15 @@ def without_figures(monkeypatch):
     monkeypatch.setattr(plots, "most_differing", lambda images: [])
 
 
-def eval_arguments(*words):
+def eval_arguments(*options):
     """Arguments of eval.py."""
-    return evaluation.get_args_parser().parse_args([str(word) for word in words])
+    return arguments_of(evaluation, *options)
 
 
 def predict(checkpoint, images, save_path, *more) -> dict[str, np.ndarray]:
     """Runs test.py; returns the maps."""
     test.main(predict_arguments(checkpoint, images, save_path, *more))
     return read_maps(save_path)
-
-
-def refusal(capsys, checkpoint, images, save_path, *more) -> str:
-    """The line with which test.py refuses these arguments."""
-    status, line = failure(test.main, predict_arguments(checkpoint, images, save_path, *more), capsys)
-    assert status == 2
-    return line
 
 
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
@@ -344,11 +308,6 @@ def program(script: str, *options: object) -> list[str]:
 def read_maps(folder: Path) -> dict[str, np.ndarray]:
     """The PNG files directly in a folder, by name."""
     return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def read_log(folder: Path) -> list[dict]:

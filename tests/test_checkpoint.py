@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import MICRO, SMALL, arguments_of, aux_file, failure, golden, other_weights, sam2_file, same_network
+from conftest import MICRO, SMALL, arguments_of, aux_file, failure, golden, sam2_file, same_network
+from test_find_encoders import other_weights
 
 from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import arguments_of, contents, failure, other_weights, same_network
+from conftest import arguments_of, contents, failure, same_network
 
 import test as script
 from SAM2UNeXT import SAM2UNeXT
@@ -17,6 +17,14 @@ from unext import checkpoint, cli, download, weights
 def weights_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     return tmp_path / "weights"
+
+
+def other_weights(encoders, path):
+    """A SAM 2 file whose trunk differs in one matrix."""
+    state = torch.load(encoders["hiera_path"])
+    state["model"][weights.TRUNK + "blocks.3.mlp.layers.1.weight"].mul_(1.01)
+    torch.save(state, path)
+    return path
 
 
 def changed(small, path, change):

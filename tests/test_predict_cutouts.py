@@ -6,8 +6,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import predict, refusal, save_image
+from conftest import predict, save_image
 from PIL import Image
+from test_predict_options import refusal
 
 import test as script
 from unext.cutout import composite, load_background

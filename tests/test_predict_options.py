@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import MICRO, ROOT, close, failure, predict, pretend_torchrun, program, read_maps, refusal, save_image
+from conftest import MICRO, ROOT, close, failure, predict, pretend_torchrun, program, read_maps, save_image
 from conftest import predict_arguments as arguments
 from PIL import Image
 from test_find_encoders import moved
@@ -28,6 +28,13 @@ parse = script.get_args_parser().parse_args
 def contents(folder):
     """The files below a folder, but its lock, by name."""
     return {str(path.relative_to(folder)): content for path, content in sorted(conftest.contents(folder).items())}
+
+
+def refusal(capsys, checkpoint, images, save_path, *more) -> str:
+    """The line with which test.py refuses these arguments."""
+    status, line = failure(script.main, arguments(checkpoint, images, save_path, *more), capsys)
+    assert status == 2
+    return line
 
 
 def test_every_kind_is_written_to_its_folder(micro_checkpoint, toy, tmp_path):

@@ -1,14 +1,17 @@
 """train.py in several processes takes the steps of a single process with the same total batch."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import read_log, run_processes, save_image, validation
+from conftest import ROOT, read_log, save_image, validation
 from conftest import train_arguments as arguments
 from conftest import train_options as options
 
@@ -18,6 +21,14 @@ from unext import device
 from unext.errors import InputError
 
 pytestmark = pytest.mark.posix
+
+
+def run_processes(*runs: dict) -> tuple[list[list[int]], str, str]:
+    """Runs of processes.py: the exit statuses of the processes of each, standard output, standard error."""
+    command = [sys.executable, str(ROOT / "tests/processes.py"), *map(json.dumps, runs)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
 def run_of(processes, folder, toy, network, text, **more):

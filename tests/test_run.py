@@ -9,9 +9,10 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import NETWORK, contents, failure, pretend_torchrun, program, read_log, run_processes, same_checkpoint
+from conftest import NETWORK, contents, failure, pretend_torchrun, program, read_log, same_checkpoint
 from conftest import train_arguments as arguments
 from conftest import train_options as options
+from test_processes import run_processes
 
 import train
 from unext import run
