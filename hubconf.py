@@ -9,10 +9,8 @@ import typing  # torch.hub lists every class and function of this file
 import torch
 
 # torch.hub checks these before it calls a function, so the functions import the network.
-dependencies = [
-    "cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numpy", "PIL", "safetensors", "timm", "torch",
-    "torchvision", "tqdm",
-]  # fmt: skip
+dependencies = ["cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numpy", "PIL", "safetensors", "timm", "torch",
+                "torchvision", "tqdm"]  # fmt: skip
 
 
 def sam2unext(checkpoint: str, **options: typing.Any) -> torch.nn.Module:

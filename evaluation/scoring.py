@@ -93,9 +93,8 @@ def evaluate(
         lines = [f"{name}: {files.count(len(sizes), 'map')} of another (height, width): {files.listing(sorted(sizes))}"
                  for name, sizes in size_problems.items()]  # fmt: skip
         raise InputError("; ".join([*lines, "--resize resizes them"]))
-    notes = [
-        f"{name}: {files.count(len(maps), 'map')} resized to the ground truth" for name, maps in size_problems.items()
-    ]
+    notes = [f"{name}: {files.count(len(maps), 'map')} resized to the ground truth"
+             for name, maps in size_problems.items()]  # fmt: skip
     for name, by_mask in mask_problems.items():
         notes += [f"warning: {name}: {line}" for line in pairing.mask_warnings(by_mask)]
         if empty := list(by_mask.values()).count(EMPTY):

@@ -66,6 +66,9 @@ class Table(NamedTuple):
             for name in self.columns
         ]
 
+    def is_published(self, method: str) -> bool:
+        return not any(row.images for row in self.methods[method].values())
+
 
 def legend(first: str, best: str, second: str) -> str:
     """What the marks mean."""
@@ -163,7 +166,7 @@ def latex(table: Table, notes: Sequence[str] = ()) -> str:
     rules = [f"\\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(names))]
     body = [" & ".join(["", *(f"\\multicolumn{{{width}}}{{c}}{{{name}}}" for name in names)]) + " \\\\"]
     body += [" ".join(rules), " & ".join(["method", *arrows * len(names)]) + " \\\\"]
-    for _, methods in groupby(table.methods, lambda method: any(row.images for row in table.methods[method].values())):
+    for _, methods in groupby(table.methods, key=table.is_published):
         body.append("\\midrule")
         for method in methods:
             cells = [

@@ -247,13 +247,6 @@ def test_the_published_figures_are_those_of_the_paper():
     assert json.loads(ours.read_text()) == json.loads(paper.read_text())
 
 
-def test_a_benchmark_is_told_from_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "COD").mkdir()
-    assert all(map(benchmarks.is_benchmark, ("COD", "orsi4199", "mine.yaml", "MINE.YML", "missing")))
-    assert not any(map(benchmarks.is_benchmark, ("./COD", "COD/", str(tmp_path))))
-
-
 def test_a_run_is_named_after_its_benchmark(monkeypatch):
     monkeypatch.setitem(benchmarks.PAPER, "my_set 0.10", {})
     runs = {"orsi4199": "ORSI-4199", "my_set 0.10": "my_set 0.10", "own/x.yaml": "x", "a/folder": ""}
