@@ -32,7 +32,7 @@ from evaluation import plots
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
 from tools import check_dataset, toy_dataset
-from unext import checkpoint, device, output, weights
+from unext import checkpoint, device, weights
 
 PHOTO = recipe.photo("bad", 40, 60, 0)
 DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
@@ -200,16 +200,6 @@ def micro_checkpoint(tmp_path_factory, micro_model) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "SAM2-UNeXT-1.pth"
     checkpoint.save_network(path, micro_model, epoch=1)
     return path
-
-
-@pytest.fixture(scope="session")
-def expected_files(micro_checkpoint, toy, tmp_path_factory):
-    """What test.py writes for an image of the toy data, toy_0001, by kind."""
-    folder, image = tmp_path_factory.mktemp("expected"), toy / "test/Image/toy_0001.jpg"
-    more = ("--save", ",".join(output.KINDS), "--background", "white")
-    test.main(predict_arguments(micro_checkpoint, image, folder, *more))
-    files = {kind: folder / kind for kind in output.KINDS} | {"map": folder}
-    return {kind: np.array(Image.open(next(place.glob("toy_0001.*")))) for kind, place in files.items()}
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from benchmark_eval import generate_pair
 from conftest import eval_arguments, failure, save_image
 from PIL import Image
 from test_eval_benchmark import FILES, read_csv
 
 import eval as script
+from tools import toy_dataset
 from unext import output
 
 METHODS = ("blur", "noise", "shift")
@@ -31,7 +31,7 @@ def root(tmp_path_factory):
     (folder / "sets.yaml").write_text(DESCRIPTION)
     for i, name in enumerate(("fish_000", "crab_001", "plant_002", "fish_003")):
         for dataset, noise in (("easy", 5), ("hard", 150)):
-            mask = generate_pair(60, 80, seed=i + noise)[1]
+            mask = toy_dataset.blob(np.random.default_rng(i + noise), 60, 80) * np.uint8(255)
             if i % 3 == 0:  # a small object, too
                 mask = np.pad(mask[::6, ::6], ((0, 50), (0, 66)))
             noisy = np.clip(mask + np.random.default_rng(i).normal(0, noise, mask.shape), 0, 255).astype(np.uint8)

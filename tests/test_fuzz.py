@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import MICRO, adobe_rgb
+from conftest import ADOBE_RGB_PROFILE, MICRO
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -44,7 +44,7 @@ def intact_images(tmp_path_factory):
     photo, exif, notes = Image.fromarray(pixels), Image.Exif(), PngImagePlugin.PngInfo()
     exif[images.ORIENTATION] = 6
     notes.add_text("prompt", "x" * 2_000_000, zip=True)
-    profile, white = adobe_rgb(), mask | 255
+    profile, white = ADOBE_RGB_PROFILE, mask | 255
     kinds = {
         "progressive.jpg": (pixels, {"progressive": True, "icc_profile": profile, "exif": exif}),
         "grey.jpg": (photo.convert("L"), {}),

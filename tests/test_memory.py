@@ -78,14 +78,6 @@ def test_the_largest_batch_is_the_largest_that_fits(monkeypatch, capsys):
     }  # GiB besides libraries and gaps
     monkeypatch.setattr(memory, "GPUS", gpus)
     memory.main(arguments_of(memory, "--sam2", "micro", "--aux", "none", "--size", 64, "--batch_size", 3))
-    fits = re.findall(r"GB: (\d+)", capsys.readouterr().out.splitlines()[0])
-    assert list(map(int, fits)) == list(gpus.values())
-
-
-def test_the_tool_prints_what_each_use_takes_and_the_batches_that_fit(capsys):
-    memory.main(arguments_of(memory, "--sam2", "micro", "--aux", "none", "--size", 64))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines[:3]] == ["train", "train --grad_checkpointing", "test"]
-    for line in lines[:3]:
-        batches = [int(number) for number in re.findall(r"GB: (\d+)", line)]
-        assert batches[0] > 0 and batches == sorted(batches) and len(batches) == len(memory.GPUS)
+    assert [int(fits) for fits in re.findall(r"GB: (\d+)", lines[0])] == list(gpus.values())

@@ -3,7 +3,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import benchmark_eval
 import numpy as np
 import pytest
 from conftest import MICRO, arguments_of
@@ -39,14 +38,6 @@ def test_neither_colour_nor_contrast_nor_position_reveals_the_blob():
         for sigma in (toy_dataset.CENTRED_SIGMA, 0.1, 0.15, 0.2, 0.25, 0.3)
     }
     assert max(scores.values()) < scores[toy_dataset.CENTRED_SIGMA] + 0.01  # no centred blob is a better baseline
-
-
-def test_the_benchmark_of_the_evaluation_prints_times_and_agreement(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_eval, "SIZES", ((60, 80), (90, 100)))
-    benchmark_eval.main(arguments_of(benchmark_eval, "--repeats", 1))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(": pysodmetrics s ")[0] for line in lines] == ["60 x 80", "90 x 100"]
-    assert all(float(line.rpartition("largest difference ")[2]) < 1e-6 for line in lines)
 
 
 def figures_of(tmp_path, command, *options):
