@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import hypothesis
@@ -70,6 +71,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "_empty_full_model" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("gigabytes"))
+
+
+@pytest.fixture(autouse=True)
+def _environment():
+    """Commands set variables for the processes that they start."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def close(ours: np.ndarray, theirs: np.ndarray) -> bool:

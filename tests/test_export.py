@@ -26,10 +26,8 @@ from tools import export
 from unext.checkpoint import trained_fingerprint
 
 NEEDED = [name for name in export.PACKAGES if not importlib.util.find_spec(name)]
-pytestmark = pytest.mark.skipif(
-    bool(NEEDED) or torch.__version__ < export.MIN_TORCH,
-    reason="requirements-export.txt is not installed",
-)
+LACKS = bool(NEEDED) or torch.__version__ < export.MIN_TORCH
+pytestmark = pytest.mark.skipif(LACKS, reason="requirements-export.txt is not installed")
 
 
 def session(path):

@@ -10,7 +10,6 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import numpy as np
@@ -66,9 +65,8 @@ def intact_images(tmp_path_factory):
         (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(folder / name, **options)
     for name in ("deep_colour.png", "deep_colour.tif"):
         cv2.imwrite(str(folder / name), pixels * np.uint16(16))
-    with mock.patch.dict(os.environ):
-        images.configure_reading(cli.MAX_PIXELS)
-        yield folder
+    images.configure_reading(cli.MAX_PIXELS)
+    return folder
 
 
 def read_every_way(path):

@@ -15,7 +15,7 @@ import train
 from dataset import check_files
 from evaluation import benchmarks, results, scoring
 from tools import check_dataset
-from unext import images, output, pairing
+from unext import output, pairing
 from unext.images import in_srgb, read_photo
 
 
@@ -104,7 +104,6 @@ def test_what_fails_in_one_image_fails_for_it_alone(
 
 
 def test_the_first_image_far_from_white_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(images.WHITE, "")
     photos, masks = tmp_path / "in", tmp_path / "gt"
     for name in "abc":
         save_image(photos / f"{name}.png", np.where(DISC > 0, 3900, 0).astype(np.uint16))

@@ -107,12 +107,10 @@ def test_auto_is_the_precision_of_the_cpu(flags, dtype, toy, micro_checkpoint, t
     assert output.read_settings(tmp_path / "maps")["precision"] == dtype
 
 
-@pytest.mark.parametrize(
-    "capability, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
-)
-def test_auto_on_a_gpu_is_bf16_since_ampere(capability, dtype, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert device.precision("auto", "cuda:0") == dtype
+def test_auto_on_a_gpu_is_bf16_since_ampere(monkeypatch):
+    for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert device.precision("auto", "cuda:0") == dtype
 
 
 @pytest.mark.parametrize("rank, processes", [(0, 1), (1, 8)])
