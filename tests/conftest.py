@@ -44,8 +44,7 @@ ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], 
 ADOBE_RGB_PROFILE = (ROOT / "tests/adobe_rgb.icc").read_bytes()  # these primaries (D50) and a gamma of 2.2
 PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU can do for these tests, see program.py
 
-# The same examples in every run and no time limit: neither luck nor another program may fail a test. For maintainers,
-# `--hypothesis-profile anew` draws others.
+# The same examples in every run, and no time limit: luck may fail no test. `--hypothesis-profile anew` draws others.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.register_profile("anew", deadline=None, database=None, max_examples=2000)
 hypothesis.settings.load_profile("same")

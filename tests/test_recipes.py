@@ -144,8 +144,7 @@ def test_setup_says_what_python_lacks(body, message, tmp_path):
 def test_threads_spin_shortly_unless_the_user_says_otherwise(tmp_path):
     command = f"source {ROOT}/tools/setup.sh; echo -n $GOMP_SPINCOUNT"
     for given, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")):
-        unset = {"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""}
-        assert bash(command, tmp_path, **(unset | given)).stdout == expected
+        assert bash(command, tmp_path, **{"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""} | given).stdout == expected
 
 
 def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tmp_path):
