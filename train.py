@@ -50,7 +50,7 @@ MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 Terms = dict[str, Tensor]  # of the loss, by name
 LESS_MEMORY = "--precision bf16, --grad_checkpointing or a smaller --batch_size with --accumulate need less"
 # Options that change the weights, and therefore must stay the same on --resume, like those of network and loss.
-RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed")
+RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed", "val_share")
 
 
 def loss_terms(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False) -> Terms:
@@ -171,6 +171,8 @@ def check_options(args: argparse.Namespace) -> None:
     """Raises InputError for options that do not go together."""
     if args.sync_bn and (args.compile or not args.device.startswith("cuda")):
         raise InputError("--sync_bn works on GPUs only, and not with --compile: leave it out")
+    if args.val_share and args.val_image_path:
+        raise InputError("--val_share holds out training images: leave it out, or --val_image_path")
     if bool(args.benchmark) == bool(args.train_image_path):
         raise InputError("give either --benchmark, or --train_image_path and --train_mask_path")
     if not args.hiera_path or (args.aux != "none" and not args.dinov2_path):
@@ -184,10 +186,18 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     pairs = pairing.pair(args.train_image_path, args.train_mask_path, args.skip_unpaired, names)
     validation = pairing.pair(args.val_image_path, args.val_mask_path, args.skip_unpaired, names)
     if args.benchmark:
-        name, root = args.benchmark
-        splits = benchmarks.find_train(benchmarks.load(name), root)
-        print(*splits, sep="\n")
+        benchmark, root = benchmarks.load(args.benchmark[0]), args.benchmark[1]
+        splits = benchmarks.find_train(benchmark, root)
         pairs = [pair for split in splits for pair in split.pairs]
+        if benchmark.val and not (validation or args.val_share):
+            for places in benchmarks.find_test(benchmark, root, [*benchmark.val]).values():
+                splits += places
+                validation += [pair for place in places for pair in place.pairs]
+        print(*splits, sep="\n")
+    if args.val_share:
+        pairs, validation = pairing.hold_out(pairs, args.val_share)
+        number = f"{len(validation):,} of {len(pairs) + len(validation):,}"
+        print(f"held out by --val_share {args.val_share:g}: {number} pairs")
     if others := pairing.left_out(path.parent for pair in pairs + validation for path in pair):
         print(f"left out: {others}")
     return pairs, validation
@@ -254,7 +264,8 @@ def main(args: argparse.Namespace) -> None:
                         run.save()
                     run.stop_if_asked(stop)
             run.save()  # whatever happens to the validation and to the checkpoints
-            scores = validate(model, val_pairs, args.workers, stop)
+            is_validated = epoch % args.val_every == 0 or epoch == args.epoch
+            scores = validate(model, val_pairs if is_validated else [], args.workers, stop)
             run.stop_if_asked(stop)
             log.epoch(scores, val_pairs or pairs)
             run.keep(scores)
@@ -277,6 +288,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--train_mask_path", nargs="+", default=[], metavar="DIR", help="folders of masks")
     data.add_argument("--val_image_path", nargs="+", default=[], metavar="DIR", help="images to validate on each epoch")
     data.add_argument("--val_mask_path", nargs="+", default=[], metavar="DIR", help="their masks")
+    share = cli.number(float, 0, 0.9)
+    data.add_argument("--val_share", type=share, default=0.0, help="hold out this share of the pairs to validate on")
+    data.add_argument("--val_every", type=cli.number(), default=1, metavar="N", help="epochs between validations")
     data.add_argument("--skip_unpaired", action="store_true", help="ignore images and masks without a partner")
     cli.add_reading(data)
     positive, integer, rate = cli.number(), cli.number(minimum=0), cli.number(float, minimum=0)

@@ -29,7 +29,7 @@ ALIASES = {
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
 SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
-KEYS = ("columns", "train", "test", "together", "groups")  # of such a file
+KEYS = ("columns", "train", "val", "test", "together", "groups")  # of such a file
 
 
 class TextLoader(yaml.BaseLoader):
@@ -73,11 +73,12 @@ Layout = tuple[Place, ...]  # places that are joined
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The training split, the test sets, and the columns of the table."""
+    """The training split, the sets to validate and to test on, and the columns of the table."""
 
     name: str
     columns: tuple[str, ...]  # of metrics.METRICS
     train: tuple[Layout, ...] = ()  # the alternatives
+    val: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
     test: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
     together: dict[str, tuple[str, ...]] = field(default_factory=dict)  # rows over several test sets
     groups: dict[str, str] = field(default_factory=dict)  # regular expressions of an image's group, by kind of group
@@ -139,9 +140,9 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     if not columns or not METRICS.keys() >= set(columns):
         raise InputError(f"columns: {columns} is not a list of some of {', '.join(METRICS)}")
     train = layouts(content["train"]) if "train" in content else ()
-    test = {key: layouts(split) for key, split in content.get("test", {}).items()}
-    if wrong := [key for key in test if "/" in key or key.startswith(".")]:
-        raise InputError(f"test: {wrong[0]} cannot be the name of a folder")
+    val, test = ({key: layouts(split) for key, split in content.get(kind, {}).items()} for kind in ("val", "test"))
+    if wrong := [key for key in (*val, *test) if "/" in key or key.startswith(".") or key in val.keys() & test.keys()]:
+        raise InputError(f"{wrong[0]} cannot be the name of a folder, or is that of two sets")
     together = {key: tuple(sets) for key, sets in content.get("together", {}).items()}
     for key, sets in together.items():
         if key in test or not sets or not test.keys() >= set(sets):
@@ -150,7 +151,7 @@ def parse(name: str, content: dict[str, Any], from_paper: bool = False) -> Bench
     for kind, pattern in groups.items():
         if not re.compile(pattern).groups:
             raise InputError(f"groups: {kind} needs a regular expression with a group in parentheses, not {pattern}")
-    return Benchmark(name, columns, train, test, together, groups, from_paper)
+    return Benchmark(name, columns, train, val, test, together, groups, from_paper)
 
 
 def layouts(split: Any) -> tuple[Layout, ...]:
@@ -184,14 +185,16 @@ def find_train(benchmark: Benchmark, root: str | Path) -> list[SplitFolder]:
 
 
 def find_test(benchmark: Benchmark, root: str | Path, sets: Sequence[str] = ()) -> dict[str, list[SplitFolder]]:
-    """The places of each test set, or of those in `sets`. Raises as `find_train`."""
-    if not benchmark.test:
+    """The places of each test set or, if given, of those test and validation sets in `sets`. Raises as `find_train`."""
+    if not benchmark.test and not sets:
         raise InputError(f"{benchmark.name}: has no test set")
-    known = {name.casefold(): name for name in benchmark.test}
-    wanted = {name.casefold() for name in sets} or known.keys()
-    if unknown := wanted - known.keys():
-        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {', '.join(benchmark.test)}")
-    test_sets = {name: split_folders(name, benchmark.test[name], root) for key, name in known.items() if key in wanted}
+    layouts_of = {name.casefold(): (name, layouts) for name, layouts in (benchmark.test | benchmark.val).items()}
+    wanted = {name.casefold() for name in sets or benchmark.test}
+    if unknown := wanted - layouts_of.keys():
+        known = ", ".join([*benchmark.test, *benchmark.val])
+        raise InputError(f"{benchmark.name} has no test set {min(unknown)}; it has {known}")
+    chosen = [layouts_of[key] for key in layouts_of if key in wanted]
+    test_sets = {name: split_folders(name, layouts, root) for name, layouts in chosen}
     for name, places in test_sets.items():
         counts = Counter(pairing.name_of(image) for place in places for image, _ in place.pairs)
         if repeated := [stem for stem, count in counts.items() if count > 1]:

@@ -1,6 +1,7 @@
 """Lists the images and masks of folders, and pairs them by name. Free of torch."""
 
 import argparse
+import hashlib
 import os
 import shlex
 import sys
@@ -257,6 +258,21 @@ def match(
     if problems and not skip:
         raise InputError(f"{where} do not match; {'; '.join(problems)}; {remedy}")
     return [(path, masks[name]) for name, path in images.items() if name in masks]
+
+
+def hold_out(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
+    """The pairs without and those of a share of about `share`, chosen by a hash of the image's name.
+
+    An image is on the same side in every run, whatever other images there are. Raises InputError if a side is empty.
+    """
+    sides: tuple[list[Pair], list[Pair]] = [], []
+    for pair in pairs:
+        digest = hashlib.sha256(name_of(pair[0]).encode()).digest()
+        sides[int.from_bytes(digest[:4], "big") < share * 2**32].append(pair)
+    if not all(sides):
+        number = f"{len(sides[0])} pairs to train on, {len(sides[1])} to validate on"
+        raise InputError(f"--val_share {share:g}: leaves {number}; give another share")
+    return sides
 
 
 def mask_warnings(problems: Mapping[File, str]) -> list[str]:
