@@ -52,18 +52,22 @@ def written(micro_checkpoint, photo, tmp_path_factory):
 
 
 def test_the_files_of_the_page_are_those_of_test_py(micro_model, photo, written):
-    prediction = app.predict(micro_model, photo)
-    files = app.files_of(prediction, photo, app.KINDS, app.options(0.6, True, False, "#ffffff"))
-    files |= app.files_of(prediction, photo, ["cutout"], app.options(0.6, True, True, "#ff8000"))
-    more = ("--save", "map,mask,overlay,cutout,composite", "--background", "#ff8000", "--crop", "--threshold", "0.6")
-    assert {Path(name).stem.removeprefix("IMG_1003_"): content for name, content in files.items()} == written(*more)
-    assert list(files)[0] == "IMG_1003_cutout.png" and list(files)[-1] == "IMG_1003_composite.jpg"
+    for settings, more in (
+        ((0.6, False, False, "None", True, "#ff8000"), ()),
+        ((0.6, True, True, "90x70", True, "#ff8000"), ("--largest", "--crop", "--canvas", "90x70")),
+    ):
+        args, cutout = app.options(*settings), app.options(*settings[:-2], False, None)
+        prediction = app.predict_with(micro_model, photo, args)
+        files = app.files_of(prediction, photo, app.KINDS, args) | app.files_of(prediction, photo, ["cutout"], cutout)
+        assert list(files)[0] == "IMG_1003_composite.jpg" and list(files)[-1] == "IMG_1003_cutout.png"
+        more += ("--save", "map,mask,overlay,cutout,composite", "--background", "#ff8000", "--threshold", "0.6")
+        assert {Path(name).stem.removeprefix("IMG_1003_"): content for name, content in files.items()} == written(*more)
 
 
 def test_a_background_is_a_colour_and_never_a_file(photo):
-    assert app.options(0.5, False, True, "red").background == "red"
+    assert app.options(0.5, False, False, None, True, "red").background == "red"
     for colour in (str(photo), "#ff", "", None):
-        assert app.options(0.5, False, True, colour).background is None
+        assert app.options(0.5, False, False, "9x", True, colour).background is None
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +193,11 @@ def test_a_visitor_compares_and_downloads_files_of_test_py(browser, photo, writt
     assert browser.downloaded("IMG_1003_mask.png") == mask
 
     browser.tab("cutout")
+    browser.find("#largest input").click()
     browser.find("#crop input").click()
     browser.find("#filled input").click()
-    composite = written("--save", "composite", "--background", "white", "--crop")["composite"]
+    more = ("--save", "composite", "--background", "white", "--crop", "--largest", "--threshold", "0.6")
+    composite = written(*more)["composite"]
     wait_for(lambda: browser.shows("IMG_1003_composite.jpg", composite))
 
 

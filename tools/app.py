@@ -29,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import cli, device, output, pairing
-from unext.cutout import object_box, plain_background
+from unext.cutout import plain_background
 from unext.errors import diagnosis
 from unext.images import configure_reading, on_white, read_photo
 from unext.output import Prediction, Task
@@ -80,17 +80,25 @@ def predict(model: SAM2UNeXT, path: Path) -> Prediction:
     return Prediction(stretch(torch.from_numpy(probability)).numpy(), probability, image)
 
 
-def options(threshold: float | None, cropped: bool, filled: bool, colour: str | None) -> argparse.Namespace:
+def options(
+    threshold: float | None, largest: bool, cropped: bool, canvas: str | None, filled: bool, colour: str | None
+) -> argparse.Namespace:
     """The options of test.py that the page's settings stand for."""
-    background = None
+    args = argparse.Namespace(save_path=Path(), threshold=threshold or 0, largest=largest, format="png")
+    args.crop, args.canvas, args.background = 0.0 if cropped else None, None, None
+    with suppress(argparse.ArgumentTypeError):  # none, or it is still being typed
+        args.canvas = cli.size(canvas or "")
     if filled:
-        with suppress(ValueError):  # it is still being typed
+        with suppress(ValueError):
             plain_background(colour or "")  # never a file
-            background = colour
-    crop = 0.0 if cropped else None
-    return argparse.Namespace(
-        save_path=Path(), threshold=threshold or 0, crop=crop, background=background, format="png"
-    )
+            args.background = colour
+    return args
+
+
+def predict_with(model: SAM2UNeXT, path: Path, args: argparse.Namespace) -> Prediction:
+    """The prediction of test.py with these options. Raises as `predict`."""
+    prediction = predict(model, path)
+    return output.keep_largest(prediction, args.threshold) if args.largest else prediction
 
 
 def files_of(prediction: Prediction, path: Path, kinds: Sequence[str], args: argparse.Namespace) -> dict[str, bytes]:
@@ -174,10 +182,12 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
             return None, gradio.DownloadButton("Download", value=None, interactive=False), no_zip
         with errors_shown():
             path, args = visitor.images[visitor.thumbnail], options(*map(values.get, settings))
-            prediction = predict(model, path)
+            prediction = predict_with(model, path, args)
             [(name, content)] = files_of(prediction, path, [visitor.kind], args).items()
-            box = object_box(prediction.cutout) if visitor.kind == "cutout" and args.crop is not None else None
-            image = output.encode(on_white(prediction.image).crop(box), ".jpg", prediction.image.info)
+            image = prediction.image
+            if visitor.kind == "cutout":
+                image = output.framed(image.convert("RGBA"), prediction.cutout, args)
+            image = output.encode(on_white(image), ".jpg", prediction.image.info)
             for folder in path.parent.glob("shown*"):
                 shutil.rmtree(folder, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix="shown", dir=path.parent))
@@ -196,7 +206,8 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
         with errors_shown(), zipfile.ZipFile(path, "w") as file:
             for image in progress.tqdm([*visitor.images.values()], unit="images"):
                 args = options(*map(values.get, settings))
-                for name, content in files_of(predict(model, image), image, values[kinds], args).items():
+                prediction = predict_with(model, image, args)
+                for name, content in files_of(prediction, image, values[kinds], args).items():
                     file.writestr(name, content)
         return gradio.File(str(path), visible=True)
 
@@ -230,7 +241,12 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
                 download = gradio.DownloadButton("Download", interactive=False, elem_id="download")
             with gradio.Column(scale=2, min_width=260):
                 threshold = gradio.Slider(0, 1, 0.5, label="Threshold of mask and overlay", elem_id="threshold")
+                largest = gradio.Checkbox(label="Keep the largest region of the mask alone", elem_id="largest")
                 cropped = gradio.Checkbox(label="Crop the cutout to the object", elem_id="crop")
+                canvas = gradio.Dropdown(
+                    ["None", "1000x1000", "2000x2000"], label="Canvas of the cutout, px", allow_custom_value=True,
+                    elem_id="canvas",
+                )  # fmt: skip
                 filled = gradio.Checkbox(label="Put the cutout on a background", elem_id="filled")
                 colour = gradio.ColorPicker("#ffffff", label="Background of the cutout", elem_id="background")
                 kinds = gradio.CheckboxGroup([*KINDS], value=[KINDS[0]], label="Kinds in the zip", elem_id="kinds")
@@ -240,7 +256,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
                     [(path, None) for path in copies], label="Examples", interactive=False, visible=bool(copies),
                     fit_columns=False, object_fit="contain", allow_preview=False, buttons=[], elem_id="examples",
                 )  # fmt: skip
-        settings = [threshold, cropped, filled, colour]
+        settings = [threshold, largest, cropped, canvas, filled, colour]
         inputs, results = {images, *settings}, [compare, download, packed]
         common = {"trigger_mode": "always_last", "concurrency_limit": None, "show_progress_on": compare}
         images.change(receive, inputs, [images, *results], **common)
