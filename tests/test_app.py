@@ -1,7 +1,9 @@
-"""tools/app.py: the page gives the files of test.py, keeps them while it is open, and explains what it cannot read."""
+"""tools/app.py: the page gives the files of test.py and keeps them while it is open; the service of docs/deploy.md."""
 
 import importlib.util
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +13,10 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, predict_arguments, program
+from PIL import Image
 from processes import free_port
 
 import test
@@ -68,6 +72,22 @@ def test_a_background_is_a_colour_and_never_a_file(photo):
     assert app.options(0.5, False, False, None, True, "red").background == "red"
     for colour in (str(photo), "#ff", "", None):
         assert app.options(0.5, False, False, "9x", True, colour).background is None
+
+
+def test_the_web_service_of_the_documents_gives_cutouts(micro_checkpoint, photo, written):
+    for name in ("fastapi", "httpx", "python_multipart"):
+        pytest.importorskip(name)
+    from fastapi.testclient import TestClient
+
+    [code] = re.findall(r"```python\n(import io\n.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
+    service = {}
+    exec(code.replace("demo/run/SAM2-UNeXT-6.pth", str(micro_checkpoint)), service)
+    client = TestClient(service["app"])
+    response = client.post("/cutout", files={"file": photo.read_bytes()})
+    expected = written("--save", "cutout")["cutout"]
+    assert np.array_equal(*(Image.open(io.BytesIO(content)) for content in (response.content, expected)))
+    response = client.post("/cutout", files={"file": b"no image"})
+    assert response.status_code == 400 and response.json()["detail"].startswith("cannot be read as an image")
 
 
 @pytest.fixture(scope="module")
