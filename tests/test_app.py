@@ -61,7 +61,7 @@ def test_the_files_of_the_page_are_those_of_test_py(micro_model, photo, written)
         ((0.6, True, True, "90x70", True, "#ff8000"), ("--largest", "--crop", "--canvas", "90x70")),
     ):
         args, cutout = app.options(*settings), app.options(*settings[:-2], False, None)
-        prediction = app.predict_with(micro_model, photo, args)
+        prediction = app.predict(micro_model, photo, args.largest)
         files = app.files_of(prediction, photo, app.KINDS, args) | app.files_of(prediction, photo, ["cutout"], cutout)
         assert list(files)[0] == "IMG_1003_composite.jpg" and list(files)[-1] == "IMG_1003_cutout.png"
         more += ("--save", "map,mask,overlay,cutout,composite", "--background", "#ff8000", "--threshold", "0.6")

@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import torch
 
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import cli, device, output, pairing
 from unext.cutout import plain_background
-from unext.errors import diagnosis
+from unext.errors import InputError, diagnosis
 from unext.images import configure_reading, on_white, read_photo
 from unext.output import Prediction, Task
 from unext.pairing import File
@@ -67,25 +68,27 @@ class Visitor:
 
 
 @lru_cache(maxsize=2)
-def predict(model: SAM2UNeXT, path: Path) -> Prediction:
-    """The prediction of test.py for an image file; its probability is kept in a file beside it.
+def predict(model: SAM2UNeXT, path: Path, largest: float | None = None) -> Prediction:
+    """The prediction of test.py for an image file, or its largest region at a threshold.
 
-    Raises OSError that names the image, and what lack of memory raises.
+    Its probability is kept in a file beside the image. Raises OSError that names it, and what lack of memory raises.
     """
     image, saved = read_photo(path), path.with_name(f"{path.name}.npy")
     if not saved.exists():
         with ONE_AT_A_TIME:
             np.save(saved, model.predict(image))
     probability = np.load(saved)
-    return Prediction(stretch(torch.from_numpy(probability)).numpy(), probability, image)
+    prediction = Prediction(stretch(torch.from_numpy(probability)).numpy(), probability, image)
+    return prediction if largest is None else output.keep_largest(prediction, largest)
 
 
 def options(
     threshold: float | None, largest: bool, cropped: bool, canvas: str | None, filled: bool, colour: str | None
 ) -> argparse.Namespace:
-    """The options of test.py that the page's settings stand for."""
-    args = argparse.Namespace(save_path=Path(), threshold=threshold or 0, largest=largest, format="png")
-    args.crop, args.canvas, args.background = 0.0 if cropped else None, None, None
+    """The options of test.py that the page's settings stand for; `largest` is the threshold, see `predict`."""
+    args = argparse.Namespace(save_path=Path(), format="png", canvas=None, background=None)
+    args.threshold = threshold or 0
+    args.largest, args.crop = args.threshold if largest else None, 0.0 if cropped else None
     with suppress(argparse.ArgumentTypeError):  # none, or it is still being typed
         args.canvas = cli.size(canvas or "")
     if filled:
@@ -93,12 +96,6 @@ def options(
             plain_background(colour or "")  # never a file
             args.background = colour
     return args
-
-
-def predict_with(model: SAM2UNeXT, path: Path, args: argparse.Namespace) -> Prediction:
-    """The prediction of test.py with these options. Raises as `predict`."""
-    prediction = predict(model, path)
-    return output.keep_largest(prediction, args.threshold) if args.largest else prediction
 
 
 def files_of(prediction: Prediction, path: Path, kinds: Sequence[str], args: argparse.Namespace) -> dict[str, bytes]:
@@ -116,14 +113,13 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
     visitors: dict[str, Visitor] = {}  # by session
     closed: set[str] = set()  # sessions whose connection has ended
     gradio.set_static_paths(root)  # gradio deletes other files after LIFETIME
-
     copies = [shutil.copy(path, tempfile.mkdtemp(dir=root)) for path in examples]
 
     @contextmanager
     def errors_shown() -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, MemoryError) as error:
+        except (InputError, OSError, RuntimeError, MemoryError, cv2.error) as error:
             line = diagnosis(error, "try a smaller image") or str(error)
             gradio.Warning(line.rpartition(os.sep)[2])  # without the folder
 
@@ -142,7 +138,9 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
     def receive(values: dict, request: gradio.Request, progress: gradio.Progress = bar) -> Sequence:
         """Adds and removes images as the gallery says; its images and what is shown."""
         paths = [path for path, _ in values[images] or ()]
-        visitor = visitors.setdefault(request.session_hash, Visitor(Path(tempfile.mkdtemp(dir=root))))
+        if request.session_hash not in visitors:
+            visitors[request.session_hash] = Visitor(Path(tempfile.mkdtemp(dir=root)))
+        visitor = visitors[request.session_hash]
         if request.session_hash in closed:  # it is still open, but gradio will not say when it is closed
             leave(request)
         if paths == [*visitor.images]:
@@ -182,7 +180,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
             return None, gradio.DownloadButton("Download", value=None, interactive=False), no_zip
         with errors_shown():
             path, args = visitor.images[visitor.thumbnail], options(*map(values.get, settings))
-            prediction = predict_with(model, path, args)
+            prediction = predict(model, path, args.largest)
             [(name, content)] = files_of(prediction, path, [visitor.kind], args).items()
             image = prediction.image
             if visitor.kind == "cutout":
@@ -206,7 +204,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
         with errors_shown(), zipfile.ZipFile(path, "w") as file:
             for image in progress.tqdm([*visitor.images.values()], unit="images"):
                 args = options(*map(values.get, settings))
-                prediction = predict_with(model, image, args)
+                prediction = predict(model, image, args.largest)
                 for name, content in files_of(prediction, image, values[kinds], args).items():
                     file.writestr(name, content)
         return gradio.File(str(path), visible=True)
@@ -223,7 +221,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
         if visitor := visitors.pop(session, None):
             shutil.rmtree(visitor.folder, ignore_errors=True)
 
-    with gradio.Blocks(title=title, delete_cache=(LIFETIME, LIFETIME)) as page:
+    with gradio.Blocks(title=title, delete_cache=(min(60, LIFETIME), LIFETIME)) as page:
         gradio.Markdown(f"# SAM2-UNeXT\n{title}. Add images to find the object in each.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=260):
