@@ -242,7 +242,7 @@ def test_several_images_give_one_zip_and_nothing_stays_of_a_visitor(browser, ser
 
     browser.find("#images .thumbnail-item").click()
     wait_for(lambda: browser.shows("IMG_1003_cutout.png", expected["cutout"]))
-    browser.driver.get("about:blank")
+    browser.driver.quit()
     patterns = ("IMG_1003*", "text.jpg", "*.npy", "*.zip", "thumbnail.jpg")
     wait_for(lambda: not [file for pattern in patterns for file in server[1].rglob(pattern)])
 
