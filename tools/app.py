@@ -186,7 +186,7 @@ def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Bl
             if visitor.kind == "cutout":
                 image = output.framed(image.convert("RGBA"), prediction.cutout, args)
             image = output.encode(on_white(image), ".jpg", prediction.image.info)
-            for folder in path.parent.glob("shown*"):
+            for folder in sorted(path.parent.glob("shown*"), key=os.path.getmtime)[:-2]:  # the last may be in transfer
                 shutil.rmtree(folder, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix="shown", dir=path.parent))
             (folder / "image.jpg").write_bytes(image)
