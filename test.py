@@ -3,6 +3,7 @@
     python test.py --checkpoint runs/mine/SAM2-UNeXT-20.pth --test_image_path data/images --save_path maps
     python test.py --checkpoint runs/mine/SAM2-UNeXT-20.pth --test_image_path a.jpg --save map,cutout --save_path out
     python test.py ... --save cutout,composite --crop --format webp --background white
+    python test.py ... --save cutout --largest --crop 0.1 --canvas 2000x2000
     python test.py --checkpoint runs/COD/SAM2-UNeXT-20.pth --benchmark COD /data/COD --save_path runs/COD/predictions
     torchrun --standalone --nproc_per_node 4 test.py ...                                     on four GPUs
 
@@ -98,6 +99,8 @@ def finish(logits: Tensor, sample: Sample, args: argparse.Namespace) -> OSError 
     """Writes the files of one image, or returns the error that names it. Raises OSError if one cannot be written."""
     try:
         prediction = make_prediction(logits, sample, not args.no_stretch, "probability" in output.needs(args.save))
+        if args.largest:
+            prediction = output.keep_largest(prediction, args.threshold)
         contents = output.files_of(prediction, sample.task, args)
     except (InputError, OSError, RuntimeError, MemoryError, cv2.error) as error:  # raised by libraries on bad input
         return OSError(f"{sample.task.image}: its files cannot be made: {diagnosis(error, LESS_MEMORY) or error}")
@@ -202,6 +205,8 @@ def settings_of(args: argparse.Namespace, model: SAM2UNeXT) -> dict[str, Any]:
         "ground_truth": bool(args.benchmark or args.test_gt_path),  # whose size the maps have
         "versions": versions(),
         "background": args.background and identity(args.background),
+        "largest": args.threshold if args.largest else None,  # at which cutouts are divided into regions, too
+        "canvas": args.canvas and list(args.canvas),
     } | {name: getattr(args, name) for name in ("flip", "threshold", "crop", "format")}
 
 
@@ -270,9 +275,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     writing.add_argument("--save_path", type=cli.path, required=True, metavar="DIR", help="for the maps")
     writing.add_argument("--save", type=kinds, default="map", metavar="KINDS", help=f"some of {','.join(KINDS)}")
     writing.add_argument("--threshold", type=cli.number(float, 0, 1), default=0.5, help="of masks and overlays")
+    largest = "keep the largest connected region of the mask alone, in all kinds but the map"
+    writing.add_argument("--largest", action="store_true", help=largest)
     writing.add_argument("--background", help="of composites: a CSS colour name, #rrggbb or an image")
     crop = "crop cutouts and composites to the object and a margin, a share of its longer side"
     writing.add_argument("--crop", type=cli.number(float, 0), nargs="?", const=0.0, metavar="MARGIN", help=crop)
+    canvas = "of cutouts and composites: centred on this size, px; shrunk if larger, never enlarged"
+    writing.add_argument("--canvas", type=cli.size, metavar="WxH", help=canvas)
     writing.add_argument("--format", default="png", choices=("png", "webp"), help="of cutouts")
     writing.add_argument("--no_stretch", action="store_true", help="255 x probability, not stretched to 0 to 255")
     writing.add_argument("--overwrite", action="store_true", help="make files that exist again")

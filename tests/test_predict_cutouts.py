@@ -11,12 +11,15 @@ from PIL import Image
 from test_predict_options import refusal
 
 import test as script
-from unext.cutout import composite, load_background
+from unext.cutout import composite, load_background, object_box
 from unext.output import Prediction
 
 PHOTO = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8), (60, 40))
 Y, X = np.mgrid[:40, :60]
 DISC = np.clip((15 - np.hypot(Y - 20, X - 25)) / 8, 0, 1).astype(np.float32)  # with a soft edge
+SMALL_DISC = np.clip((9 - np.hypot(Y - 20, X - 52)) / 8, 0, 1).astype(np.float32)
+CORNER = np.clip((15 - np.hypot(Y, X)) / 8, 0, 1).astype(np.float32)
+ALL_KINDS = ("--save", "map,mask,overlay,cutout,composite", "--background", "white")
 
 
 def predict_map(monkeypatch, probability):
@@ -105,9 +108,56 @@ def test_a_continued_run_notices_other_backgrounds_formats_and_crops(micro_check
         (("--background", "red"), "composite: was made with another background"),
         (("--crop", 0.5), "cutout: was made with another crop"),
         (("--format", "webp"), "cutout: was made with another format"),
+        (("--canvas", "9x9"), "cutout: was made with another canvas"),
+        (("--largest",), "cutout: was made with another largest"),
     ):
         assert f"{out}/{name}, see settings.json" in refusal(capsys, micro_checkpoint, photo, out, *more, *other)
     predict(micro_checkpoint, photo, out)  # no map depends on them
     settings = {kind: json.loads((out / kind / "settings.json").read_text()) for kind in ("cutout", "composite")}
     assert settings["cutout"]["crop"] == 0 and settings["cutout"]["format"] == "png"
     assert settings["composite"]["background"].startswith("sha256:")
+
+
+def test_largest_leaves_one_region_with_its_soft_edge_in_all_kinds_but_the_map(
+    micro_checkpoint, photo, tmp_path, monkeypatch, capsys
+):
+    predict(micro_checkpoint, photo, tmp_path / "one", *ALL_KINDS)
+    predict_map(monkeypatch, np.maximum(DISC, SMALL_DISC))
+    maps = predict(micro_checkpoint, photo, tmp_path / "largest", *ALL_KINDS, "--largest")
+    assert np.array_equal(maps["a.png"], (255 * np.maximum(DISC, SMALL_DISC)).astype(np.uint8))
+    for file in ("mask/a.png", "overlay/a.jpg", "cutout/a.png", "composite/a.jpg"):
+        assert (tmp_path / "largest" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    other = ("--save", "cutout", "--largest", "--threshold", 0.4)  # which may join regions
+    line = refusal(capsys, micro_checkpoint, photo, tmp_path / "largest", *other)
+    assert f"{tmp_path}/largest/cutout: was made with another largest" in line
+
+
+@pytest.mark.parametrize("probability", [DISC, CORNER])
+@pytest.mark.parametrize("crop", [(), ("--crop",), ("--crop", 0.5)])
+def test_a_canvas_has_the_object_in_its_centre_with_its_whole_margin(
+    micro_checkpoint, photo, tmp_path, monkeypatch, probability, crop
+):
+    predict_map(monkeypatch, probability)
+    more = ("--save", "cutout,composite", "--background", "red", "--canvas", "90x70")
+    predict(micro_checkpoint, photo, tmp_path / "canvas", *more, *crop)
+    predict(micro_checkpoint, photo, tmp_path / "whole", "--save", "cutout")
+    result, whole = (Image.open(tmp_path / folder / "cutout/a.png") for folder in ("canvas", "whole"))
+    part = whole.crop(object_box(whole, *crop[1:], within=False) if crop else None)
+    expected = Image.new("RGBA", (90, 70))
+    expected.paste(part, ((90 - part.width) // 2, (70 - part.height) // 2))
+    assert np.array_equal(result, expected)
+    assert Image.open(tmp_path / "canvas/composite/a.jpg").size == (90, 70)
+
+
+def test_what_is_larger_than_the_canvas_is_shrunk_and_nothing_stays_empty(
+    micro_checkpoint, photo, tmp_path, monkeypatch
+):
+    more = ("--save", "cutout", "--canvas", "15x30", "--crop", "--largest")
+    predict(micro_checkpoint, photo, tmp_path / "disc", *more)
+    alpha = read(tmp_path / "disc/cutout/a.png")[..., 3]
+    assert alpha.shape == (30, 15) and (alpha[14:16, 4:11] == 255).all()  # the disc's diameter was 22
+    assert not alpha[:7].any() and not alpha[-7:].any() and alpha[15, 0] and alpha[15, -1]
+    predict_map(monkeypatch, 0 * DISC)
+    predict(micro_checkpoint, photo, tmp_path / "nothing", *more)
+    empty = read(tmp_path / "nothing/cutout/a.png")
+    assert empty.shape == (30, 15, 4) and not empty.any()

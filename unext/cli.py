@@ -174,3 +174,11 @@ def number(kind: type = int, minimum: float = 1, maximum: float = LARGEST, multi
         return value
 
     return check
+
+
+def size(text: str) -> tuple[int, int]:
+    """An argument type: (width, height) in pixels, given as WIDTHxHEIGHT."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) * int(height) <= MAX_PIXELS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 2000x2000")
+    return int(width), int(height)

@@ -98,21 +98,36 @@ def unmix(image: np.ndarray, alpha: np.ndarray, front: np.ndarray, back: np.ndar
     return np.rint(front + missing * share / (share**2 + (1 - share) ** 2)).clip(0, 255).astype(np.uint8)
 
 
-def object_box(cutout: Image.Image, margin: float = 0) -> tuple[int, int, int, int] | None:
+def object_box(cutout: Image.Image, margin: float = 0, within: bool = True) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) of the object in a cutout, where its alpha is above a half; None if it has none.
 
-    The box is larger on each side by `margin`, a share of its longer side, within the image.
+    The box is larger on each side by `margin`, a share of its longer side, and cut to the image if `within`.
     """
     alpha = np.asarray(cutout.getchannel("A"))
     left, top, width, height = cv2.boundingRect((alpha > 127).view(np.uint8))
     more = round(margin * max(width, height))
-    box = left - more, top - more, left + width + more, top + height + more
-    return tuple(np.clip(box, 0, cutout.size * 2).tolist()) if width else None
+    box = [left - more, top - more, left + width + more, top + height + more]
+    if within:
+        box = np.clip(box, 0, cutout.size * 2).tolist()
+    return tuple(box) if width else None
 
 
-def crop(cutout: Image.Image, margin: float | None) -> Image.Image:
-    """A cutout cropped to its `object_box`; all of it if it has none, or if `margin` is None."""
-    return cutout if margin is None else cutout.crop(object_box(cutout, margin))
+def frame(
+    image: Image.Image, box: tuple[int, int, int, int] | None, canvas: tuple[int, int] | None = None
+) -> Image.Image:
+    """An RGBA image cropped to a box, or whole, and centred on a transparent canvas of (width, height).
+
+    It is shrunk to the canvas if it is larger, and never enlarged.
+    """
+    framed = image if box is None else image.crop(box)
+    if canvas is None:
+        return framed
+    shrunk = framed.copy()
+    shrunk.thumbnail(canvas, Image.Resampling.LANCZOS)
+    framed = Image.new("RGBA", canvas)
+    framed.paste(shrunk, ((canvas[0] - shrunk.width) // 2, (canvas[1] - shrunk.height) // 2))
+    framed.info = dict(image.info)
+    return framed
 
 
 def plain_background(colour: str) -> Image.Image:

@@ -8,7 +8,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from unext import files, pairing
-from unext.cutout import composite, crop, load_background, make_cutout
+from unext.cutout import composite, frame, load_background, make_cutout, object_box
 from unext.errors import InputError
 from unext.images import on_white
 from unext.pairing import File
@@ -42,18 +42,34 @@ class Prediction:
     grey: np.ndarray  # the map, uint8 (H, W)
     probability: np.ndarray | None = None  # float32 (H, W)
     image: Image.Image | None = None  # RGB or RGBA
+    kept: np.ndarray | None = None  # bool (H, W), where objects stay; None: everywhere
+
+    @property
+    def object_map(self) -> np.ndarray:
+        """The map, black where no object stays."""
+        return self.grey if self.kept is None else self.grey * self.kept
 
     @cached_property
     def cutout(self) -> Image.Image:
-        return make_cutout(self.image, self.probability)
+        return make_cutout(self.image, self.probability if self.kept is None else self.probability * self.kept)
+
+
+def keep_largest(prediction: Prediction, threshold: float) -> Prediction:
+    """The prediction with the largest connected region of its mask alone, and soft edges nearest to that region."""
+    mask = prediction.grey >= threshold * 255
+    if not mask.any():
+        return prediction
+    outside = (~mask).view(np.uint8)
+    _, region = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_CCOMP)
+    return replace(prediction, kept=region == np.bincount(region[mask]).argmax())  # region: the nearest, int32 (H, W)
 
 
 def render_mask(prediction: Prediction, args: argparse.Namespace) -> np.ndarray:
-    return (prediction.grey >= args.threshold * 255) * np.uint8(255)
+    return (prediction.object_map >= args.threshold * 255) * np.uint8(255)
 
 
 def render_overlay(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
-    pixels, grey = np.asarray(on_white(prediction.image)), prediction.grey  # (H, W, 3), (H, W)
+    pixels, grey = np.asarray(on_white(prediction.image)), prediction.object_map  # (H, W, 3), (H, W)
     if grey.shape != pixels.shape[:2]:
         grey = cv2.resize(grey, pixels.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     mask = (grey >= args.threshold * 255).astype(np.uint8)
@@ -63,8 +79,18 @@ def render_overlay(prediction: Prediction, args: argparse.Namespace) -> Image.Im
     return Image.fromarray(pixels)
 
 
+def framed(image: Image.Image, cutout: Image.Image, args: argparse.Namespace) -> Image.Image:
+    """An RGBA image as --crop and --canvas frame its cutout. On a canvas, a margin may reach beyond the image."""
+    box = None if args.crop is None else object_box(cutout, args.crop, within=args.canvas is None)
+    return frame(image, box, args.canvas)
+
+
+def render_cutout(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
+    return framed(prediction.cutout, prediction.cutout, args)
+
+
 def render_composite(prediction: Prediction, args: argparse.Namespace) -> Image.Image:
-    return composite(crop(prediction.cutout, args.crop), load_background(args.background))
+    return composite(render_cutout(prediction, args), load_background(args.background))
 
 
 class Kind(NamedTuple):
@@ -78,15 +104,10 @@ class Kind(NamedTuple):
 
 KINDS = {
     "map": Kind(lambda prediction, args: prediction.grey, ".png"),
-    "mask": Kind(render_mask, ".png", ["threshold"]),
-    "overlay": Kind(render_overlay, ".jpg", ["threshold"], ["image"]),
-    "cutout": Kind(
-        lambda prediction, args: crop(prediction.cutout, args.crop),
-        ".png",
-        ["crop", "format"],
-        ["image", "probability"],
-    ),
-    "composite": Kind(render_composite, ".jpg", ["crop", "background"], ["image", "probability"]),
+    "mask": Kind(render_mask, ".png", ["threshold", "largest"]),
+    "overlay": Kind(render_overlay, ".jpg", ["threshold", "largest"], ["image"]),
+    "cutout": Kind(render_cutout, ".png", ["largest", "crop", "canvas", "format"], ["image", "probability"]),
+    "composite": Kind(render_composite, ".jpg", ["largest", "crop", "canvas", "background"], ["image", "probability"]),
 }
 
 
@@ -102,7 +123,8 @@ def needs(kinds: Iterable[str]) -> set[str]:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises InputError or OSError for options that do not fit the kinds, or a background that cannot be read."""
-    given = {"crop": args.crop is not None, "format": args.format != "png", "background": bool(args.background)}
+    given = {"crop": args.crop is not None, "format": args.format != "png"}
+    given |= {option: bool(getattr(args, option)) for option in ("largest", "canvas", "background")}
     for option in filter(given.get, given):
         if not {*kinds_with(option)} & {*args.save}:
             raise InputError(f"--{option} belongs to --save {' or '.join(kinds_with(option))}")
