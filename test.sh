@@ -23,18 +23,20 @@ else
         shift
     done
 fi
-checkpoint=$run/best.pth
-if [ ! -e "$checkpoint" ]; then
-    checkpoint=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
+checkpoint=(--checkpoint "$run/best.pth")
+if [[ " $* " == *" --checkpoint"[\ =]* ]]; then
+    checkpoint=()  # written as the old bash of macOS wants it below
+elif [ ! -e "$run/best.pth" ]; then
+    checkpoint[1]=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
+    if [ -z "${checkpoint[1]}" ]; then
+        echo "test.sh: neither best.pth nor SAM2-UNeXT-*.pth in $run; train first, or name the run with RUN=..." >&2
+        exit 2
+    fi
 fi
-if [ -z "$checkpoint" ]; then
-    echo "test.sh: neither best.pth nor SAM2-UNeXT-*.pth in $run; train first, or name the run with RUN=..." >&2
-    exit 2
-fi
-echo "test.sh: taking $checkpoint"
+echo "test.sh: taking ${checkpoint[1]:-the checkpoint of --checkpoint}"
 
 exec "${launch[@]}" "$here/test.py" \
-    --checkpoint "$checkpoint" \
+    ${checkpoint[@]+"${checkpoint[@]}"} \
     "${data[@]}" \
     --save_path "$run/predictions" \
     "$@"

@@ -110,6 +110,8 @@ def test_test_sh_uses_best_pth_or_the_newest_checkpoint_and_all_images_before_th
             "--save_path", "runs/sam2unext/predictions", "--flip",
         ]  # fmt: skip
         (run / "best.pth").unlink(missing_ok=True)
+    named = arguments_of("test.sh runs --checkpoint=x.pth", tmp_path, RUN="nothing")
+    assert named[1:] == ["--test_image_path", "runs", "--save_path", "nothing/predictions", "--checkpoint=x.pth"]
 
 
 def test_gpus_starts_as_many_processes(tmp_path):
