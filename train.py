@@ -238,8 +238,7 @@ def main(args: argparse.Namespace) -> None:
         run = Run(args.save_path, model, optimizer, scheduler, scaler, recipe)
         stack.enter_context(nullcontext() if rank else files.locked(args.save_path))  # makes the folder
         progress = run.begin(args.resume, args.init)
-        epochs = range(progress.epoch, args.epoch + 1)
-        if not epochs:
+        if not (epochs := range(progress.epoch, args.epoch + 1)):
             return
 
         done = progress.step * args.accumulate  # batches already trained in the first epoch
@@ -264,8 +263,8 @@ def main(args: argparse.Namespace) -> None:
                         run.save()
                     run.stop_if_asked(stop)
             run.save()  # whatever happens to the validation and to the checkpoints
-            is_validated = epoch % args.val_every == 0 or epoch == args.epoch
-            scores = validate(model, val_pairs if is_validated else [], args.workers, stop)
+            is_due = epoch % args.val_every == 0 or epoch == args.epoch
+            scores = validate(model, val_pairs if is_due else [], args.workers, stop)
             run.stop_if_asked(stop)
             log.epoch(scores, val_pairs or pairs)
             run.keep(scores)

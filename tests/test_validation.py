@@ -1,5 +1,7 @@
 """The images that train.py validates on: folders, a held-out share, a benchmark's validation set."""
 
+import re
+
 import pytest
 import torch
 from conftest import arguments_of, failure, read_log, train_arguments, validation
@@ -8,6 +10,7 @@ import eval as evaluation
 import test as script
 import train
 from evaluation import benchmarks
+from tools import check_dataset
 from unext import pairing
 from unext.pairing import File
 
@@ -76,3 +79,13 @@ def test_sets_name_a_validation_set(toy, benchmark, micro_checkpoint, tmp_path, 
 def test_two_sources_of_validation_images_are_refused(toy, tmp_path, capsys):
     status, line = failure(train.main, train_arguments(f"--val_share 0.5 {validation(toy)}", toy, tmp_path), capsys)
     assert status == 2 and "--val_share holds out training images: leave it out, or --val_image_path" in line
+
+
+def test_images_in_two_of_training_validation_and_test_are_found(toy, tmp_path, capsys):
+    split = "{folder: train}"
+    (tmp_path / "leaks.yaml").write_text(f"train: {split}\nval: {{held: {split}}}\ntest: {{all: {split}}}\n")
+    check_dataset.main(arguments_of(check_dataset, tmp_path / "leaks.yaml", toy, "--workers", 1))
+    printed = capsys.readouterr().out
+    for kind, split in (("validation image in training", "held validation"), ("test image in validation", "all")):
+        assert re.search(rf"warning: {kind}: .*\n  {split}: 6 files: ", printed), printed
+    assert re.search("warning: test image in training: .*\n  all: 6 files: ", printed)

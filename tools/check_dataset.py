@@ -32,7 +32,7 @@ from unext.workers import cores, in_processes, progress_bar
 
 SOFT = 0.05  # largest share of grey pixels that still counts as soft edges
 PLAIN = ("1", "L", "P", "RGB")  # modes that need no conversion of colours
-TRAINING = " training"  # how the name of a benchmark's training split ends
+ROLES = ("training", "validation", "test")  # of splits; no image may be in two of them
 
 Job = tuple[str, File | None, File | None]  # split, image and mask, of which one may be missing
 
@@ -67,7 +67,8 @@ def places_of(name: str, root: str, findings: list[Finding]) -> list[tuple[str, 
     """(split, place, folder of images, of masks) of a benchmark's splits; adds findings about missing ones."""
     benchmark = benchmarks.load(name)
     places = []
-    for split, layouts in {benchmark.name + TRAINING: benchmark.train, **benchmark.test}.items():
+    validation = {f"{split} validation": layouts for split, layouts in benchmark.val.items()}
+    for split, layouts in {f"{benchmark.name} training": benchmark.train, **validation, **benchmark.test}.items():
         try:
             places += [(split, *place) for place in benchmarks.locate(split, layouts, root)] if layouts else []
         except InputError as error:
@@ -172,15 +173,18 @@ def mask_kinds(image: Image.Image, mask: Image.Image) -> dict[str, str]:
 
 
 def duplicates(jobs: Sequence[Job], digests: Sequence[bytes | None]) -> Iterator[Finding]:
-    """Findings about images that are twice in a split, and test images that are in training too."""
+    """Findings about images that are twice in a split, or in splits of two roles."""
     first: dict[tuple[str, bytes], File] = {}
     for (split, path, _), digest in zip(jobs, digests, strict=True):
         if digest and (earlier := first.setdefault((split, digest), path)) is not path:
             yield Finding(split, "image twice in a split", path, f"as {earlier.name}")
-    training = {digest: path for (split, digest), path in first.items() if split.endswith(TRAINING)}
-    for (split, digest), path in first.items():
-        if digest in training and not split.endswith(TRAINING):
-            yield Finding(split, "test image in training", path, f"as {training[digest].name}")
+    seen: dict[tuple[str, bytes], File] = {}  # by role
+    for (split, digest), path in first.items():  # the roles in their order
+        role = next((role for role in ROLES if split.endswith(f" {role}")), "test")
+        for earlier_role in ROLES[: ROLES.index(role)]:
+            if earlier := seen.get((earlier_role, digest)):
+                yield Finding(split, f"{role} image in {earlier_role}", path, f"as {earlier.name}")
+        seen.setdefault((role, digest), path)
 
 
 def report(pairs: int, findings: Sequence[Finding], path: Path | None) -> int:
