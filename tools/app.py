@@ -16,14 +16,11 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 
@@ -31,40 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from SAM2UNeXT import SAM2UNeXT, stretch
 from unext import cli, device, output, pairing
 from unext.cutout import plain_background
-from unext.errors import InputError, diagnosis
 from unext.images import configure_reading, on_white, read_photo
 from unext.output import Prediction, Task
 from unext.pairing import File
-
-if TYPE_CHECKING:
-    import gradio
 
 KINDS = ("cutout", "overlay", "mask", "map")  # on a background, a cutout is a composite
 MAX_EXAMPLES = 12
 MAX_UPLOAD = "200mb"
 LIFETIME = 300  # seconds until uploads, and what a closed page had, are deleted
 ONE_AT_A_TIME = threading.Lock()  # images in the network, whatever the number of visitors
-# The slider is as large as the image; a checkerboard shows where a cutout is transparent.
-CSS = """
-#compare .slider-wrap > .wrap { width: fit-content; margin: auto }
-#compare img:not(.fixed) { width: auto; max-width: 100% }
-#compare img.fixed {
-  object-fit: fill;
-  background: repeating-conic-gradient(#ccc 0 25%, #fff 0 50%) 0 / 20px 20px !important;
-}
-.grid-container { grid-template-columns: repeat(auto-fill, 80px) !important }
-.tabitem { display: none !important }
-"""
-
-
-@dataclass
-class Visitor:
-    """What is kept while a page is open."""
-
-    folder: Path
-    images: dict[str, Path] = field(default_factory=dict)  # by the path of the thumbnail
-    thumbnail: str = ""  # of the image that is shown
-    kind: str = KINDS[0]  # that is shown
 
 
 @lru_cache(maxsize=2)
@@ -106,164 +78,59 @@ def files_of(prediction: Prediction, path: Path, kinds: Sequence[str], args: arg
     return {f"{path.stem}_{kind}{file.suffix}": content for kind, (file, content) in files}
 
 
-def build_page(model: SAM2UNeXT, title: str, examples: list[File]) -> "gradio.Blocks":
-    import gradio
+class Visitor:
+    """The images of an open page and their files, in a new folder, which `forget` deletes."""
 
-    bar, root = gradio.Progress(), tempfile.mkdtemp()
-    visitors: dict[str, Visitor] = {}  # by session
-    closed: set[str] = set()  # sessions whose connection has ended
-    gradio.set_static_paths(root)  # gradio deletes other files after LIFETIME
-    copies = [shutil.copy(path, tempfile.mkdtemp(dir=root)) for path in examples]
+    def __init__(self, model: SAM2UNeXT, parent: str):
+        self.model = model
+        self.folder = tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)
+        self.images: dict[str, Path] = {}  # by the path of the thumbnail
+        self.results: list[Path] = []  # files that the browser may still fetch
 
-    @contextmanager
-    def errors_shown() -> Iterator[None]:
-        try:
-            yield
-        except (InputError, OSError, RuntimeError, MemoryError, cv2.error) as error:
-            line = diagnosis(error, "try a smaller image") or str(error)
-            gradio.Warning(line.rpartition(os.sep)[2])  # without the folder
+    def new_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder.name))
 
-    def add(visitor: Visitor, upload: Path) -> None:
-        """Predicts and keeps an image, under a name that no other has."""
-        folder, stem = Path(tempfile.mkdtemp(dir=visitor.folder)), upload.stem
-        while stem in {path.stem for path in visitor.images.values()}:
+    def add(self, upload: str) -> str:
+        """Predicts an image and keeps it, under a name that no other has. Returns the path of its thumbnail."""
+        folder, (stem, extension) = self.new_folder(), os.path.splitext(os.path.basename(upload))
+        while stem in {path.stem for path in self.images.values()}:
             stem += "_"
-        path = Path(shutil.copy(upload, folder / f"{stem}{upload.suffix}"))
-        thumbnail = on_white(predict(model, path).image).copy()
+        path = Path(shutil.copy(upload, folder / f"{stem}{extension}"))
+        thumbnail = on_white(predict(self.model, path).image).copy()  # of TIFF and HEIC, too
         thumbnail.thumbnail((400, 400))
-        visitor.thumbnail = str(folder / "thumbnail.jpg")
-        thumbnail.save(visitor.thumbnail)
-        visitor.images[visitor.thumbnail] = path
+        thumbnail.save(folder / "thumbnail.jpg")
+        self.images[str(folder / "thumbnail.jpg")] = path
+        return str(folder / "thumbnail.jpg")
 
-    def receive(values: dict, request: gradio.Request, progress: gradio.Progress = bar) -> Sequence:
-        """Adds and removes images as the gallery says; its images and what is shown."""
-        paths = [path for path, _ in values[images] or ()]
-        if request.session_hash not in visitors:
-            visitors[request.session_hash] = Visitor(Path(tempfile.mkdtemp(dir=root)))
-        visitor = visitors[request.session_hash]
-        if request.session_hash in closed:  # it is still open, but gradio will not say when it is closed
-            leave(request)
-        if paths == [*visitor.images]:
-            return [gradio.skip()] * 4  # this function itself changed the gallery
-        for thumbnail in visitor.images.keys() - {*paths}:
-            del visitor.images[thumbnail]
-        uploads = [Path(path) for path in paths if path not in visitor.images]
-        for number, upload in enumerate(uploads):
-            progress((number, len(uploads)), desc=upload.name, unit="images")
-            with errors_shown():
-                add(visitor, upload)
-        if visitor.thumbnail not in visitor.images:
-            visitor.thumbnail = next(iter(visitor.images), "")
-        return [*visitor.images], *show(values, request)
+    def show(self, thumbnail: str, kind: str, settings: Sequence) -> tuple[Path, Path]:
+        """Writes what the slider compares: the image, framed as its cutout, and the result."""
+        path, args = self.images[thumbnail], options(*settings)
+        prediction = predict(self.model, path, args.largest)
+        [(name, content)] = files_of(prediction, path, [kind], args).items()
+        image = prediction.image
+        if kind == "cutout":
+            image = output.framed(image.convert("RGBA"), prediction.cutout, args)
+        folder = self.new_folder()
+        (folder / "image.jpg").write_bytes(output.encode(on_white(image), ".jpg", prediction.image.info))
+        (folder / name).write_bytes(content)
+        self.results += folder / "image.jpg", folder / name
+        while len(self.results) > 6:
+            with suppress(OSError):
+                self.results.pop(0).unlink()
+        return folder / "image.jpg", folder / name
 
-    def receive_example(
-        values: dict, event: gradio.SelectData, request: gradio.Request, progress: gradio.Progress = bar
-    ) -> Sequence:
-        added = [*(values[images] or ()), (copies[event.index], None)]
-        return receive(values | {images: added}, request, progress)
-
-    def choose(values: dict, event: gradio.SelectData, request: gradio.Request) -> Sequence:
-        """Shows another image or kind."""
-        if visitor := visitors.get(request.session_hash):
-            if event.target in tabs:
-                visitor.kind = event.value.lower()
-            else:
-                visitor.thumbnail = [*visitor.images][event.index]
-        return gradio.Gallery(selected_index=None), *show(values, request)  # a selection would hide its buttons
-
-    def show(values: dict, request: gradio.Request) -> Sequence:
-        """What the slider compares, the button to download the result, and no zip: its settings may have changed."""
-        visitor, no_zip = visitors.get(request.session_hash), gradio.File(visible=False)
-        if not visitor and values[images]:
-            gradio.Warning("The connection was lost, and your images were deleted. Add them again.")
-        if not visitor or not visitor.images:
-            return None, gradio.DownloadButton("Download", value=None, interactive=False), no_zip
-        with errors_shown():
-            path, args = visitor.images[visitor.thumbnail], options(*map(values.get, settings))
-            prediction = predict(model, path, args.largest)
-            [(name, content)] = files_of(prediction, path, [visitor.kind], args).items()
-            image = prediction.image
-            if visitor.kind == "cutout":
-                image = output.framed(image.convert("RGBA"), prediction.cutout, args)
-            image = output.encode(on_white(image), ".jpg", prediction.image.info)
-            for folder in sorted(path.parent.glob("shown*"), key=os.path.getmtime)[:-2]:  # the last may be in transfer
-                shutil.rmtree(folder, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix="shown", dir=path.parent))
-            (folder / "image.jpg").write_bytes(image)
-            (folder / name).write_bytes(content)
-            button = gradio.DownloadButton(f"Download {name}", value=folder / name, interactive=True)
-            return (folder / "image.jpg", folder / name), button, no_zip
-        return gradio.skip(), gradio.skip(), no_zip
-
-    def pack(values: dict, request: gradio.Request, progress: gradio.Progress = bar) -> gradio.File:
-        """A zip of the files of all images."""
-        visitor = visitors.get(request.session_hash)
-        if not visitor or not visitor.images or not values[kinds]:
-            return gradio.File(visible=False)
-        path = Path(tempfile.mkdtemp(dir=visitor.folder)) / "sam2unext.zip"
-        with errors_shown(), zipfile.ZipFile(path, "w") as file:
-            for image in progress.tqdm([*visitor.images.values()], unit="images"):
-                args = options(*map(values.get, settings))
-                prediction = predict(model, image, args.largest)
-                for name, content in files_of(prediction, image, values[kinds], args).items():
+    def pack(self, kinds: Sequence[str], settings: Sequence, progress: Callable) -> Path:
+        """Writes a zip of the files of all images; `progress` is called as tqdm is."""
+        path, args = self.new_folder() / "sam2unext.zip", options(*settings)
+        with zipfile.ZipFile(path, "w") as file:
+            for image in progress([*self.images.values()], unit="images"):
+                for name, content in files_of(predict(self.model, image, args.largest), image, kinds, args).items():
                     file.writestr(name, content)
-        return gradio.File(str(path), visible=True)
+        return path
 
-    def leave(request: gradio.Request) -> None:
-        """Deletes what a closed page had, minutes later: a phone closes the connection of an open one, too."""
-        closed.add(request.session_hash)
-        timer = threading.Timer(LIFETIME, forget, [request.session_hash])
-        timer.daemon = True
-        timer.start()
-
-    def forget(session: str) -> None:
+    def forget(self) -> None:
         predict.cache_clear()
-        if visitor := visitors.pop(session, None):
-            shutil.rmtree(visitor.folder, ignore_errors=True)
-
-    with gradio.Blocks(title=title, delete_cache=(min(60, LIFETIME), LIFETIME)) as page:
-        gradio.Markdown(f"# SAM2-UNeXT\n{title}. Add images to find the object in each.")
-        with gradio.Row():
-            with gradio.Column(scale=2, min_width=260):
-                images = gradio.Gallery(
-                    label="Images", show_label=False, file_types=["image"], sources=["upload", "clipboard"], height=200,
-                    fit_columns=False, object_fit="contain", allow_preview=False, buttons=[], elem_id="images",
-                )  # fmt: skip
-            with gradio.Column(scale=4, min_width=320):
-                with gradio.Tabs():
-                    tabs = [gradio.Tab(kind.capitalize()) for kind in KINDS]
-                compare = gradio.ImageSlider(
-                    label="Image and result", show_label=False, interactive=False, buttons=["fullscreen"],
-                    elem_id="compare",
-                )  # fmt: skip
-                download = gradio.DownloadButton("Download", interactive=False, elem_id="download")
-            with gradio.Column(scale=2, min_width=260):
-                threshold = gradio.Slider(0, 1, 0.5, label="Threshold of mask and overlay", elem_id="threshold")
-                largest = gradio.Checkbox(label="Keep the largest region of the mask alone", elem_id="largest")
-                cropped = gradio.Checkbox(label="Crop the cutout to the object", elem_id="crop")
-                canvas = gradio.Dropdown(
-                    ["None", "1000x1000", "2000x2000"], label="Canvas of the cutout, px", allow_custom_value=True,
-                    elem_id="canvas",
-                )  # fmt: skip
-                filled = gradio.Checkbox(label="Put the cutout on a background", elem_id="filled")
-                colour = gradio.ColorPicker("#ffffff", label="Background of the cutout", elem_id="background")
-                kinds = gradio.CheckboxGroup([*KINDS], value=[KINDS[0]], label="Kinds in the zip", elem_id="kinds")
-                button = gradio.Button("Make a zip of all images", elem_id="pack")
-                packed = gradio.File(show_label=False, interactive=False, visible=False, elem_id="zip")
-                offered = gradio.Gallery(
-                    [(path, None) for path in copies], label="Examples", interactive=False, visible=bool(copies),
-                    fit_columns=False, object_fit="contain", allow_preview=False, buttons=[], elem_id="examples",
-                )  # fmt: skip
-        settings = [threshold, largest, cropped, canvas, filled, colour]
-        inputs, results = {images, *settings}, [compare, download, packed]
-        common = {"trigger_mode": "always_last", "concurrency_limit": None, "show_progress_on": compare}
-        images.change(receive, inputs, [images, *results], **common)
-        offered.select(receive_example, inputs, [images, *results], **common)
-        gradio.on([images.select, *(tab.select for tab in tabs)], choose, inputs, [images, *results], **common)
-        gradio.on([control.change for control in settings], show, inputs, results, **common)
-        button.click(pack, {*inputs, kinds}, packed, concurrency_limit=None)
-        page.unload(leave)
-    return page
+        self.folder.cleanup()
 
 
 def main(args: argparse.Namespace) -> None:
@@ -279,7 +146,10 @@ def main(args: argparse.Namespace) -> None:
         os.environ |= {"GRADIO_TEMP_DIR": tempfile.tempdir, "GRADIO_ANALYTICS_ENABLED": "False"}
         for name in ("NO_PROXY", "no_proxy"):  # gradio opens the page itself; the latter would win
             os.environ[name] = f"{os.environ.get(name, '')},localhost,127.0.0.1"
-        page = build_page(model, f"{args.checkpoint.name} on {args.device}", examples)
+        from tools.page import CSS, Page  # gradio is optional, and reads the environment
+
+        title = f"{args.checkpoint.name} on {args.device}"
+        page = Page(partial(Visitor, model), KINDS, LIFETIME).build(title, examples)
         stack.callback(page.close, verbose=False)
         try:
             _, address, _ = page.launch(
@@ -288,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
             )  # fmt: skip
         except OSError as error:
             raise OSError(f"--host {args.host} --port {args.port}: no page can be served there; give others") from error
-        print(f"{address} shows {args.checkpoint.name} on {args.device}; Ctrl-C ends it", flush=True)
+        print(f"{address} shows {title}; Ctrl-C ends it", flush=True)
         threading.Event().wait()
 
 
