@@ -3,11 +3,13 @@
     python eval.py --dataset_name DIS-VD DIS-TE1 --pred_path maps/DIS-VD maps/DIS-TE1 --gt_path DIS-VD/gt DIS-TE1/gt
     python eval.py --benchmark COD /data/COD --pred_path runs/COD/predictions --save_path runs/COD/results
     python eval.py --benchmark COD /data/COD --pred_path ours=runs/COD/predictions SINet=maps/SINet FEDER=maps/FEDER
+    python eval.py --from results ours=runs/COD/results --metrics Smeasure MAE --save_path paper
 
 Maps and masks are paired by name. A benchmark's maps are in a folder per test set; the paper's scores are shown beside
 them. The first of several methods is compared with the others. Needs no GPU and no torch; uses all cores. Writes
 results.json, .csv, .md and .tex, per_image.csv, groups.csv, curves and report.html to the folder --save_path; for
-several methods also comparison.csv and examples (docs/benchmarks.md).
+several methods also comparison.csv and examples (docs/benchmarks.md). --from makes all of them anew from folders of
+results, without scoring.
 """
 
 import argparse
@@ -18,14 +20,17 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation import benchmarks, compare, metrics, results, scoring, tables
+from evaluation import benchmarks, compare, kept, metrics, results, scoring, tables
 from evaluation.benchmarks import Benchmark
-from evaluation.results import THIS_RUN, Evaluation, ImageFiles
+from evaluation.results import THIS_RUN, Evaluation, ImageFiles, Note
 from unext import cli, files, output, pairing
 from unext.errors import InputError
 from unext.images import configure_reading
 from unext.pairing import File, MaskNames
 from unext.workers import cores
+
+OF_MAPS = ("benchmark", "sets", "dataset_name", "pred_path", "gt_path", "image_path", "map_suffix", "map_prefix")
+OF_MAPS += ("mask_suffix", "mask_prefix", "allow_missing", "resize")  # options of no use to --from
 
 
 class Dataset(NamedTuple):
@@ -35,11 +40,13 @@ class Dataset(NamedTuple):
     images: dict[str, File]  # for the page; some may be missing
     masks: dict[str, File]
     maps: dict[str, dict[str, File]]  # by method; may be empty
-    notes: list[str] = []  # about its files
+    notes: list[Note] = []  # about its files
 
 
 def find_datasets(args: argparse.Namespace) -> tuple[Benchmark, list[Dataset]]:
     """The data sets that the arguments name, and their benchmark."""
+    if not args.pred_path:
+        raise InputError("give --pred_path, the folders of maps, or --from, folders of results")
     if args.benchmark:
         if args.dataset_name or args.gt_path or args.image_path:
             raise InputError("--benchmark knows names, ground truth and images: leave out the options that name them")
@@ -88,7 +95,7 @@ def datasets_of_benchmark(args: argparse.Namespace, benchmark: Benchmark, root: 
                 raise InputError(f"{name}: there is no folder of that name with maps in {pred_path}; {remedy}")
             is_missing = folder is None or (args.allow_missing and not pairing.images_in(folder))
             maps[method] = {} if is_missing else maps_by_image(args, pairing.images_by_name(folder), masks)
-        notes = [str(split) for split in splits if split.is_incomplete()]
+        notes = [Note(str(split)) for split in splits if split.is_incomplete()]
         datasets.append(Dataset(name, images, masks, maps, notes))
     return datasets
 
@@ -138,28 +145,29 @@ def maps_by_image(
     return maps
 
 
-def images_to_score(datasets: Sequence[Dataset], allow_missing: bool) -> tuple[list[ImageFiles], list[str]]:
+def images_to_score(datasets: Sequence[Dataset], allow_missing: bool) -> tuple[list[ImageFiles], list[Note]]:
     """The images for which every method that covers the data set has a map, and notes about the others."""
     images, notes, problems = [], [], []
     for dataset in datasets:
         masks, scored = dataset.masks, {}
         notes += dataset.notes
         for method, maps in dataset.maps.items():
-            label = results.label(method, dataset.name)
             sides = (("ground truth", masks, "map", maps), ("map", maps, "ground truth", masks))
             for noun, side, partner, partners in sides:
                 if alone := [file.name for name, file in side.items() if name not in partners]:
-                    line = f"{label}: {len(alone):,} of {files.count(len(side), noun)} without a {partner}"
-                    notes.append(f"{line}, left out")
-                    problems.append(f"{line}: {files.listing(alone)}")
+                    line = f"{len(alone):,} of {files.count(len(side), noun)} without a {partner}"
+                    notes.append(Note(f"{line}, left out", dataset.name, method))
+                    problems.append(f"{results.label(method, dataset.name)}: {line}: {files.listing(alone)}")
             if maps.keys() & masks.keys():
                 scored[method] = maps
             else:
-                notes.append(f"{label}: not scored")
+                notes.append(Note("not scored", dataset.name, method))
         with_any_map = [name for name in dict.fromkeys(chain(*scored.values())) if name in masks]
         with_all_maps = [name for name in with_any_map if all(name in maps for maps in scored.values())]
         if left_out := len(with_any_map) - len(with_all_maps):
-            notes.append(f"{dataset.name}: {files.count(left_out, 'image')} left out because some method has no map")
+            notes.append(
+                Note(f"{files.count(left_out, 'image')} left out because some method has no map", dataset.name)
+            )
         for name in with_all_maps:
             paths = dataset.images.get(name), masks[name], {method: maps[name] for method, maps in scored.items()}
             images.append(ImageFiles(dataset.name, files.printable(name), *paths))
@@ -168,18 +176,67 @@ def images_to_score(datasets: Sequence[Dataset], allow_missing: bool) -> tuple[l
     for method in datasets[0].maps:
         if not any(method in image.maps for image in images):
             raise InputError(f"{method}: no image has a map of this method and of all others")
+    notes += unread_notes(images, datasets[0].maps)
     return images, notes
 
 
-def settings_notes(datasets: Sequence[Dataset]) -> list[str]:
-    """How the maps were made, from settings.json beside them."""
-    notes = []
-    for dataset in datasets:
-        for method, maps in dataset.maps.items():
-            if maps and (settings := output.read_settings(next(iter(maps.values())).parent)):
-                values = [f"{key} {value}" for key, value in settings.items() if key not in ("versions", "images")]
-                notes.append(f"{results.label(method, dataset.name)}: maps of {', '.join(values)}")
-    return notes
+def unread_notes(images: Sequence[ImageFiles], methods: Iterable[str]) -> list[Note]:
+    """The files beside ground truth and maps that are no images."""
+    folders = {"": {image.mask.parent: None for image in images}}
+    for method in methods:
+        folders[method] = {image.maps[method].parent: None for image in images if method in image.maps}
+    return [Note(f"left out: {line}", "", method) for method in folders if (line := pairing.left_out(folders[method]))]
+
+
+def origin(folder: str, maps: Iterable[File]) -> str:
+    """The folder of a method's maps and how they were made, from settings.json beside them."""
+    values: dict[str, dict[object, None]] = {}
+    for parent in dict.fromkeys(path.parent for path in maps):
+        for key, value in output.read_settings(parent).items():
+            if key not in ("versions", "images"):
+                values.setdefault(key, {})[str(value)] = None
+    return files.printable(", ".join([f"maps in {folder}", *(f"{key} {' / '.join(values[key])}" for key in values)]))
+
+
+def scored(args: argparse.Namespace) -> Evaluation:
+    """The scores of all maps that the arguments name; the columns are to be chosen."""
+    benchmark, datasets = find_datasets(args)
+    images, notes = images_to_score(datasets, args.allow_missing)
+    results.positions(images, args.examples)  # an error now rather than after scoring
+    prepare_output(args)
+    names = [name for name in metrics.METRICS if name in (*metrics.COMMON, *columns_of(args, benchmark))]
+    scores, means, warnings = scoring.evaluate(images, args.engine, args.resize, names, args.workers)
+    methods = tuple(datasets[0].maps)
+    folders = method_folders(args.pred_path) if args.benchmark else {THIS_RUN: ", ".join(args.pred_path)}
+    maps = {method: [image.maps[method] for image in images if method in image.maps] for method in methods}
+    origins = {method: origin(str(folders[method]), maps[method]) for method in methods}
+    return Evaluation(benchmark, methods, (), (), scores, means, (), [*notes, *warnings], origins)
+
+
+def from_results(args: argparse.Namespace) -> Evaluation:
+    """The scores in the folders of --from."""
+    given = [f"--{name}" for name in OF_MAPS if getattr(args, name)]
+    if given:
+        raise InputError(f"--from reads no map: leave out {', '.join(given)}")
+    evaluation = kept.load(args.from_results)
+    if args.methods:
+        evaluation = kept.chosen(evaluation, args.methods)
+    results.positions(evaluation.images, args.examples)
+    if missing := {*columns_of(args, evaluation.benchmark)} - {*evaluation.scored()}:
+        remedy = "score the maps again with --metrics"
+        raise InputError(f"--from: not scored with {', '.join(sorted(missing))}; {remedy}")
+    prepare_output(args)
+    return evaluation
+
+
+def prepare_output(args: argparse.Namespace) -> None:
+    files.check_output_file("--json", args.json)
+    files.output_folder(args.save_path)
+
+
+def columns_of(args: argparse.Namespace, benchmark: Benchmark) -> tuple[str, ...]:
+    """The metrics in the tables."""
+    return tuple(metrics.METRICS if "all" in args.metrics else dict.fromkeys(args.metrics)) or benchmark.columns
 
 
 def main(args: argparse.Namespace) -> None:
@@ -187,26 +244,17 @@ def main(args: argparse.Namespace) -> None:
         from evaluation import report  # not at the top: workers import this file, and need no matplotlib
 
         configure_reading(args.max_pixels, args.white)
-        benchmark, datasets = find_datasets(args)
-        images, notes = images_to_score(datasets, args.allow_missing)
-        if ignored := pairing.left_out(path.parent for image in images for path in (image.mask, *image.maps.values())):
-            notes.append(f"left out: {ignored}")
-        examples = results.positions(images, args.examples)
-        files.check_output_file("--json", args.json)
-        files.output_folder(args.save_path)
-
-        columns = tuple(metrics.METRICS if "all" in args.metrics else dict.fromkeys(args.metrics)) or benchmark.columns
-        names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
-        scores, means, warnings = scoring.evaluate(images, args.engine, args.resize, names, args.workers)
+        evaluation = from_results(args) if args.from_results else scored(args)
         command.started()  # nothing has been written so far, whatever was wrong with a file
-        evaluation = Evaluation(benchmark, tuple(datasets[0].maps), columns, names, scores, means)
+        columns = columns_of(args, evaluation.benchmark)
+        names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
+        evaluation = replace(evaluation, columns=columns, metrics=names)
         evaluation = replace(evaluation, differences=compare.differences(evaluation))
-        table, notes = tables.table(evaluation), [*notes, *warnings]
+        examples = [evaluation.images[i] for i in results.positions(evaluation.images, args.examples)]
+        table = tables.table(evaluation)
         legend = [tables.legend(evaluation.methods[0], "*", "+")] if evaluation.has_several() else []
-        print(tables.text(table), *legend, *notes, sep="\n")
-        notes += [f"Maps: {', '.join(args.pred_path)}", *settings_notes(datasets)]
-        notes = [files.printable(note) for note in notes]
-        report.write(args.save_path, evaluation, table, notes, [scores[i] for i in examples], args.json)
+        print(tables.text(table), *legend, *evaluation.lines(), sep="\n")
+        report.write(args.save_path, evaluation, table, examples, args.json)
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 
 
@@ -217,7 +265,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
     data.add_argument("--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="in tables")
     data.add_argument(
-        "--pred_path", required=True, nargs="+", metavar="DIR",
+        "--pred_path", nargs="+", default=[], metavar="DIR",
         help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR",
     )  # fmt: skip
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
@@ -227,6 +275,16 @@ def get_args_parser() -> argparse.ArgumentParser:
     cli.add_reading(data)
     data.add_argument("--allow_missing", action="store_true", help="ignore maps and ground truth without a partner")
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
+
+    again = parser.add_argument_group("results that were scored before")
+    again.add_argument(
+        "--from", dest="from_results", nargs="+", default=[], metavar="RESULTS",
+        help="make tables and figures of these folders of results, DIR or NAME=DIR, without scoring",
+    )  # fmt: skip
+    again.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD",
+        help="with --from: the methods in the tables, in this order, as NAME or NEW=NAME; default: all",
+    )  # fmt: skip
 
     writing = parser.add_argument_group("output")
     writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")

@@ -105,7 +105,7 @@ class Group(NamedTuple):
         figures = {}
         for name in metrics:
             scores = [(image.curves if METRICS[name].curve else image.figures)[method][name] for image in self.images]
-            figures[name] = float(np.mean(scores, axis=0).max())
+            figures[name] = float(np.mean(scores, axis=0, dtype=np.float64).max())
         return figures
 
 

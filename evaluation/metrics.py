@@ -18,7 +18,7 @@ from unext.errors import InputError
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
 BOUNDARY = 0.02  # width of the boundary in the boundary IoU, as a share of the image's diagonal
-NINE = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")  # always computed
+NINE = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")  # always in files
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class PairScores:
         return float(figure(self) if figure else self.others[name])
 
     def curves(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The curves of the metrics that are the maximum of a curve."""
-        return {name: getattr(self, curve) for name in names if (curve := METRICS[name].curve)}
+        """The curves, float32 (256,), of the metrics that are the maximum of a curve."""
+        return {name: getattr(self, curve).astype(np.float32) for name in names if (curve := METRICS[name].curve)}
 
 
 FIELDS = tuple(item.name for item in fields(PairScores) if item.name != "others")
@@ -121,6 +121,8 @@ METRICS = {
     "siFm": Metric("$SI\\mbox{-}F_\\beta$", of_pair=lambda pair: library.size_invariant_f_measure(*pair[:2])),
     "siMAE": Metric("SI-MAE", of_pair=lambda pair: library.size_invariant_mae(*pair[:2]), lower_is_better=True),
 }
+
+COMMON = tuple(name for name, metric in METRICS.items() if metric.figure)  # computed of every pair, whatever is shown
 
 
 class Mean:

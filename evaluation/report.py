@@ -5,14 +5,14 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from PIL import Image
 
-from evaluation import compare, plots, tables
+from evaluation import compare, kept, plots, tables
 from evaluation.compare import Group
 from evaluation.metrics import METRICS
 from evaluation.results import Difference, Evaluation, ImageScores
@@ -85,10 +85,11 @@ def group_tables(evaluation: Evaluation, groups: Sequence[Group]) -> list[dict[s
 
 
 def page(
-    evaluation: Evaluation, table: Table, groups: Sequence[Group], curves: Sequence[bytes], notes: Sequence[str]
-) -> bytes:
-    """A self-contained HTML page: tables, `curves` (PNG files), examples."""
-    chosen = sections(evaluation)
+    evaluation: Evaluation, table: Table, groups: Sequence[Group], curves: Sequence[bytes], notes: Sequence[str],
+    lost: Sequence[ImageScores] = (),
+) -> bytes:  # fmt: skip
+    """A self-contained HTML page: tables, `curves` (PNG files), examples but those whose files are lost."""
+    chosen = [(title, [image for image in images if image not in lost]) for title, images in sections(evaluation)]
     images = {(image.dataset, image.name): image for _, images in chosen for image in images}  # some in two sections
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         cards = dict(zip(images, pool.map(card, images.values()), strict=True))
@@ -110,14 +111,20 @@ def page(
 
 
 def write(
-    folder: Path, evaluation: Evaluation, table: Table, notes: Sequence[str], examples: Sequence[ImageScores],
-    json_path: Path | None = None,
-) -> None:  # fmt: skip
+    folder: Path, evaluation: Evaluation, table: Table, examples: Sequence[ImageScores], json_path: Path | None = None
+) -> None:
     """Writes all files of docs/benchmarks.md, the tables first, and results.json to `json_path` too."""
     groups = compare.groups(evaluation.images, evaluation.benchmark.groups)
+    notes = evaluation.lines() + [f"{method}: {line}" for method, line in evaluation.origins.items()]
     if evaluation.has_several():
         notes = [tables.legend(evaluation.methods[0], "bold", "underlined"), *notes]
         examples = examples or plots.most_differing(evaluation.images)
+    shown = [*examples, *chain.from_iterable(images for _, images in sections(evaluation))]
+    if lost := [image for image in shown if not image.has_files()]:
+        names = dict.fromkeys(f"{image.dataset}/{image.name}" for image in lost)
+        notes.append(f"not shown, since their image, ground truth or maps are gone: {files.listing(names)}")
+        print(notes[-1])
+        examples = [image for image in examples if image not in lost]
     contents = table_files(evaluation, table, groups, notes)
     save(folder, contents)
     if json_path:
@@ -127,7 +134,7 @@ def write(
         contents |= plots.curves(evaluation, name)
     curves = [contents[f"{name}.png"] for name in plots.PLOTS]
     contents |= plots.examples(examples, evaluation.methods) if examples else {}
-    save(folder, contents | {"report.html": page(evaluation, table, groups, curves, notes)})
+    save(folder, contents | {"report.html": page(evaluation, table, groups, curves, notes, lost)})
 
 
 def save(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -139,11 +146,11 @@ def save(folder: Path, contents: Mapping[str, bytes]) -> None:
 def table_files(
     evaluation: Evaluation, table: Table, groups: Sequence[Group], notes: Sequence[str]
 ) -> dict[str, bytes]:
-    """The contents of results.*, per_image.csv, groups.csv and, of several methods, comparison.csv."""
+    """The contents of results.*, per_image.csv, groups.csv, scores.npz and, of several methods, comparison.csv."""
     several, names, results = evaluation.has_several(), evaluation.metrics, evaluation.results()
     figures = ([*row[:3], *(row.figures.get(name, "") for name in names)] for row in table.rows())
     per_image = (
-        [image.dataset, *([method] if several else []), image.name, *image.figures[method].values()]
+        [image.dataset, *([method] if several else []), image.name, *map(image.figures[method].get, names)]
         for method in evaluation.methods for image in evaluation.images if method in image.figures
     )  # fmt: skip
     per_group = (
@@ -156,6 +163,7 @@ def table_files(
         "results.md": tables.markdown(table, notes).encode(),
         "results.tex": tables.latex(table, notes).encode(),
         "per_image.csv": tables.to_csv(["dataset", *(["method"] if several else []), "image", *names], per_image),
+        kept.NAME: kept.content(evaluation),
         "groups.csv": tables.to_csv(["dataset", "kind", "group", "method", "images", *names], per_group),
     }
     if several:

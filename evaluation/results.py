@@ -1,7 +1,8 @@
 """What was scored, of which methods, and how they differ: the data that tables, plots and the page share."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from evaluation.benchmarks import Benchmark
 from evaluation.metrics import METRICS, Mean, PairScores, together
+from unext import files
 from unext.errors import InputError
 from unext.pairing import File
 
@@ -34,7 +36,24 @@ class ImageScores(ImageFiles):
 
     share: float  # of the image that is object
     figures: Mapping[str, Mapping[str, float]]  # by method and metric
-    curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float64 (256,)
+    curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float32 (256,)
+
+    def has_files(self) -> bool:
+        """Whether its files are where they were when they were scored."""
+        return all(os.path.exists(file) for file in (self.image, self.mask, *self.maps.values()) if file)
+
+
+class Note(NamedTuple):
+    """A line about a data set, the maps of a method, or both."""
+
+    text: str
+    dataset: str = ""
+    method: str = ""
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        subject = label(self.method, self.dataset)
+        return files.printable(f"{'warning: ' * self.is_warning}{subject}{': ' if subject else ''}{self.text}")
 
 
 class Difference(NamedTuple):
@@ -62,10 +81,12 @@ class Evaluation:
     benchmark: Benchmark
     methods: tuple[str, ...]  # the first is compared with the others
     columns: tuple[str, ...]  # of the tables
-    metrics: tuple[str, ...]  # all that were computed
+    metrics: tuple[str, ...]  # of the files
     images: Sequence[ImageScores]
     dataset_means: Mapping[str, Mapping[str, Mean]]  # by method and data set
     differences: Sequence[Difference] = ()
+    notes: Sequence[Note] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)  # by method: where its maps are and how they were made
 
     @cached_property
     def rows(self) -> dict[str, tuple[str, ...]]:
@@ -86,6 +107,16 @@ class Evaluation:
     def has_several(self) -> bool:
         return len(self.methods) > 1
 
+    def scored(self) -> list[str]:
+        """The metrics that every method was scored with."""
+        by_method = [image.figures[method].keys() for image in self.images for method in image.figures]
+        return [name for name in METRICS if all(name in names for names in by_method)]
+
+    def lines(self) -> list[str]:
+        """The notes as text: on data sets first, then those of each method."""
+        order = {method: i for i, method in enumerate(self.methods)}
+        return [str(note) for note in sorted(self.notes, key=lambda note: order.get(note.method, -1))]
+
     def images_of(self, row: str) -> list[ImageScores]:
         return [image for dataset in self.rows[row] for image in self.images if image.dataset == dataset]
 
@@ -105,7 +136,7 @@ def better_or_worse(metric: str, difference: float) -> str:
 
 def label(method: str, dataset: str) -> str:
     """What messages call the maps of a method for a data set."""
-    return dataset if method == THIS_RUN else f"{method}, {dataset}"
+    return ", ".join(name for name in (method, dataset) if name not in ("", THIS_RUN))
 
 
 def positions(images: Sequence[ImageFiles], names: Iterable[str]) -> list[int]:

@@ -186,7 +186,9 @@ def test_the_tables_are_written_whatever_becomes_of_the_plots(two, tmp_path, mon
     monkeypatch.setattr(plots, "values_of_curves", fail)
     status, line = failure(script.main, arguments(two, "--json", tmp_path / "scores.json"), capsys)
     assert status == 1 and line.endswith("no writable cache directory")
-    tables = {"groups.csv", "per_image.csv", *(f"results.{kind}" for kind in ("csv", "json", "md", "tex"))}
+    tables = {"groups.csv", "per_image.csv", "scores.npz"} | {
+        f"results.{kind}" for kind in ("csv", "json", "md", "tex")
+    }
     assert {path.name for path in (two / "results").iterdir()} == tables
     assert (tmp_path / "scores.json").read_bytes() == (two / "results/results.json").read_bytes()
 

@@ -64,7 +64,7 @@ def test_the_figures_are_those_of_single_runs_to_the_last_digit(root, scores, tm
 
 
 def test_all_files_are_written_and_name_the_methods(results, scores):
-    expected = {"comparison.csv", "curves.npz", "groups.csv", "per_image.csv", "report.html"}
+    expected = {"comparison.csv", "curves.npz", "groups.csv", "per_image.csv", "report.html", "scores.npz"}
     expected |= {f"results.{kind}" for kind in ("csv", "json", "md", "tex")}
     expected |= {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
     assert {path.name for path in results.iterdir()} == expected
@@ -162,4 +162,4 @@ def test_methods_are_named_after_their_folders_and_the_settings_of_their_maps_ar
     options = ["--pred_path", f"{copy}/maps/noise", f"Ref={copy}/maps/shift", "--metrics", "MAE", "maxEm"]
     scores = run(copy, ["blur"], copy / "out", *options)
     assert list(scores) == ["noise", "Ref"] and list(scores["Ref"]["easy"])[-1] == "maxEm"
-    assert "noise, easy: maps of checkpoint SAM2-UNeXT-20.pth" in (copy / "out/report.html").read_text()
+    assert f"noise: maps in {copy}/maps/noise, checkpoint SAM2-UNeXT-20.pth" in (copy / "out/report.html").read_text()
