@@ -252,8 +252,7 @@ def main(args: argparse.Namespace) -> None:
         evaluation = replace(evaluation, differences=compare.differences(evaluation))
         examples = [evaluation.images[i] for i in results.positions(evaluation.images, args.examples)]
         table = tables.table(evaluation)
-        legend = [tables.legend(evaluation.methods[0], "*", "+")] if evaluation.has_several() else []
-        print(tables.text(table), *legend, *evaluation.lines(), sep="\n")
+        print(tables.text(table), *tables.legend(evaluation, "*", "+"), *evaluation.lines(), sep="\n")
         report.write(args.save_path, evaluation, table, examples, args.json)
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 

@@ -54,7 +54,11 @@ def content(evaluation: Evaluation) -> bytes:
         "origins": [evaluation.origins.get(method, "") for method in methods],
     }  # fmt: skip
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, header=json.dumps(header), **arrays)
+    with zipfile.ZipFile(buffer, "w") as archive:  # as numpy.savez_compressed, three times as fast
+        for name, array in {"header": np.array(json.dumps(header)), **arrays}.items():
+            npy = io.BytesIO()
+            np.lib.format.write_array(npy, array)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy.getbuffer(), zipfile.ZIP_DEFLATED, compresslevel=1)
     return buffer.getvalue()
 
 

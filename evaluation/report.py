@@ -93,7 +93,7 @@ def page(
     images = {(image.dataset, image.name): image for _, images in chosen for image in images}  # some in two sections
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         cards = dict(zip(images, pool.map(card, images.values()), strict=True))
-    by_method = groupby(evaluation.differences, key=lambda line: line[:2])  # and data set
+    by_dataset = groupby(evaluation.differences, key=lambda line: line.dataset)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     content = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=evaluation.benchmark.name,
@@ -101,7 +101,10 @@ def page(
         table=table,
         methods=evaluation.methods,
         metrics=METRICS,
-        differences=[(key, list(lines)) for key, lines in by_method],
+        differences=[
+            (name, sorted(lines, key=lambda line: evaluation.columns.index(line.metric))) for name, lines in by_dataset
+        ],
+        p_text=tables.p_text,
         groups=group_tables(evaluation, groups),
         curves=[base64.b64encode(png).decode() for png in curves],
         examples=[(title, [cards[image.dataset, image.name] for image in images]) for title, images in chosen],
@@ -115,9 +118,9 @@ def write(
 ) -> None:
     """Writes all files of docs/benchmarks.md, the tables first, and results.json to `json_path` too."""
     groups = compare.groups(evaluation.images, evaluation.benchmark.groups)
-    notes = evaluation.lines() + [f"{method}: {line}" for method, line in evaluation.origins.items()]
+    notes = [*tables.legend(evaluation, "bold", "underlined"), *evaluation.lines()]
+    notes += [f"{method}: {line}" for method, line in evaluation.origins.items()]
     if evaluation.has_several():
-        notes = [tables.legend(evaluation.methods[0], "bold", "underlined"), *notes]
         examples = examples or plots.most_differing(evaluation.images)
     shown = [*examples, *chain.from_iterable(images for _, images in sections(evaluation))]
     if lost := [image for image in shown if not image.has_files()]:

@@ -17,6 +17,7 @@ from unext.pairing import File
 
 THIS_RUN = "this run"  # the name of a single method without a name
 LEVEL = 0.05  # significance level of Holm's p
+MIN_IMAGES = 20  # to test differences: with fewer, p is too small too often
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,13 @@ class Difference(NamedTuple):
     difference: float  # of the means, the first minus this method
     low: float  # its 95 % interval
     high: float
-    p: float  # two-sided, of the paired bootstrap
-    p_holm: float  # corrected for all comparisons of the table
+    p: float | None  # two-sided; None for too few images
+    p_holm: float | None  # corrected for all comparisons of the table
 
     def verdict(self) -> str:
-        """Whether the first method is better or worse beyond chance: "better", "worse" or "unclear"."""
+        """Whether the first method is better or worse beyond chance: "better", "worse", "unclear"; "" if untested."""
+        if self.p_holm is None:
+            return ""
         return "unclear" if self.p_holm >= LEVEL else better_or_worse(self.metric, self.difference)
 
 

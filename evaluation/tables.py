@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from evaluation.benchmarks import OURS, published
 from evaluation.metrics import METRICS
-from evaluation.results import LEVEL, Evaluation, better_or_worse
+from evaluation.results import LEVEL, MIN_IMAGES, Evaluation, better_or_worse
+from unext import files
 
 DIFFERENCE = "difference"  # the row of this run minus the paper
 BEST, SECOND, UNCLEAR = "best", "second", "unclear"  # marks of a figure; the last: its difference may be chance
@@ -70,12 +71,23 @@ class Table(NamedTuple):
         return not any(row.images for row in self.methods[method].values())
 
 
-def legend(first: str, best: str, second: str) -> str:
-    """What the marks mean."""
-    return (
-        f"{best}: best, {second}: second; ~: the difference to {first} is not beyond chance "
+def legend(evaluation: Evaluation, best: str, second: str) -> list[str]:
+    """What the marks of several methods mean, and where there are none."""
+    if not evaluation.has_several():
+        return []
+    lines = [
+        f"{best}: best, {second}: second; ~: the difference to {evaluation.methods[0]} is not beyond chance "
         f"(paired bootstrap over images, Holm's correction, {LEVEL:.0%})"
-    )
+    ]
+    few = {line.dataset: line.images for line in evaluation.differences if line.p is None}
+    return lines + [
+        f"{name}: no ~, since {files.count(images, 'image')} are too few to test differences (at least {MIN_IMAGES})"
+        for name, images in few.items()
+    ]
+
+
+def p_text(p: float | None) -> str:
+    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def table(evaluation: Evaluation) -> Table:

@@ -4,6 +4,7 @@
     python tests/benchmark_eval.py --files 60      also eval.py on that many files of 2200 x 3000: workers, memory
     python tests/benchmark_eval.py --methods 100   also eval.py with five methods on two data sets of that many images,
                                                    against five runs with one and against pysodmetrics
+    python tests/benchmark_eval.py --pairs 2000    also how often the test of a difference is wrong, and right
 
 Prints medians and ratios of alternating turns.
 """
@@ -25,7 +26,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from evaluation import metrics
+from evaluation import compare, metrics
 from unext import cli
 
 Figures = dict[str, dict[str, float]]
@@ -162,6 +163,34 @@ def benchmark_methods(root: Path, images: int, repeats: int) -> Figures:
     }
 
 
+def rates(images: int, pairs: int, difference: float = 0.0) -> tuple[float, float]:
+    """How often p < 0.05 for that many pairs of methods, with the test of eval.py and with the bootstrap alone.
+
+    The scores of an image depend on how hard it is, like S-measures; the methods differ by `difference` on average.
+    """
+    rng = np.random.default_rng(images)
+    hardness = rng.beta(5, 1.5, (images, 1))
+    ours, other = (hardness ** rng.lognormal(0, 0.3, (images, pairs)) for _ in range(2))
+    differences = ours - other + difference  # (images, pairs)
+    chunks = [weights @ differences for weights in compare.resample_weights(images, compare.RESAMPLES)]
+    resampled = np.concatenate(chunks).T
+    means = differences.mean(axis=0)
+    p = [compare.p_value(mean, values, images) for mean, values in zip(means, resampled, strict=True)]
+    share = np.minimum(np.mean(resampled <= 0, axis=1), np.mean(resampled >= 0, axis=1)) * 2
+    return float(np.mean(np.array(p) < 0.05)), float(np.mean(share < 0.05))
+
+
+def benchmark_chance(pairs: int) -> Figures:
+    """The rates of p < 0.05 without a difference and with one."""
+    results = {}
+    for images in (20, 60, 250, 2000):
+        without, alone = rates(images, pairs)
+        figures = {"p < 0.05 without a difference": without, "the same, bootstrap alone": alone}
+        figures["with a difference of 0.03"] = rates(images, pairs, 0.03)[0]
+        results[f"{pairs} pairs of methods on {images} images"] = figures
+    return results
+
+
 def peak_memory(command: list[str]) -> float:
     """Runs a command; the peak, in megabytes, of the largest of its processes."""
     watch = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
@@ -200,6 +229,7 @@ def main(args: argparse.Namespace) -> None:
         for benchmark, number in ((benchmark_files, args.files), (benchmark_methods, args.methods)):
             with tempfile.TemporaryDirectory() as folder:
                 results |= benchmark(Path(folder), number, args.repeats) if number else {}
+        results |= benchmark_chance(args.pairs) if args.pairs else {}
     for name, figures in results.items():
         print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
 
@@ -208,6 +238,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--files", type=cli.number(minimum=0), default=0, help="for eval.py; 0 leaves it out")
     parser.add_argument("--methods", type=cli.number(minimum=0), default=0, help="images of each set; 0 leaves it out")
+    parser.add_argument("--pairs", type=cli.number(minimum=0), default=0, help="of methods; 0 leaves it out")
     parser.add_argument("--repeats", type=cli.number(), default=5, help="timed turns, whose median is reported")
     return parser
 
