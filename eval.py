@@ -14,15 +14,16 @@ results, without scoring.
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation import benchmarks, compare, kept, metrics, results, scoring, tables
+from evaluation import benchmarks, compare, kept, methods, metrics, results, scoring, tables
 from evaluation.benchmarks import Benchmark
-from evaluation.results import THIS_RUN, Evaluation, ImageFiles, Note
+from evaluation.methods import Training
+from evaluation.results import THIS_RUN, About, Evaluation, ImageFiles, Note
 from unext import cli, files, output, pairing
 from unext.errors import InputError
 from unext.images import configure_reading
@@ -39,11 +40,11 @@ class Dataset(NamedTuple):
     name: str
     images: dict[str, File]  # for the page; some may be missing
     masks: dict[str, File]
-    maps: dict[str, dict[str, File]]  # by method; may be empty
+    maps: dict[str, dict[str, File]]  # by training of a method; may be empty
     notes: list[Note] = []  # about its files
 
 
-def find_datasets(args: argparse.Namespace) -> tuple[Benchmark, list[Dataset]]:
+def find_datasets(args: argparse.Namespace, trainings: Mapping[str, Training]) -> tuple[Benchmark, list[Dataset]]:
     """The data sets that the arguments name, and their benchmark."""
     if not args.pred_path:
         raise InputError("give --pred_path, the folders of maps, or --from, folders of results")
@@ -51,7 +52,9 @@ def find_datasets(args: argparse.Namespace) -> tuple[Benchmark, list[Dataset]]:
         if args.dataset_name or args.gt_path or args.image_path:
             raise InputError("--benchmark knows names, ground truth and images: leave out the options that name them")
         benchmark = benchmarks.load(args.benchmark[0])
-        return benchmark, datasets_of_benchmark(args, benchmark, args.benchmark[1])
+        return benchmark, datasets_of_benchmark(args, benchmark, trainings)
+    if methods.is_file(args.pred_path):
+        raise InputError("--pred_path: a file of methods belongs to --benchmark")
     if args.sets or not args.gt_path:
         raise InputError("--sets belongs to --benchmark" if args.sets else "give --benchmark, or --gt_path")
     return Benchmark(", ".join(args.dataset_name), metrics.NINE), datasets_of_folders(args)
@@ -70,48 +73,35 @@ def datasets_of_folders(args: argparse.Namespace) -> list[Dataset]:
     for name, image_folder, mask_folder, map_folder in folders:
         ground_truth, images = pairing.images_by_name(mask_folder), {}
         maps, masks = pairing.tell_apart(pairing.images_by_name(map_folder), ground_truth, names)
-        maps = maps_by_image(args, maps, masks, ground_truth)
+        maps = maps_by_image(map_names(args), maps, masks, ground_truth)
         if image_folder:
             images, _ = pairing.tell_apart(pairing.images_by_name(image_folder), ground_truth, names)
         datasets.append(Dataset(name, images, masks, {THIS_RUN: maps}))
     return datasets
 
 
-def datasets_of_benchmark(args: argparse.Namespace, benchmark: Benchmark, root: str) -> list[Dataset]:
+def datasets_of_benchmark(
+    args: argparse.Namespace, benchmark: Benchmark, trainings: Mapping[str, Training]
+) -> list[Dataset]:
     """The test sets of a benchmark; prints where they are."""
     pairing.names_given(args, args.gt_path)
-    methods = method_folders(args.pred_path)
-    test_sets = benchmarks.find_test(benchmark, root, args.sets)
+    test_sets = benchmarks.find_test(benchmark, args.benchmark[1], args.sets)
     print(*(split for splits in test_sets.values() for split in splits), sep="\n")
     datasets = []
     for name, splits in test_sets.items():
         images = {pairing.name_of(image): image for split in splits for image, _ in split.pairs}
         masks = {pairing.name_of(image): mask for split in splits for image, mask in split.pairs}
         maps = {}
-        for method, pred_path in methods.items():
+        for key, (pred_path, names, _) in trainings.items():
             folder = map_folder(pred_path, name, is_single=len(test_sets) == 1)
             if folder is None and not args.allow_missing:
                 remedy = "write them with test.py, choose with --sets, or score what is there with --allow_missing"
                 raise InputError(f"{name}: there is no folder of that name with maps in {pred_path}; {remedy}")
             is_missing = folder is None or (args.allow_missing and not pairing.images_in(folder))
-            maps[method] = {} if is_missing else maps_by_image(args, pairing.images_by_name(folder), masks)
+            maps[key] = {} if is_missing else maps_by_image(names, pairing.images_by_name(folder), masks)
         notes = [Note(str(split)) for split in splits if split.is_incomplete()]
         datasets.append(Dataset(name, images, masks, maps, notes))
     return datasets
-
-
-def method_folders(texts: Sequence[str]) -> dict[str, Path]:
-    """The folders of --pred_path, each NAME=DIR or DIR, by method. Raises InputError for a repeated name."""
-    folders: dict[str, Path] = {}
-    for text in texts:
-        name, equals, folder = text.partition("=")
-        if not equals or not name or Path(text).is_dir():
-            name, folder = THIS_RUN if len(texts) == 1 else Path(text).resolve().name, text
-        name = files.printable(name)
-        if name in folders:
-            raise InputError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
-        folders[name] = Path(folder)
-    return folders
 
 
 def map_folder(pred_path: Path, name: str, is_single: bool) -> Path | None:
@@ -128,15 +118,19 @@ def map_folder(pred_path: Path, name: str, is_single: bool) -> Path | None:
     return similar[0] if similar else pred_path if is_single else None
 
 
+def map_names(args: argparse.Namespace) -> MaskNames:
+    return MaskNames(args.map_prefix, args.map_suffix)
+
+
 def maps_by_image(
-    args: argparse.Namespace, maps: dict[str, File], masks: dict[str, File], ground_truth: Iterable[str] = ()
+    names: MaskNames, maps: dict[str, File], masks: dict[str, File], ground_truth: Iterable[str] = ()
 ) -> dict[str, File]:
-    """The maps of a folder by the image's name. If none has --map_prefix and --map_suffix, names are used unchanged.
+    """The maps of a folder by the image's name. If none has such prefix and suffix, names are used unchanged.
 
     Raises InputError if no map has a mask, but would have one with another option: its message gives the option.
     `ground_truth` are the names of all files in the folder of masks.
     """
-    maps = MaskNames(args.map_prefix, args.map_suffix).by_image(maps) or maps
+    maps = names.by_image(maps) or maps
     if maps.keys() & masks.keys():
         return maps
     if hint := pairing.names_hint(masks, maps, "map") or pairing.names_hint(maps, ground_truth):
@@ -188,7 +182,7 @@ def unread_notes(images: Sequence[ImageFiles], methods: Iterable[str]) -> list[N
     return [Note(f"left out: {line}", "", method) for method in folders if (line := pairing.left_out(folders[method]))]
 
 
-def origin(folder: str, maps: Iterable[File]) -> str:
+def origin(folder: Path, maps: Iterable[File]) -> str:
     """The folder of a method's maps and how they were made, from settings.json beside them."""
     values: dict[str, dict[object, None]] = {}
     for parent in dict.fromkeys(path.parent for path in maps):
@@ -200,17 +194,21 @@ def origin(folder: str, maps: Iterable[File]) -> str:
 
 def scored(args: argparse.Namespace) -> Evaluation:
     """The scores of all maps that the arguments name; the columns are to be chosen."""
-    benchmark, datasets = find_datasets(args)
+    if args.benchmark:
+        trainings = methods.find(args.pred_path, map_names(args))
+    else:
+        trainings = {THIS_RUN: Training(Path(", ".join(args.pred_path)), map_names(args), About(THIS_RUN))}
+    benchmark, datasets = find_datasets(args, trainings)
     images, notes = images_to_score(datasets, args.allow_missing)
     results.positions(images, args.examples)  # an error now rather than after scoring
     prepare_output(args)
     names = [name for name in metrics.METRICS if name in (*metrics.COMMON, *columns_of(args, benchmark))]
     scores, means, warnings = scoring.evaluate(images, args.engine, args.resize, names, args.workers)
-    methods = tuple(datasets[0].maps)
-    folders = method_folders(args.pred_path) if args.benchmark else {THIS_RUN: ", ".join(args.pred_path)}
-    maps = {method: [image.maps[method] for image in images if method in image.maps] for method in methods}
-    origins = {method: origin(str(folders[method]), maps[method]) for method in methods}
-    return Evaluation(benchmark, methods, (), (), scores, means, (), [*notes, *warnings], origins)
+    maps = {key: [image.maps[key] for image in images if key in image.maps] for key in trainings}
+    origins = {key: origin(trainings[key].folder, maps[key]) for key in trainings}
+    about = {key: training.about for key, training in trainings.items()}
+    means = {key: means[key] for key in trainings}
+    return Evaluation(benchmark, tuple(trainings), (), (), scores, means, (), [*notes, *warnings], origins, about)
 
 
 def from_results(args: argparse.Namespace) -> Evaluation:
@@ -246,6 +244,8 @@ def main(args: argparse.Namespace) -> None:
         configure_reading(args.max_pixels, args.white)
         evaluation = from_results(args) if args.from_results else scored(args)
         command.started()  # nothing has been written so far, whatever was wrong with a file
+        report.save(args.save_path, {kept.NAME: kept.content(evaluation)})
+        evaluation = results.by_method(evaluation)
         columns = columns_of(args, evaluation.benchmark)
         names = tuple(name for name in metrics.METRICS if name in metrics.NINE or name in columns)
         evaluation = replace(evaluation, columns=columns, metrics=names)
@@ -257,6 +257,11 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 
 
+def metric(text: str) -> str:
+    """An argument type: the name of a metric, in any case."""
+    return next((name for name in metrics.METRICS if name.casefold() == text.casefold()), text)
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     data = parser.add_argument_group("data")
@@ -265,7 +270,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="in tables")
     data.add_argument(
         "--pred_path", nargs="+", default=[], metavar="DIR",
-        help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR",
+        help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR, or a "
+        "YAML file of methods; the same NAME twice is two trainings",
     )  # fmt: skip
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
@@ -282,13 +288,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     again.add_argument(
         "--methods", nargs="+", default=[], metavar="METHOD",
-        help="with --from: the methods in the tables, in this order, as NAME or NEW=NAME; default: all",
+        help="with --from: the methods in the tables, in this order, as NAME or NEW=NAME, or a YAML file of methods",
     )  # fmt: skip
 
     writing = parser.add_argument_group("output")
     writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
     writing.add_argument(
-        "--metrics", nargs="+", default=[], choices=[*metrics.METRICS, "all"], metavar="METRIC",
+        "--metrics", nargs="+", default=[], type=metric, choices=[*metrics.METRICS, "all"], metavar="METRIC",
         help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the nine",
     )  # fmt: skip
     writing.add_argument(

@@ -45,18 +45,27 @@ def resample(
         [[image.figures[first][metric] - image.figures[method][metric] for method, metric in plain] for image in images]
     )
     curves = {
-        (method, metric): np.array([image.curves[method][metric] for image in images])  # float32 (images, 256)
+        (method, metric): np.array([image.curves[method][metric] for image in images])  # float32
         for method in (first, *others) for metric in metrics if METRICS[metric].curve
     }  # fmt: skip
     chunks: list[dict[tuple[str, str], np.ndarray]] = []
     for weights in resample_weights(len(images), number):
         chunk = dict(zip(plain, (weights @ pairwise).T, strict=True))
         weights = weights.astype(np.float32)  # curves of 5,000 resamples take seconds
-        maxima = {key: (weights @ curve).max(axis=1).astype(np.float64) for key, curve in curves.items()}
+        maxima = {key: mean_maxima(weights, curve) for key, curve in curves.items()}
         chunk |= {(method, metric): maxima[first, metric] - maxima[method, metric] for method, metric in curves}
         chunks.append(chunk)
     keys = [(method, metric) for method in others for metric in metrics]
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in keys}
+
+
+def mean_maxima(weights: np.ndarray, curves: np.ndarray) -> np.ndarray:
+    """The maxima of the mean curves of resamples, the mean over trainings: float64 (k,).
+
+    `weights` (k, images); `curves` (images, trainings, 256), or (images, 256) of one.
+    """
+    means = weights @ curves.reshape(len(curves), -1)
+    return means.reshape(len(weights), -1, 256).max(axis=2).mean(axis=1, dtype=np.float64)
 
 
 def resample_weights(images: int, number: int) -> Iterator[np.ndarray]:
@@ -107,7 +116,8 @@ class Group(NamedTuple):
         figures = {}
         for name in metrics:
             scores = [(image.curves if METRICS[name].curve else image.figures)[method][name] for image in self.images]
-            figures[name] = float(np.mean(scores, axis=0, dtype=np.float64).max())
+            mean = np.mean(scores, axis=0, dtype=np.float64)  # a number, or a curve of each training
+            figures[name] = float(np.atleast_1d(mean).max(axis=-1).mean())
         return figures
 
 

@@ -55,7 +55,7 @@ def curves(evaluation: Evaluation, name: str) -> dict[str, bytes]:
         for i, method in enumerate(evaluation.methods):
             if row in evaluation.means[method]:
                 scores = evaluation.means[method][row]
-                points = getattr(scores, x, np.arange(256)), getattr(scores, y)
+                points = np.arange(256) if x == "threshold" else scores.curve(x), scores.curve(y)
                 style = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
                 style |= {"linewidth": 1.3 if i else 2.6, "zorder": 2 if i else 3}  # the first is bold and on top
                 # At threshold 0 everything is object, for every method: that point would only stretch the axes.
@@ -74,10 +74,10 @@ def curves(evaluation: Evaluation, name: str) -> dict[str, bytes]:
 
 def values_of_curves(evaluation: Evaluation) -> bytes:
     """An .npz: `methods`, `datasets`, and each of CURVES as float64 (datasets, methods, 256), NaN where not scored."""
-    missing = np.full(256, np.nan)
     means = [[evaluation.means[method].get(row) for method in evaluation.methods] for row in evaluation.rows]
     arrays = {
-        name: np.array([[getattr(mean, name, missing) for mean in of_row] for of_row in means]) for name in CURVES
+        name: np.array([[mean.curve(name) if mean else np.full(256, np.nan) for mean in of_row] for of_row in means])
+        for name in CURVES
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, methods=evaluation.methods, datasets=list(evaluation.rows), **arrays)

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from evaluation import compare, kept, plots, tables
+from evaluation import compare, plots, tables
 from evaluation.compare import Group
 from evaluation.metrics import METRICS
 from evaluation.results import Difference, Evaluation, ImageScores
@@ -149,7 +149,7 @@ def save(folder: Path, contents: Mapping[str, bytes]) -> None:
 def table_files(
     evaluation: Evaluation, table: Table, groups: Sequence[Group], notes: Sequence[str]
 ) -> dict[str, bytes]:
-    """The contents of results.*, per_image.csv, groups.csv, scores.npz and, of several methods, comparison.csv."""
+    """The contents of results.*, per_image.csv, groups.csv and, of several methods, comparison.csv."""
     several, names, results = evaluation.has_several(), evaluation.metrics, evaluation.results()
     figures = ([*row[:3], *(row.figures.get(name, "") for name in names)] for row in table.rows())
     per_image = (
@@ -166,7 +166,6 @@ def table_files(
         "results.md": tables.markdown(table, notes).encode(),
         "results.tex": tables.latex(table, notes).encode(),
         "per_image.csv": tables.to_csv(["dataset", *(["method"] if several else []), "image", *names], per_image),
-        kept.NAME: kept.content(evaluation),
         "groups.csv": tables.to_csv(["dataset", "kind", "group", "method", "images", *names], per_group),
     }
     if several:

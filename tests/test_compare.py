@@ -106,8 +106,8 @@ def test_holms_correction_is_that_of_the_definition():
     assert compare.holm([0.5, 0.9]) == [1, 1] and compare.holm([]) == []
 
 
-def test_the_best_and_the_second_are_marked_by_unrounded_figures_and_equal_ones_share_the_mark(monkeypatch):
-    curve, scores = np.zeros(256), {"a": 0.50004, "b": 0.50001, "c": 0.50004, "d": 0.4}
+def test_the_best_and_the_second_are_marked_by_printed_figures_and_equal_ones_share_the_mark(monkeypatch):
+    curve, scores = np.zeros(256), {"a": 0.50004, "b": 0.4986, "c": 0.50001, "d": 0.4}
     scored = evaluation({name: [scores_of(value, curve, value)] for name, value in scores.items()}, ("Smeasure", "MAE"))
     lines = [line._replace(p_holm=0.01 if line.method != "d" else 1) for line in compare.differences(scored)]
     monkeypatch.setattr(tables, "published", lambda benchmark, row: {"old": {"Smeasure": 0.4}})
