@@ -239,9 +239,10 @@ def columns_of(args: argparse.Namespace, benchmark: Benchmark) -> tuple[str, ...
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("fewer --workers need less") as command:
-        from evaluation import report  # not at the top: workers import this file, and need no matplotlib
+        from evaluation import plots, report  # not at the top: workers import this file, and need no matplotlib
 
         configure_reading(args.max_pixels, args.white)
+        style = plots.Style(args.figure_width, plots.read_sheet(args.style) if args.style else {})
         evaluation = from_results(args) if args.from_results else scored(args)
         command.started()  # nothing has been written so far, whatever was wrong with a file
         report.save(args.save_path, {kept.NAME: kept.content(evaluation)})
@@ -253,7 +254,7 @@ def main(args: argparse.Namespace) -> None:
         examples = [evaluation.images[i] for i in results.positions(evaluation.images, args.examples)]
         table = tables.table(evaluation)
         print(tables.text(table), *tables.legend(evaluation, "*", "+"), *evaluation.lines(), sep="\n")
-        report.write(args.save_path, evaluation, table, examples, args.json)
+        report.write(args.save_path, evaluation, table, examples, style, args.json)
         print(f"{args.save_path} has the tables, the curves and {args.save_path}/report.html, a page with examples")
 
 
@@ -301,6 +302,10 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--examples", nargs="+", default=[], metavar="NAME",
         help="images in examples.png, as NAME or SET/NAME; default: those in which several methods differ most",
     )  # fmt: skip
+    writing.add_argument("--figure_width", type=cli.number(float, 1, 40), default=7.16, help="of figures, in inches")
+    writing.add_argument(
+        "--style", metavar="FILE", help="style sheet of Matplotlib for the figures, or a name of its own"
+    )
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")

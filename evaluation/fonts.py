@@ -46,7 +46,7 @@ def families(texts: Iterable[str]) -> tuple[list[str], str]:
     from matplotlib.ft2font import FT2Font
 
     usual = list(rcParams["font.family"])
-    needed = letters(texts, FT2Font(font_manager.findfont(font_manager.FontProperties(usual))).get_charmap())
+    needed = letters(texts, FT2Font(font_manager.findfont(font_manager.FontProperties(family=usual))).get_charmap())
     if not needed:
         return usual, ""
     family = family_for(needed)

@@ -98,6 +98,7 @@ def page(
     content = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=evaluation.benchmark.name,
         notes=notes,
+        origins=evaluation.origins,
         table=table,
         methods=evaluation.methods,
         metrics=METRICS,
@@ -114,29 +115,34 @@ def page(
 
 
 def write(
-    folder: Path, evaluation: Evaluation, table: Table, examples: Sequence[ImageScores], json_path: Path | None = None
-) -> None:
+    folder: Path, evaluation: Evaluation, table: Table, examples: Sequence[ImageScores], style: plots.Style,
+    json_path: Path | None = None,
+) -> None:  # fmt: skip
     """Writes all files of docs/benchmarks.md, the tables first, and results.json to `json_path` too."""
     groups = compare.groups(evaluation.images, evaluation.benchmark.groups)
     notes = [*tables.legend(evaluation, "bold", "underlined"), *evaluation.lines()]
-    notes += [f"{method}: {line}" for method, line in evaluation.origins.items()]
     if evaluation.has_several():
         examples = examples or plots.most_differing(evaluation.images)
+    with style.applied([*evaluation.methods, *evaluation.rows]) as lacking:
+        if lacking:
+            notes.append(f"figures: no font of this system has {lacking}; install one, such as Noto Sans CJK")
+            print(notes[-1])
     shown = [*examples, *chain.from_iterable(images for _, images in sections(evaluation))]
     if lost := [image for image in shown if not image.has_files()]:
         names = dict.fromkeys(f"{image.dataset}/{image.name}" for image in lost)
         notes.append(f"not shown, since their image, ground truth or maps are gone: {files.listing(names)}")
         print(notes[-1])
         examples = [image for image in examples if image not in lost]
-    contents = table_files(evaluation, table, groups, notes)
+    origins = [f"{training}: {line}" for training, line in evaluation.origins.items()]
+    contents = table_files(evaluation, table, groups, [*notes, *origins])
     save(folder, contents)
     if json_path:
         save(json_path.parent, {json_path.name: contents["results.json"]})
     contents = {"curves.npz": plots.values_of_curves(evaluation)}
     for name in plots.PLOTS:
-        contents |= plots.curves(evaluation, name)
+        contents |= plots.curves(evaluation, name, style)
     curves = [contents[f"{name}.png"] for name in plots.PLOTS]
-    contents |= plots.examples(examples, evaluation.methods) if examples else {}
+    contents |= plots.examples(examples, evaluation.methods, style) if examples else {}
     save(folder, contents | {"report.html": page(evaluation, table, groups, curves, notes, lost)})
 
 

@@ -85,7 +85,7 @@ class Table(NamedTuple):
     def details(self) -> dict[str, list[str]]:
         """The columns that say more of each method: "venue" and "year", if any method has them."""
         about = [self.about.get(method, About(method)) for method in self.in_paper()]
-        columns = {"venue": [item.venue for item in about], "year": [item.year for item in about]}
+        columns = {name: [getattr(item, name) for item in about] for name in ("venue", "year")}
         return {name: values for name, values in columns.items() if any(values)}
 
 
