@@ -30,7 +30,7 @@ from unext.images import configure_reading
 from unext.pairing import File, MaskNames
 from unext.workers import cores
 
-OF_MAPS = ("benchmark", "sets", "dataset_name", "pred_path", "gt_path", "image_path", "map_suffix", "map_prefix")
+OF_MAPS = ("benchmark", "dataset_name", "pred_path", "gt_path", "image_path", "map_suffix", "map_prefix")
 OF_MAPS += ("mask_suffix", "mask_prefix", "allow_missing", "resize")  # options of no use to --from
 
 
@@ -217,6 +217,8 @@ def from_results(args: argparse.Namespace) -> Evaluation:
     if given:
         raise InputError(f"--from reads no map: leave out {', '.join(given)}")
     evaluation = kept.load(args.from_results)
+    if args.sets:
+        evaluation = kept.of_sets(evaluation, args.sets)
     if args.methods:
         evaluation = kept.chosen(evaluation, args.methods)
     results.positions(evaluation.images, args.examples)
@@ -267,7 +269,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
-    data.add_argument("--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark")
+    data.add_argument(
+        "--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark, or of --from"
+    )
     data.add_argument("--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="in tables")
     data.add_argument(
         "--pred_path", nargs="+", default=[], metavar="DIR",

@@ -154,6 +154,27 @@ def chosen(evaluation: Evaluation, texts: Sequence[str]) -> Evaluation:
     return renamed(evaluation, keys)
 
 
+def of_sets(evaluation: Evaluation, sets: Sequence[str]) -> Evaluation:
+    """What belongs to these data sets, in the order in which they were scored. Raises InputError."""
+    known = {image.dataset.casefold(): image.dataset for image in evaluation.images}
+    if unknown := [name for name in sets if name.casefold() not in known]:
+        raise InputError(f"--sets: {unknown[0]} is not among {files.listing(known.values())}")
+    kept = {known[name.casefold()] for name in sets}
+    means = {
+        key: {name: mean for name, mean in of_datasets.items() if name in kept}
+        for key, of_datasets in evaluation.dataset_means.items()
+    }
+    empty = [key for key, of_datasets in means.items() if not of_datasets]
+    evaluation = replace(
+        evaluation,
+        images=[image for image in evaluation.images if image.dataset in kept],
+        dataset_means=means,
+        notes=[note for note in evaluation.notes if note.dataset in ("", *kept)],
+    )
+    rest = {key: (key, about) for key, about in evaluation.about.items() if key not in empty}
+    return renamed(evaluation, rest) if empty else evaluation
+
+
 def load(texts: Sequence[str]) -> Evaluation:
     """The scores of all methods in folders of results, each DIR or NAME=DIR. Raises InputError or OSError.
 

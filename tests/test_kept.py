@@ -55,6 +55,13 @@ def test_methods_are_chosen_ordered_and_renamed_and_metrics_chosen_anew(root, tm
 
 
 @pytest.mark.usefixtures("without_figures")
+def test_sets_are_chosen_as_in_a_run_that_scores_them(root, tmp_path):
+    written_anew = again(tmp_path, root / "all", "--sets", "HARD")
+    scored(root, METHODS, "hard", "--sets", "hard")
+    assert written_anew == written(root / "hard")
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_what_needs_lost_maps_is_left_out_and_named(root, tmp_path, capsys):
     again(tmp_path / "a", root / "all", "--metrics", "MAE")
     shutil.move(root / "maps", tmp_path)
@@ -78,6 +85,7 @@ def test_results_that_do_not_fit_are_refused(root, tmp_path, capsys):
         ([root / "all", "--metrics", "HCE"], "not scored with HCE; score the maps again with --metrics"),
         ([root / "all", "--methods", "none"], "none is not among blur, noise, shift"),
         ([root / "all", "--methods", "a=blur", "a=noise"], "may occur only once"),
+        ([root / "all", "--sets", "x"], "--sets: x is not among easy, hard"),
         ([root / "maps"], "has no scores.npz"),
         ([tmp_path / "damaged"], "is damaged or of another version"),
         ([root / "all", "--pred_path", root], "reads no map: leave out --pred_path"),
