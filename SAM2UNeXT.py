@@ -150,7 +150,7 @@ class SAM2UNeXT(nn.Module, Hub):
         `download`, the published ones. For a whole checkpoint, which contains them, paths must point to the same.
         """
         trained = checkpoint.parse(checkpoint.read(path), path)
-        paths: dict[str, str | Path | None] = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
+        paths: checkpoint.Paths = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
         if trained.encoders:
             paths = checkpoint.find_encoders(path, trained, paths, download)
         try:

@@ -107,7 +107,7 @@ def leave_signals_to_parent(worker: int) -> None:
 def check_files(pairs: Sequence[Pair], workers: int) -> str:
     """Opens every header and decodes some pairs; prints warnings. Raises OSError that lists the unreadable files.
 
-    Returns a fingerprint of the pairs: their number, and a hash of their names and sizes in bytes, on any disk.
+    Returns a fingerprint of the pairs: their number and a hash of their names and sizes, the same on any disk.
     """
     sampled = {mask for _, mask in pairs[:: max(1, len(pairs) // MASKS_CHECKED)]}
     unreadable, other_size, far, problems = [], [], [], {}

@@ -7,9 +7,8 @@
 
 Maps and masks are paired by name. A benchmark's maps are in a folder per test set; the paper's scores are shown beside
 them. The first of several methods is compared with the others. Needs no GPU and no torch; uses all cores. Writes
-results.json, .csv, .md and .tex, per_image.csv, groups.csv, curves and report.html to the folder --save_path; for
-several methods also comparison.csv and examples (docs/benchmarks.md). --from makes all of them anew from folders of
-results, without scoring.
+tables, curves, examples and report.html to the folder --save_path, see docs/benchmarks.md. --from makes all of them
+anew from folders of results, without scoring.
 """
 
 import argparse
@@ -269,15 +268,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--benchmark", nargs=2, metavar=("NAME", "ROOT"), help=benchmarks.HELP)
-    data.add_argument(
-        "--sets", nargs="+", default=[], metavar="SET", help="only these test sets of the benchmark, or of --from"
-    )
+    sets = "only these test sets of the benchmark, or of --from"
+    data.add_argument("--sets", nargs="+", default=[], metavar="SET", help=sets)
     data.add_argument("--dataset_name", nargs="+", default=[], type=files.printable, metavar="NAME", help="in tables")
-    data.add_argument(
-        "--pred_path", nargs="+", default=[], metavar="DIR",
-        help="folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR, or a "
-        "YAML file of methods; the same NAME twice is two trainings",
-    )  # fmt: skip
+    maps = (
+        "folders of prediction maps, for each data set; with --benchmark for each method, DIR or NAME=DIR, or a YAML "
+    )
+    maps += "file of methods; the same NAME twice is two trainings"
+    data.add_argument("--pred_path", nargs="+", default=[], metavar="DIR", help=maps)
     data.add_argument("--gt_path", nargs="+", default=[], metavar="DIR", help="folders of ground truth")
     data.add_argument("--image_path", nargs="+", default=[], metavar="DIR", help="folders of images, for the page")
     data.add_argument("--map_suffix", default="", help="of maps called NAME_sal.png: _sal")
@@ -287,29 +285,21 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--resize", action="store_true", help="resize maps to the size of their ground truth")
 
     again = parser.add_argument_group("results that were scored before")
-    again.add_argument(
-        "--from", dest="from_results", nargs="+", default=[], metavar="RESULTS",
-        help="make tables and figures of these folders of results, DIR or NAME=DIR, without scoring",
-    )  # fmt: skip
-    again.add_argument(
-        "--methods", nargs="+", default=[], metavar="METHOD",
-        help="with --from: the methods in the tables, in this order, as NAME or NEW=NAME, or a YAML file of methods",
-    )  # fmt: skip
+    folders = "make tables and figures of these folders of results, DIR or NAME=DIR, without scoring"
+    again.add_argument("--from", dest="from_results", nargs="+", default=[], metavar="RESULTS", help=folders)
+    chosen = "with --from: the methods in the tables, in this order, as NAME or NEW=NAME, or a YAML file of methods"
+    again.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help=chosen)
 
     writing = parser.add_argument_group("output")
     writing.add_argument("--save_path", type=cli.path, default="results", metavar="DIR", help="for tables and page")
-    writing.add_argument(
-        "--metrics", nargs="+", default=[], type=metric, choices=[*metrics.METRICS, "all"], metavar="METRIC",
-        help=f"columns of the tables, of {', '.join(metrics.METRICS)} or all; default: the benchmark's, or the nine",
-    )  # fmt: skip
-    writing.add_argument(
-        "--examples", nargs="+", default=[], metavar="NAME",
-        help="images in examples.png, as NAME or SET/NAME; default: those in which several methods differ most",
-    )  # fmt: skip
+    names = [*metrics.METRICS, "all"]
+    columns = f"columns of the tables, of {', '.join(names)}; default: the benchmark's, or the nine"
+    writing.add_argument("--metrics", nargs="+", default=[], type=metric, choices=names, metavar="METRIC", help=columns)
+    examples = "images in examples.png, as NAME or SET/NAME; default: those in which several methods differ most"
+    writing.add_argument("--examples", nargs="+", default=[], metavar="NAME", help=examples)
     writing.add_argument("--figure_width", type=cli.number(float, 1, 40), default=7.16, help="of figures, in inches")
-    writing.add_argument(
-        "--style", metavar="FILE", help="style sheet of Matplotlib for the figures, or a name of its own"
-    )
+    sheet = "style sheet of Matplotlib for the figures, a file or the name of one of its own"
+    writing.add_argument("--style", metavar="FILE", help=sheet)
     writing.add_argument("--json", type=cli.path, metavar="FILE", help="write the unrounded figures there too")
 
     run = parser.add_argument_group("run")

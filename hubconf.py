@@ -1,9 +1,7 @@
 """The network through torch.hub, for programs that need no checkout:
 
-    model = torch.hub.load("user/repo", "sam2unext", checkpoint="SAM2-UNeXT-20.pth")
-    model = torch.hub.load("user/repo", "sam2unext_random", sam2="tiny", aux="none")
-
-torch.hub.load("FOLDER", ..., source="local") takes a checkout.
+model = torch.hub.load("user/repo", "sam2unext", checkpoint="SAM2-UNeXT-20.pth")
+model = torch.hub.load("user/repo", "sam2unext_random", sam2="tiny", aux="none")
 """
 
 import typing  # torch.hub lists every class and function of this file
@@ -11,10 +9,8 @@ import typing  # torch.hub lists every class and function of this file
 import torch
 
 # torch.hub checks these before it calls a function, so the functions import the network.
-dependencies = [
-    "cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numpy", "PIL", "safetensors", "timm", "torch",
-    "torchvision", "tqdm",
-]  # fmt: skip
+dependencies = ["cv2", "filelock", "huggingface_hub", "hydra", "iopath", "numpy", "PIL", "safetensors", "timm", "torch",
+                "torchvision", "tqdm"]  # fmt: skip
 
 
 def sam2unext(checkpoint: str, **options: typing.Any) -> torch.nn.Module:

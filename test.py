@@ -9,8 +9,8 @@
 A map is a greyscale PNG with the image's name: 255 where the network is most certain of the object, 0 where least. It
 has the image's size or, with `--test_gt_path data/masks` or a benchmark, that of the ground truth of the same name.
 `--save` adds, in folders of these names beside the maps: mask (0 and 255, the map cut at --threshold), overlay (the
-image with the object tinted), cutout (the object in its own colours, with an alpha channel) and composite (the cutout
-on --background). settings.json records how they were made. The same command continues an interrupted run.
+image with the object tinted), cutout (the object in its own colours, with alpha) and composite (that on --background).
+The same command continues an interrupted run.
 """
 
 import argparse
@@ -215,16 +215,16 @@ def main(args: argparse.Namespace) -> None:
         output.check_folders(all_tasks, args)
         # Of several processes, each takes every n-th batch.
         tasks = [task for i, task in enumerate(all_tasks) if i // args.batch_size % processes == rank]
-        if rank == 0:
-            stack.enter_context(files.locked(args.save_path))
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
         model.size = args.size or model.size
         settings = settings_of(args, model)
-        output.check_settings(all_tasks, args, settings)
         if args.compile:
             # A CUDA graph launches all kernels at once.
             model.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
+        if rank == 0:
+            stack.enter_context(files.locked(args.save_path))
+        output.check_settings(all_tasks, args, settings)
 
         command.started()
         command.after_interrupt = f"; the same command{' without --overwrite' if args.overwrite else ''} continues"

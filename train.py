@@ -215,7 +215,6 @@ def main(args: argparse.Namespace) -> None:
         loss = partial(loss_terms, **cli.options_of(loss_terms, args))
         recipe = {f"--{name}": getattr(args, name) for name in (*RECIPE, *loss.keywords)}
         if rank == 0:  # for all processes
-            stack.enter_context(files.locked(args.save_path))
             check_folder(args.save_path, args.resume)
             recipe["the data"] = check_files(pairs, args.workers)
             check_files(val_pairs, args.workers)
@@ -227,6 +226,7 @@ def main(args: argparse.Namespace) -> None:
         optimizer, scheduler = make_optimizer(model, args.lr, args.weight_decay, args.epoch, steps)
         scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
         run = Run(args.save_path, model, optimizer, scheduler, scaler, recipe)
+        stack.enter_context(nullcontext() if rank else files.locked(args.save_path))  # makes the folder
         progress = run.begin(args.resume, args.init)
         epochs = range(progress.epoch, args.epoch + 1)
         if not epochs:

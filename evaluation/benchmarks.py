@@ -105,11 +105,6 @@ class SplitFolder(NamedTuple):
         return self.count not in (None, len(self.pairs))
 
 
-def is_benchmark(text: str) -> bool:
-    """Whether an argument names a benchmark, not a folder; a folder called COD is written ./COD or COD/."""
-    return bool(run_name(text)) or not Path(text).is_dir()
-
-
 def built_in(name: str) -> str | None:
     """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
     return next((known for known in PAPER if name.lower() in (known.lower(), known.lower().replace("-", ""))), None)

@@ -9,12 +9,7 @@ import torch
 from sam2.modeling.backbones.hieradet import Hiera
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "sam2_configs"
-CONFIGS = {
-    "tiny": "sam2_hiera_t.yaml",
-    "small": "sam2_hiera_s.yaml",
-    "base_plus": "sam2_hiera_b+.yaml",
-    "large": "sam2_hiera_l.yaml",
-}
+CONFIGS = {"tiny": "sam2_hiera_t", "small": "sam2_hiera_s", "base_plus": "sam2_hiera_b+", "large": "sam2_hiera_l"}
 
 
 def build_sam2_trunk(size: str, device: str | torch.device | None = None) -> Hiera:

@@ -1,15 +1,14 @@
 """What the tests share: golden files, small networks and data sets, and how to call the commands."""
 
-import csv
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
+from unittest import mock
 
+import cv2
 import hypothesis
 import numpy as np
 import pytest
@@ -33,9 +32,11 @@ import train
 from evaluation import plots
 from sam2.build_sam import build_sam2_trunk
 from SAM2UNeXT import SAM2UNeXT
-from tools import toy_dataset
-from unext import checkpoint, device, output, weights
+from tools import check_dataset, toy_dataset
+from unext import checkpoint, device, weights
 
+PHOTO = recipe.photo("bad", 40, 60, 0)
+DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
 SMALL = {"sam2": "tiny", "aux": "vit_small_patch14_dinov2", "aux_size": 56, "size": 64}  # with published encoders
 MICRO = {"sam2": "micro", "aux": "test_vit", "aux_size": 64, "size": 64}  # for what builds and saves many networks
 NETWORK = "--hiera_path random --dinov2_path random " + " ".join(f"--{name} {value}" for name, value in MICRO.items())
@@ -43,8 +44,7 @@ ADOBE_RGB = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], 
 ADOBE_RGB_PROFILE = (ROOT / "tests/adobe_rgb.icc").read_bytes()  # these primaries (D50) and a gamma of 2.2
 PRETENDED_CPU = "PRETENDED_CPU_FLAGS"  # in the environment: what the CPU can do for these tests, see program.py
 
-# The same examples in every run and no time limit: neither luck nor another program may fail a test. tests/fuzz.py
-# draws others.
+# The same examples in every run, and no time limit: luck may fail no test. `--hypothesis-profile anew` draws others.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None, max_examples=60)
 hypothesis.settings.register_profile("anew", deadline=None, database=None, max_examples=2000)
 hypothesis.settings.load_profile("same")
@@ -56,6 +56,9 @@ def pytest_configure(config):
     # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     device.keep_freed_memory("cpu")
+    os.fsync = lambda descriptor: None  # hundreds of megabytes of checkpoints need not survive a power cut
+    # A data loader that an error left behind waits so long for each of its workers when it is collected: 5 s otherwise.
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
     if PRETENDED_CPU in os.environ:
         device.cpu_flags = lambda: set(os.environ[PRETENDED_CPU].split())
 
@@ -69,18 +72,26 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("gigabytes"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk():
-    """Tests write hundreds of megabytes of checkpoints that need not survive a power cut."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
+@pytest.fixture(autouse=True)
+def _environment():
+    """Commands set variables for the processes that they start."""
+    with mock.patch.dict(os.environ):
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_workers():
-    """A data loader that an error left behind waits five seconds for each of its workers when it is collected."""
-    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two maps differ by a grey level at most; shapes must agree."""
+    assert ours.shape == theirs.shape
+    return np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def close_maps(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
+    return ours.keys() == theirs.keys() and all(close(pixels, theirs[name]) for name, pixels in ours.items())
+
+
+def findings_of(path: Path, is_mask: bool = False) -> dict[str, str]:
+    """What check_dataset.py finds in a file."""
+    return check_dataset.inspect(path, is_mask).kinds
 
 
 def golden(name: str):
@@ -124,10 +135,11 @@ def _empty_full_model() -> SAM2UNeXT:
 @pytest.fixture
 def full_model(_empty_full_model):
     """A function that returns the full network with the parameters of a seed, in float32; all tests share its 2 GB."""
-    yield partial(fill_once, _empty_full_model)
-    if _empty_full_model.head.weight.grad is not None:  # it was trained
-        _empty_full_model.filled_with = None
-    _empty_full_model.float().zero_grad(set_to_none=True)
+    model = _empty_full_model
+    yield lambda seed: fill_once(model, seed)
+    if model.head.weight.grad is not None:  # it was trained
+        model.filled_with = None
+    model.float().zero_grad(set_to_none=True)
 
 
 def fill_once(model: SAM2UNeXT, seed: int) -> SAM2UNeXT:
@@ -145,7 +157,7 @@ def fill_once(model: SAM2UNeXT, seed: int) -> SAM2UNeXT:
 def toy(tmp_path_factory) -> Path:
     """A toy data set of 6 training and 4 test images."""
     folder = tmp_path_factory.mktemp("toy")
-    toy_dataset.main(toy_dataset.get_args_parser().parse_args([str(folder), "--train", "6", "--test", "4"]))
+    toy_dataset.main(arguments_of(toy_dataset, folder, "--train", 6, "--test", 4))
     return folder
 
 
@@ -198,16 +210,6 @@ def micro_checkpoint(tmp_path_factory, micro_model) -> Path:
 
 
 @pytest.fixture(scope="session")
-def expected_files(micro_checkpoint, toy, tmp_path_factory):
-    """What test.py writes for an image of the toy data, toy_0001, by kind."""
-    folder, image = tmp_path_factory.mktemp("expected"), toy / "test/Image/toy_0001.jpg"
-    more = ("--save", ",".join(output.KINDS), "--background", "white")
-    test.main(predict_arguments(micro_checkpoint, image, folder, *more))
-    files = {kind: folder / kind for kind in output.KINDS} | {"map": folder}
-    return {kind: np.array(Image.open(next(place.glob("toy_0001.*")))) for kind, place in files.items()}
-
-
-@pytest.fixture(scope="session")
 def model(encoders) -> SAM2UNeXT:
     """The network MICRO with its encoders from files, after some training; not to be changed."""
     torch.manual_seed(3)
@@ -221,14 +223,6 @@ def small(model, tmp_path_factory) -> Path:
     """That network as train.py saves it: without its encoders."""
     path = tmp_path_factory.mktemp("small") / "SAM2-UNeXT-7.pth"
     checkpoint.save_network(path, model, epoch=7)
-    return path
-
-
-def other_weights(encoders, path):
-    """A SAM 2 file whose trunk differs in one matrix."""
-    state = torch.load(encoders["hiera_path"])
-    state["model"][weights.TRUNK + "blocks.3.mlp.layers.1.weight"].mul_(1.01)
-    torch.save(state, path)
     return path
 
 
@@ -254,20 +248,12 @@ def train_options(text: str, toy: Path, save_path: Path, network: str = NETWORK)
 
 def train_arguments(text: str, toy: Path, save_path: Path, network: str = NETWORK):
     """The arguments that train.py parses from `train_options`."""
-    return train.get_args_parser().parse_args(train_options(text, toy, save_path, network))
+    return arguments_of(train, *train_options(text, toy, save_path, network))
 
 
 def validation(toy: Path) -> str:
     """Options of train.py to validate on the toy data's test images."""
     return f"--val_image_path {toy}/test/Image --val_mask_path {toy}/test/Mask"
-
-
-def run_processes(*runs: dict) -> tuple[list[list[int]], str, str]:
-    """Runs of processes.py: the exit statuses of the processes of each, standard output, standard error."""
-    command = [sys.executable, str(ROOT / "tests/processes.py"), *map(json.dumps, runs)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    lines = result.stdout.splitlines()
-    return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
 def arguments_of(command, *options):
@@ -278,7 +264,7 @@ def arguments_of(command, *options):
 def predict_arguments(checkpoint, images, save_path, *more):
     """Arguments of test.py; in fp32."""
     options = ["--checkpoint", checkpoint, "--test_image_path", images, "--save_path", save_path, "--precision", "fp32"]
-    return test.get_args_parser().parse_args([*map(str, options), *map(str, more)])
+    return arguments_of(test, *options, *more)
 
 
 @pytest.fixture
@@ -288,22 +274,15 @@ def without_figures(monkeypatch):
     monkeypatch.setattr(plots, "most_differing", lambda images: [])
 
 
-def eval_arguments(*words):
+def eval_arguments(*options):
     """Arguments of eval.py."""
-    return evaluation.get_args_parser().parse_args([str(word) for word in words])
+    return arguments_of(evaluation, *options)
 
 
 def predict(checkpoint, images, save_path, *more) -> dict[str, np.ndarray]:
     """Runs test.py; returns the maps."""
     test.main(predict_arguments(checkpoint, images, save_path, *more))
     return read_maps(save_path)
-
-
-def refusal(capsys, checkpoint, images, save_path, *more) -> str:
-    """The line with which test.py refuses these arguments."""
-    status, line = failure(test.main, predict_arguments(checkpoint, images, save_path, *more), capsys)
-    assert status == 2
-    return line
 
 
 def pretend_torchrun(monkeypatch, rank: int, processes: int) -> None:
@@ -326,11 +305,6 @@ def program(script: str, *options: object) -> list[str]:
 def read_maps(folder: Path) -> dict[str, np.ndarray]:
     """The PNG files directly in a folder, by name."""
     return {path.name: np.array(Image.open(path)) for path in sorted(folder.glob("*.png"))}
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def read_log(folder: Path) -> list[dict]:

@@ -11,15 +11,27 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import program
+from conftest import predict_arguments, program
 from PIL import Image
 from processes import free_port
 
+import test as script
 from tools import app
+from unext import output
 from unext.output import Prediction
 
 MISSING = [name for name in ("gradio", "selenium") if not importlib.util.find_spec(name)]
 MISSING += [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+
+
+@pytest.fixture(scope="module")
+def expected_files(micro_checkpoint, toy, tmp_path_factory):
+    """What test.py writes for an image of the toy data, toy_0001, by kind."""
+    folder, image = tmp_path_factory.mktemp("expected"), toy / "test/Image/toy_0001.jpg"
+    more = ("--save", ",".join(output.KINDS), "--background", "white")
+    script.main(predict_arguments(micro_checkpoint, image, folder, *more))
+    files = {kind: folder / kind for kind in output.KINDS} | {"map": folder}
+    return {kind: np.array(Image.open(next(place.glob("toy_0001.*")))) for kind, place in files.items()}
 
 
 def test_the_page_shows_the_pixels_of_test_py(micro_model, toy, expected_files):

@@ -6,44 +6,28 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import recipe
-from conftest import contents, eval_arguments, failure, predict, predict_arguments, read_maps, save_image
+from conftest import PHOTO, contents, eval_arguments, failure, findings_of, predict, read_maps, save_image
 from conftest import train_arguments as arguments
 from PIL import Image
 
 import eval as evaluation
-import test as script
 import train
 from dataset import check_files
-from evaluation import results, scoring
-from tools import check_dataset
 from unext import files, pairing
 from unext.masks import MASK_PROBLEMS
 
-PHOTO = recipe.photo("bad", 40, 60, 0)
 BOMB = b"P5 20000 20000 255 "  # its header is all of it
 NAMES = ["a b", "a#b", "a%20b", "a?b&c", "ünï—日本", "new\nline", "-dash", "Case", "case", "trailing ", "x" * 251,
          "é" * 125, os.fsdecode(b"no\xfftext"), "'quote\"", "<b>", "$HOME", "a.b.c",
          "a\nb\x1b[31m\u2028\u202e é\udcff"]  # fmt: skip
 
 
-def findings_of(path):
-    return check_dataset.inspect(path, is_mask=True).kinds
-
-
-@pytest.fixture(scope="module")
-def odd_names(toy, tmp_path_factory):
-    """Folders Image and Mask with names that careless programs fail on."""
-    folder = tmp_path_factory.mktemp("odd")
-    for kind, extension in (("Image", ".jpg"), ("Mask", ".png")):
-        (folder / kind).mkdir()
+def test_odd_names_work_in_all_three_programs(toy, micro_checkpoint, from_files, tmp_path, capsys):
+    images, masks, maps = (tmp_path / name for name in ("images", "masks", "maps"))
+    for folder, file in ((images, "Image/toy_0000.jpg"), (masks, "Mask/toy_0000.png")):
+        folder.mkdir()
         for name in NAMES:
-            shutil.copy(toy / f"test/{kind}/toy_0000{extension}", folder / kind / f"{name}{extension}")
-    return folder
-
-
-def test_odd_names_work_in_all_three_programs(odd_names, micro_checkpoint, from_files, tmp_path, capsys):
-    images, masks, maps = odd_names / "Image", odd_names / "Mask", tmp_path / "maps"
+            shutil.copy(toy / "test" / file, folder / f"{name}{file[-4:]}")
     predicted = predict(micro_checkpoint, images, maps, "--test_gt_path", masks, "--batch_size", 6)
     assert sorted(predicted) == sorted(f"{name}.png" for name in NAMES)
     options = ["--pred_path", maps, "--gt_path", masks, "--image_path", images, "--dataset_name", "odd"]
@@ -73,7 +57,7 @@ def test_prediction_skips_and_lists_files_that_are_not_images(micro_checkpoint, 
     for name, content in damaged.items():
         (images / name).write_bytes(content)
     with pytest.raises(SystemExit) as stop:
-        script.main(predict_arguments(micro_checkpoint, images, tmp_path / "maps", "--batch_size", 2))
+        predict(micro_checkpoint, images, tmp_path / "maps", "--batch_size", 2)
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     assert stop.value.code == 1 and list(read_maps(tmp_path / "maps")) == ["good.png"]
     for name in damaged:
@@ -116,7 +100,7 @@ def test_masks_with_wrong_values_cause_warnings(folder, tmp_path, without_figure
         path = folder / f"Mask/toy_{i:04}.png"
         mask = np.where(np.array(Image.open(path)) > 128, 255, 0).astype(np.uint8)
         save_image(path, change(mask).astype(np.uint8))
-        assert findings_of(path).keys() & MASK_PROBLEMS == ({told.split(":")[0]} if told else set())
+        assert findings_of(path, is_mask=True).keys() & MASK_PROBLEMS == ({told.split(":")[0]} if told else set())
     check_files(pairing.pair([folder / "Image"], [folder / "Mask"]), workers=2)
     trained = capsys.readouterr().out
     shutil.copytree(folder / "Mask", tmp_path / "maps")
@@ -128,16 +112,6 @@ def test_masks_with_wrong_values_cause_warnings(folder, tmp_path, without_figure
         assert len(lines) == 4
         for i, (_, told) in enumerate(CHANGES[:4]):
             assert [line for line in lines if told in line and f"(toy_{i:04}.png)" in line]
-
-
-@pytest.mark.parametrize("white, kind", [(0, "empty mask"), (255, "full mask")])
-def test_constant_masks_are_scored_as_they_are_and_check_dataset_warns(white, kind, tmp_path):
-    path = save_image(tmp_path / "x.png", np.full((40, 60), white, np.uint8))
-    image_files = results.ImageFiles("set", "x", None, path, {"this run": path})
-    [(scores, *map_problems)], share, problem = scoring.score_files(image_files, "fast", resize=False, names=())
-    assert not problem and map_problems == ["", ""] and share == white / 255
-    assert scores.figures()["Smeasure"] == pytest.approx(1)
-    assert findings_of(path) == {kind: ""}
 
 
 def test_a_mask_of_another_size_causes_a_warning(folder, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import failure, train_arguments
+from conftest import contents, failure, train_arguments
 
 import train
 from sam2.build_sam import build_sam2_trunk
@@ -139,9 +139,12 @@ def test_no_option_runs_code_from_a_file(option, toy, tmp_path, capsys):
     assert (tmp_path / "ran").is_dir()
 
 
-@pytest.mark.parametrize("change", [{"progress": 3}, {"recipe": []}])
-def test_a_last_pth_that_is_no_run_is_named(change, micro_checkpoint, toy, tmp_path, capsys):
-    content = torch.load(micro_checkpoint) | {"recipe": {}, "progress": {}}
-    torch.save(content | change, tmp_path / run.LAST)
+@pytest.mark.parametrize("change", [{"progress": 3}, {"recipe": []}, "cut"])
+def test_a_last_pth_that_is_no_run_is_named_and_no_run_starts_over(change, micro_checkpoint, toy, tmp_path, capsys):
+    last, more = tmp_path / run.LAST, {"recipe": {}, "progress": {}}
+    torch.save(torch.load(micro_checkpoint) | more | ({} if change == "cut" else change), last)
+    if change == "cut":
+        os.truncate(last, last.stat().st_size - 5000)
+    before = contents(tmp_path)
     status, line = failure(train.main, train_arguments("--resume", toy, tmp_path), capsys)
-    assert status == 2 and f"{tmp_path / run.LAST}: " in line and "damaged" in line
+    assert status == 2 and f"{last}: " in line and "damaged" in line and contents(tmp_path) == before

@@ -3,19 +3,15 @@
 import contextlib
 import io
 import json
-import os
 import shutil
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ADOBE_RGB_PROFILE, SUIM8, arguments_of, failure
+from conftest import ADOBE_RGB_PROFILE, arguments_of, failure
 from PIL import Image
 
-from evaluation import benchmarks
 from tools import check_dataset
-from unext import workers
 
 RNG = np.random.default_rng(0)
 TURN = Image.Exif()
@@ -102,7 +98,7 @@ def run(*options):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
-            check_dataset.main(arguments_of(check_dataset, *options))
+            check_dataset.main(arguments_of(check_dataset, "--workers", 1, *options))
         except SystemExit as stop:
             return printed.getvalue(), stop.code
     return printed.getvalue(), 0
@@ -155,8 +151,6 @@ def test_each_fault_is_found_and_named_and_nothing_else(planted):
         found.setdefault(finding["finding"], {})[finding["split"]] = names
     assert found == FINDINGS and check_dataset.KINDS.keys() - FINDINGS == {"no pair"}
 
-
-def test_details_say_what_is_wrong(planted):
     details = {Path(file["file"]).name: file["detail"] for kind in planted[2]["findings"] for file in kind["files"]}
     assert details["renamed0.bmp"] == f"as {TWICE[0]}.png" and details["nothing.jpg"] == "it is empty"
     assert details["one.png"] == "mode L, 2 levels up to 1"
@@ -187,11 +181,6 @@ def test_a_custom_benchmark_with_only_warnings_passes(toy, tmp_path):
     assert status == 0 and text.endswith("10 pairs, 0 errors, 1 warning, 0 notes: usable, but see the warnings\n")
 
 
-@pytest.mark.skipif(not SUIM8.exists(), reason="needs the eight real images")
-def test_real_images_pass():
-    assert run(SUIM8 / "images", SUIM8 / "masks")[1] == 0
-
-
 def test_folders_without_common_names_are_no_pair(toy, tmp_path):
     for name, told in (("a.png", "mask without image"), ("a.json", "not read: 1 .json; how to make masks of annot")):
         (tmp_path / name).mkdir()
@@ -218,24 +207,3 @@ def test_nothing_to_check_is_one_line_and_status_2(first, second, told, toy, tmp
     monkeypatch.chdir(tmp_path)
     status, line = failure(check_dataset.main, arguments_of(check_dataset, first, second), capsys)
     assert status == 2 and told in line
-
-
-class Deadly:
-    """Ends the process that unpickles it."""
-
-    def __reduce__(self):
-        return os._exit, (1,)
-
-
-def test_a_worker_that_dies_is_an_error_and_not_a_hang():
-    jobs = [("split", Deadly(), None)] * 3
-    with pytest.raises(BrokenProcessPool):
-        list(workers.in_processes(check_dataset.examine, jobs, 2))
-
-
-def test_a_benchmark_is_told_from_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("images", "COD", "folder.d"):
-        (tmp_path / name).mkdir()
-    assert all(map(benchmarks.is_benchmark, ("COD", "orsi4199", "mine.yaml", "MINE.YML", "missing")))
-    assert not any(map(benchmarks.is_benchmark, ("images", "images/", "./COD", "COD/", "folder.d", str(tmp_path))))

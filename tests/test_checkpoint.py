@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import MICRO, SMALL, arguments_of, aux_file, failure, golden, other_weights, sam2_file, same_network
+from conftest import MICRO, SMALL, arguments_of, aux_file, failure, golden, sam2_file, same_network
+from test_find_encoders import other_weights
 
 from SAM2UNeXT import SAM2UNeXT
 from tools import convert_checkpoint
@@ -116,7 +117,9 @@ def test_another_encoder_is_refused(small, encoders, tmp_path):
     with pytest.raises(ValueError, match=f"7.pth: was not trained with {path}; give sam2_hiera_micro.pt with the"):
         SAM2UNeXT.from_checkpoint(small, path)
     aux = aux_file(tmp_path / "aux.safetensors", MICRO["aux"], 96)  # differs in the position embedding alone
-    assert SAM2UNeXT.from_checkpoint(small, None, aux)
+    torch.save(weights.read(aux), tmp_path / "aux.pt")
+    for same in (aux, tmp_path / "aux.pt"):
+        assert SAM2UNeXT.from_checkpoint(small, None, same)
     with pytest.raises(ValueError, match="7.pth: its network cannot be built: .* size small"):
         SAM2UNeXT.from_checkpoint(small, sam2_file(tmp_path / "small.pt", "small"))
 

@@ -8,9 +8,6 @@ import pytest
 import torch
 from conftest import ROOT, failure
 
-import eval as evaluation
-import test as prediction
-import train
 from unext import cli
 from unext.errors import InputError
 
@@ -93,25 +90,6 @@ def test_a_reader_that_leaves_ends_the_command_silently_with_status_1(errors):
     assert process.returncode == 1 and not process.stderr
 
 
-@pytest.mark.parametrize(
-    "parse, options",
-    [
-        (train.get_args_parser, "--hiera_path x --save_path="),
-        (prediction.get_args_parser, "--checkpoint x --test_image_path x --save_path="),
-        (evaluation.get_args_parser, "--pred_path x --gt_path x --json="),
-    ],
-)
-def test_an_empty_path_does_not_mean_the_current_folder(parse, options, capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse().parse_args(options.split())
-    assert stop.value.code == 2 and f"{options.split()[-1][:-1]}: is empty" in capsys.readouterr().err
-
-
 def test_missing_packages_are_named_with_the_command_that_installs_them():
     with pytest.raises(ValueError, match=r"^needs nonesuch: bash tools/setup.sh requirements-export.txt installs"):
         cli.require(["json", "nonesuch"], "requirements-export.txt")
-
-
-def test_importing_it_needs_no_torch():
-    code = "import sys, unext.cli, unext.workers, unext.output; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

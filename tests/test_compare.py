@@ -64,16 +64,13 @@ def test_the_interval_is_that_of_scipy():
 def test_a_maximum_is_that_of_the_mean_curve_of_each_resample(monkeypatch):
     monkeypatch.setattr(compare, "CHUNK", 100)  # a few resamples at a time
     first, other = random_scores(9, 3), random_scores(9, 4)
-    scored = evaluation({"ours": first, "theirs": other})
-    values = compare.resample(scored.images, "ours", ["theirs"], ["maxFm"], 50)["theirs", "maxFm"]
+    images = evaluation({"ours": first, "theirs": other}).images
+    values = compare.resample(images, "ours", ["theirs"], ["maxFm"], 50)["theirs", "maxFm"]
     rng = np.random.default_rng(compare.SEED)
     for value in values:
         chosen = rng.integers(9, size=9)
         ours, theirs = (np.mean([scores[i].Fm for i in chosen], axis=0).max() for scores in (first, other))
         assert value == pytest.approx(ours - theirs, abs=1e-6)
-    [line] = [line for line in compare.differences(scored) if line.metric == "maxFm"]
-    table = scored.results()
-    assert line.difference == table["ours"]["set"]["maxFm"] - table["theirs"]["set"]["maxFm"]
 
 
 def test_a_real_difference_is_noticed_and_a_chance_one_is_not():

@@ -19,13 +19,6 @@ def _autocast_believes_in_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *args, **options: True)
 
 
-@pytest.fixture
-def model():
-    """The full network without memory: on meta."""
-    with torch.device("meta"):
-        return SAM2UNeXT()
-
-
 def pretend_gpu(model: SAM2UNeXT) -> None:
     """Replaces all tensors of the network by fake ones on a GPU; call it in FakeTensorMode."""
     for module in model.modules():
@@ -38,7 +31,9 @@ def pretend_gpu(model: SAM2UNeXT) -> None:
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_full_network_and_its_loss_stay_on_the_gpu(dtype, checkpointed, model):
+def test_the_full_network_and_its_loss_stay_on_the_gpu(dtype, checkpointed):
+    with torch.device("meta"):
+        model = SAM2UNeXT()
     model.set_precision(dtype).sam.grad_checkpointing = checkpointed
     computed = set()
     with FakeTensorMode():

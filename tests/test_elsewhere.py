@@ -37,8 +37,8 @@ def test_every_command_ends_with_status_0(system, toy, from_files, tmp_path):
         ("train", f"{train} --workers {int(system == 'windows')}"),
         ("rewind", "run/last.pth"),  # as if the run was interrupted
         ("train", f"{train} --resume"),
-        ("test", f"{predict} --save map,overlay,cutout --workers 2"),
-        ("test", f"{predict} --overwrite"),
+        ("test", f"{predict} --save map,overlay,cutout --workers 1"),
+        ("test", f"{predict} --overwrite --workers 1"),
         ("eval", f"--dataset_name toy --pred_path maps --gt_path {toy}/test/Mask --save_path results --workers 1"),
         ("tools.check_dataset", f"{toy}/test/Image {toy}/test/Mask --json found.json --workers 1"),
         ("tools.convert_checkpoint", "run/SAM2-UNeXT-1.pth whole.pth --to whole"),

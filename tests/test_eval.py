@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import recipe
 from conftest import ROOT, eval_arguments, failure, golden, save_image
+from test_eval_benchmark import TABLES
 
 import eval as script
 from evaluation import metrics, plots
@@ -75,10 +76,8 @@ def test_several_data_sets_make_one_table_and_one_file(pairs, two, tmp_path, cap
     assert list(results) == ["all twelve", "two"] and results["two"]["images"] == 2
     expected = [metrics.score(*CASES[name]).MAE for name in ("case0", "perfect")]
     assert results["two"]["MAE"] == pytest.approx(np.mean(expected), rel=1e-12)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["dataset", "images", *metrics.NINE]
-    assert [line.split("  ")[0].strip() for line in lines[2:4]] == ["all twelve", "two"]
-    assert f"{results['two']['Smeasure']:.3f}" in lines[3]
+    first, second = capsys.readouterr().out.splitlines()[2:4]
+    assert first.startswith("all twelve  ") and f"{results['two']['Smeasure']:.3f}" in second
 
 
 def test_chosen_metrics_are_the_columns_and_are_added_to_the_nine(two, tmp_path, capsys):
@@ -186,10 +185,7 @@ def test_the_tables_are_written_whatever_becomes_of_the_plots(two, tmp_path, mon
     monkeypatch.setattr(plots, "values_of_curves", fail)
     status, line = failure(script.main, arguments(two, "--json", tmp_path / "scores.json"), capsys)
     assert status == 1 and line.endswith("no writable cache directory")
-    tables = {"groups.csv", "per_image.csv", "scores.npz"} | {
-        f"results.{kind}" for kind in ("csv", "json", "md", "tex")
-    }
-    assert {path.name for path in (two / "results").iterdir()} == tables
+    assert {path.name for path in (two / "results").iterdir()} == TABLES
     assert (tmp_path / "scores.json").read_bytes() == (two / "results/results.json").read_bytes()
 
 

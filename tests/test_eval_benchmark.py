@@ -1,5 +1,6 @@
 """eval.py on a benchmark: the table, the page and all other files that it writes."""
 
+import csv
 import json
 import re
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import recipe
-from conftest import eval_arguments, failure, read_csv, save_image
+from conftest import eval_arguments, failure, save_image
 
 import eval as script
 from evaluation import benchmarks
@@ -30,6 +31,11 @@ def archive(tmp_path_factory):
             save_image(root / "DIS5K" / name / "gt" / f"{stem}.png", mask)
             save_image(root / "maps" / name.lower().replace("-", "_") / f"{stem}.png", prediction)
     return root
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def arguments(root, *more):

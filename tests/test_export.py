@@ -1,5 +1,5 @@
 """tools/export.py: the graph computes the maps of test.py, for any batch and without torch, or no file is written.
-With --rembg it takes images as rembg prepares them, and rembg's mask is the map of `predict`."""
+With --rembg it takes images as rembg prepares them."""
 
 import importlib.util
 import json
@@ -22,26 +22,18 @@ from torch.torch_version import TorchVersion
 
 import test as script
 from dataset import MEAN, STD
-from SAM2UNeXT import stretch
 from tools import export
 from unext.checkpoint import trained_fingerprint
 
 NEEDED = [name for name in export.PACKAGES if not importlib.util.find_spec(name)]
-pytestmark = pytest.mark.skipif(
-    bool(NEEDED) or torch.__version__ < export.MIN_TORCH,
-    reason="requirements-export.txt is not installed",
-)
+LACKS = bool(NEEDED) or torch.__version__ < export.MIN_TORCH
+pytestmark = pytest.mark.skipif(LACKS, reason="requirements-export.txt is not installed")
 
 
 def session(path):
     import onnxruntime
 
     return onnxruntime.InferenceSession(path)
-
-
-def logits_of(model, images):
-    with torch.no_grad():
-        return model(images)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +62,8 @@ def test_a_graph_computes_logits_and_probability_of_any_batch(graph, micro_model
     for batch in (1, 3):
         images = recipe.image(f"onnx{batch}", (batch, 3, 64, 64))
         probability, logits = session(graph).run(None, {"images": images.numpy()})
-        expected = logits_of(micro_model, images)
+        with torch.no_grad():
+            expected = micro_model(images)
         assert logits.shape == (batch, 1, 64, 64) and logits.dtype == np.float32
         assert np.abs(logits - expected.numpy()).max() < 1e-4 * expected.abs().max()
         assert np.abs(probability - expected.sigmoid().numpy()).max() < 1e-5
@@ -229,23 +222,8 @@ def test_for_rembg_images_of_1024_px_minus_a_half_give_the_probability_first(rem
     rembg = session(rembg_graph)
     first, _ = rembg.run(None, {rembg.get_inputs()[0].name: (shown - 0.5).numpy()})
     small = torch.nn.functional.interpolate(shown, (64, 64), mode="bilinear", antialias=True)
-    expected = logits_of(micro_model, (small - export.CHANNEL_MEAN) / export.CHANNEL_STD)
+    with torch.no_grad():
+        expected = micro_model((small - export.CHANNEL_MEAN) / export.CHANNEL_STD)
     assert np.abs(first - expected.sigmoid().numpy()).max() < 1e-4
     metadata = rembg.get_modelmeta().custom_metadata_map
     assert [json.loads(metadata[name]) for name in ("mean", "std", "size")] == [[0.5] * 3, [1] * 3, 1024]
-
-
-@pytest.mark.slow
-def test_rembg_gives_the_map_of_the_network(rembg_graph, micro_model, toy, monkeypatch):
-    """It filters with Lanczos where `predict` is bilinear; it takes the brightest pixel for white, so there is one."""
-    rembg = pytest.importorskip("rembg")
-    monkeypatch.setenv("U2NET_HOME", str(rembg_graph.parent))
-    model = rembg.new_session("dis_custom", model_path=str(rembg_graph))
-    for path in sorted((toy / "test/Image").iterdir()):
-        pixels = np.array(Image.open(path))
-        pixels[:16, :16] = 255
-        image = Image.fromarray(pixels)
-        mask = np.array(rembg.remove(image, session=model, only_mask=True))
-        expected = stretch(torch.from_numpy(micro_model.predict(image))).numpy()
-        assert mask.shape == expected.shape
-        assert np.abs(np.subtract(mask, expected, dtype=float)).mean() < 4  # grey levels

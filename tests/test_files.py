@@ -10,7 +10,6 @@ from conftest import ROOT, contents, failure, predict_arguments, train_arguments
 
 import test
 import train
-from SAM2UNeXT import SAM2UNeXT
 from unext import files
 
 LOCK_AND_FORK = """
@@ -45,16 +44,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
             files.output_folder(path)
 
 
-def test_a_second_run_is_refused_before_the_network_is_loaded_and_changes_nothing(
-    toy, micro_checkpoint, tmp_path, monkeypatch, capsys
-):
+def test_a_second_run_is_refused_and_changes_nothing(toy, micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "PATIENCE", 0.1)
-    monkeypatch.setattr(SAM2UNeXT, "__init__", lambda *args, **options: pytest.fail("was loaded"))
-    (tmp_path / "last.pth").write_text("of the first run")
+    (tmp_path / "notes.txt").write_text("of the first run")
     before = contents(tmp_path)
     for main, args in (
         (train.main, train_arguments("--epoch 1", toy, tmp_path)),
-        (train.main, train_arguments("--epoch 2 --resume", toy, tmp_path)),
         (test.main, predict_arguments(micro_checkpoint, toy / "test/Image", tmp_path)),
     ):
         with files.locked(tmp_path):

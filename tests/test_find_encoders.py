@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import arguments_of, failure, other_weights, same_network
+from conftest import arguments_of, contents, failure, same_network
 
 import test as script
 from SAM2UNeXT import SAM2UNeXT
@@ -17,6 +17,14 @@ from unext import checkpoint, cli, download, weights
 def weights_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
     return tmp_path / "weights"
+
+
+def other_weights(encoders, path):
+    """A SAM 2 file whose trunk differs in one matrix."""
+    state = torch.load(encoders["hiera_path"])
+    state["model"][weights.TRUNK + "blocks.3.mlp.layers.1.weight"].mul_(1.01)
+    torch.save(state, path)
+    return path
 
 
 def changed(small, path, change):
@@ -39,10 +47,6 @@ def copy_encoders(encoders, folder):
         shutil.copy(file, folder)
 
 
-def tree(folder):
-    return sorted(str(path) for path in folder.rglob("*"))
-
-
 @pytest.mark.parametrize(
     "module, options",
     [
@@ -57,13 +61,13 @@ def test_missing_encoders_are_named_and_nothing_is_made(module, options, small, 
     monkeypatch.setattr(export, "MIN_TORCH", (0,))
     path = changed(small, tmp_path / "mine/x.pth", lambda old: old | {"path": "/nowhere/weights/sam2_hiera_micro.pt"})
     options = options.format(checkpoint=path, output=tmp_path / "out", image=toy / "test/Image/toy_0001.jpg").split()
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     status, line = failure(module.main, arguments_of(module, *options), capsys)
     fingerprint = torch.load(path)["encoders"]["hiera_path"]["fingerprint"]
     folders = f"/nowhere/weights, {tmp_path}/weights, {tmp_path}/mine"
     missing = f"{path}: needs its encoder sam2_hiera_micro.pt (fingerprint {fingerprint}), not found in {folders}: "
     assert line.endswith(f"{missing}copy it there, or name it with --hiera_path")
-    assert status == 2 and tree(tmp_path) == before
+    assert status == 2 and contents(tmp_path) == before and not (tmp_path / "out").exists()
     assert arguments_of(module, *options, "--download").download
 
 
@@ -92,25 +96,26 @@ def test_the_first_file_that_exists_must_have_the_fingerprint(small, model, enco
     assert same_network(SAM2UNeXT.from_checkpoint(path), model)
 
 
-@pytest.mark.parametrize("place", ["https://host/sam2_hiera_micro.pt", "elsewhere/weights/sam2_hiera_micro.pt"])
-def test_a_header_asks_no_server_and_creates_no_folder(place, small, tmp_path, monkeypatch):
+@pytest.mark.posix
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "https://host/sam2_hiera_micro.pt"},
+        {"path": "elsewhere/weights/sam2_hiera_micro.pt"},
+        {"path": "mine/sam2_hiera_micro.pt"},
+        {"path": "mine/passwd", "name": "passwd"},
+        {"path": "mine/sam2_hiera_micro.pt/../passwd", "name": "sam2_hiera_micro.pt/../passwd"},
+    ],
+)
+def test_a_header_asks_no_server_and_opens_only_the_encoders_file(change, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_micro.pt", "https://host/sam2_hiera_micro.pt")
     monkeypatch.setattr(download, "retrieve", lambda url, path: pytest.fail("a server was asked"))
-    path = changed(small, tmp_path / "x.pth", lambda record: record | {"path": place})
-    with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt"):
-        SAM2UNeXT.from_checkpoint(path)
-    assert tree(tmp_path) == [str(path)]
-
-
-@pytest.mark.posix
-@pytest.mark.parametrize("name", ["passwd", "sam2_hiera_micro.pt/../passwd", "sam2_hiera_micro.pt"])
-def test_a_header_opens_nothing_but_a_regular_file_of_the_encoders_name(name, small, tmp_path, monkeypatch):
-    (tmp_path / "passwd").write_text("secret")
-    os.mkfifo(tmp_path / "sam2_hiera_micro.pt")
-    path = changed(small, tmp_path / "mine" / "x.pth", lambda old: old | {"name": name, "path": str(tmp_path / name)})
-    opened, parse = [], weights.parse
+    path = changed(small, tmp_path / "mine/x.pth", lambda record: record | change)
+    (tmp_path / "mine/passwd").write_text("secret")
+    os.mkfifo(tmp_path / "mine/sam2_hiera_micro.pt")
+    before, opened, parse = sorted(tmp_path.rglob("*")), [], weights.parse
     monkeypatch.setattr(weights, "parse", lambda path: opened.append(path) or parse(path))
     with pytest.raises(OSError, match="needs its encoder sam2_hiera_micro.pt"):
         SAM2UNeXT.from_checkpoint(path)
-    assert opened == [path]
+    assert opened == [path] and sorted(tmp_path.rglob("*")) == before

@@ -44,9 +44,7 @@ def results(tmp_path):
     return tmp_path / "results"
 
 
-def test_a_checkpoint_is_converted_into_a_folder_with_a_model_card_and_back(
-    model, encoders, results, tmp_path, monkeypatch, capsys
-):
+def test_a_checkpoint_becomes_a_folder_with_a_card_and_back(model, encoders, results, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(download.PUBLISHED, "sam2_hiera_micro.pt", "https://host/micro.pt")
     checkpoint.save_network(tmp_path / "SAM2-UNeXT-7.pth", model, epoch=7)
     options = tmp_path / "SAM2-UNeXT-7.pth", tmp_path / "hub", "--to", "hub", "--results", results

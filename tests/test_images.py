@@ -8,27 +8,19 @@ import sys
 import cv2
 import numpy as np
 import pytest
-import recipe
-from conftest import ADOBE_RGB, ADOBE_RGB_PROFILE, ROOT, save_image
+from conftest import ADOBE_RGB, ADOBE_RGB_PROFILE, DISC, PHOTO, ROOT, findings_of, save_image
 from PIL import Image, PngImagePlugin
 
-from tools import check_dataset
 from unext import cli, images, pairing
 from unext.images import FAR, LIMIT, WHITE, for_network, photo_of, read_image, read_photo, read_size
 from unext.masks import read_mask
 
-PHOTO = recipe.photo("bad", 40, 60, 0)
 SMOOTH = Image.fromarray(PHOTO).resize((30, 20)).resize((60, 40))
 RAMP = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (40, 1))
 COLOUR = np.dstack([RAMP] * 3)
 TWELVE = np.rint(RAMP / 255 * 4095).astype(np.uint16)  # in 12 bits
-DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
 TURN = Image.Exif()
 TURN[0x0112] = 6  # a quarter turn
-
-
-def findings_of(path, is_mask=False):
-    return check_dataset.inspect(path, is_mask).kinds
 
 
 PIXELS = {  # of RAMP, by the value that is white: None for 8 bits
@@ -165,8 +157,6 @@ def test_stored_pixels_are_those_of_pillow_in_any_colour_mode_and_format(name, m
 def test_a_png_with_megabytes_of_text_and_profile_is_read_by_commands_and_their_processes(tmp_path, monkeypatch):
     for module, name in ((Image, "MAX_IMAGE_PIXELS"), (PngImagePlugin, "MAX_TEXT_CHUNK")):
         monkeypatch.setattr(module, name, getattr(module, name))
-    for name in (LIMIT, WHITE):
-        monkeypatch.setenv(name, "")
     images.configure_reading(cli.MAX_PIXELS)
     notes = PngImagePlugin.PngInfo()
     notes.add_text("prompt", "x" * 3_000_000, zip=True)
@@ -224,11 +214,3 @@ def test_a_profile_of_other_colours_or_a_damaged_one_is_ignored(mode, tmp_path):
     for profile in (b"no profile", ADOBE_RGB_PROFILE if mode in ("L", "CMYK") else ADOBE_RGB_PROFILE[:200]):
         image.save(tmp_path / "x.tif", icc_profile=profile)
         assert np.array_equal(for_network(read_photo(tmp_path / "x.tif")), image.convert("RGB"))
-
-
-def test_what_is_transparent_is_white_for_the_network_and_keeps_its_alpha(tmp_path):
-    path = save_image(tmp_path / "x.png", np.dstack([PHOTO, DISC]))
-    photo = read_photo(path)
-    assert photo.mode == "RGBA" and np.array_equal(np.array(photo)[..., 3], DISC)
-    assert np.array_equal(for_network(photo), np.where(DISC[..., None] > 0, PHOTO, 255))
-    assert np.array_equal(read_image(path), PHOTO)  # as benchmarks do

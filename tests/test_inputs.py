@@ -5,16 +5,8 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import recipe
-from conftest import (
-    adobe_rgb,
-    eval_arguments,
-    failure,
-    predict,
-    read_maps,
-    save_image,
-    train_arguments,
-)
+from conftest import ADOBE_RGB_PROFILE, DISC, PHOTO, close, eval_arguments, failure, predict, read_maps, save_image
+from conftest import train_arguments as arguments
 from PIL import ExifTags, Image
 
 import eval as evaluation
@@ -23,11 +15,8 @@ import train
 from dataset import check_files
 from evaluation import benchmarks, results, scoring
 from tools import check_dataset
-from unext import images, output, pairing
+from unext import output, pairing
 from unext.images import in_srgb, read_photo
-
-PHOTO = recipe.photo("bad", 40, 60, 0)
-DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
 
 
 def lines_of(capsys):
@@ -43,13 +32,12 @@ def test_what_is_transparent_stays_so_in_the_cutout(micro_model, micro_checkpoin
     path = save_image(tmp_path / "in" / "x.png", np.dstack([PHOTO, alpha]))
     grey = predict(micro_checkpoint, path, tmp_path / "out", "--save", "map,overlay,cutout")["x.png"]
     white = np.rint(PHOTO * (alpha[..., None] / 255) + 255 - alpha[..., None]).astype(np.uint8)
-    expected = script.stretch(script.torch.from_numpy(micro_model.predict(white))).numpy()
-    assert np.abs(grey.astype(int) - expected).max() <= 1
-    same = script.stretch(script.torch.from_numpy(micro_model.predict(Image.open(path)))).numpy()
-    assert np.array_equal(grey, same)
+    of_array, of_image = (script.torch.from_numpy(micro_model.predict(image)) for image in (white, Image.open(path)))
+    assert close(grey, script.stretch(of_array).numpy()) and np.array_equal(grey, script.stretch(of_image).numpy())
     cutout = np.array(Image.open(tmp_path / "out/cutout/x.png"))
     assert np.array_equal(cutout, np.array(micro_model.cutout(Image.open(path))))
     assert (cutout[..., 3] <= alpha).all() and not cutout[alpha == 0].any()
+    assert np.array_equal(np.array(read_photo(path)), np.dstack([PHOTO, alpha]))
     visible = (alpha < 255) & (cutout[..., 3] > 0)
     assert np.array_equal(cutout[visible, :3], PHOTO[visible])
     overlay = np.array(Image.open(tmp_path / "out/overlay/x.jpg")).astype(int)
@@ -63,65 +51,59 @@ def test_what_shows_the_image_keeps_profile_and_resolution_but_no_exif(form, mic
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] = (48.0, 51.0, 30.0)
     for name in ("x.png", "y.jpg", "z.tif"):
-        Image.fromarray(PHOTO).save(tmp_path / "in" / name, icc_profile=adobe_rgb(), dpi=(300, 300), exif=exif)
+        Image.fromarray(PHOTO).save(tmp_path / "in" / name, icc_profile=ADOBE_RGB_PROFILE, dpi=(300, 300), exif=exif)
     more = ("--save", "overlay,cutout,composite", "--background", "white", "--format", form)
     predict(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more)
     written = [path for path in sorted((tmp_path / "out").glob("*/*")) if path.suffix != ".json"]
     assert len(written) == 9
     for path in written:
         with Image.open(path) as image:
-            assert image.info["icc_profile"] == adobe_rgb() and not image.getexif()
+            assert image.info["icc_profile"] == ADOBE_RGB_PROFILE and not image.getexif()
             assert path.suffix == ".webp" or image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
 
 
 def test_the_background_has_the_colours_of_the_image(micro_checkpoint, tmp_path):
     hidden = Image.fromarray(np.dstack([PHOTO, np.zeros((40, 60), np.uint8)]))
-    hidden.save(tmp_path / "x.png", icc_profile=adobe_rgb())
+    hidden.save(tmp_path / "x.png", icc_profile=ADOBE_RGB_PROFILE)
     predict(micro_checkpoint, tmp_path / "x.png", tmp_path / "out", "--save", "composite", "--background", "#e04030")
     composite = np.array(in_srgb(read_photo(tmp_path / "out/composite/x.jpg")), int)
     assert np.abs(composite - (0xE0, 0x40, 0x30)).max() <= 4
 
 
-@pytest.mark.parametrize("kind, form, limit", [("overlay", "JPEG", 65500), ("cutout", "WebP", 16383)])
-def test_a_file_larger_than_its_format_allows_fails_for_its_image_alone(
-    kind, form, limit, micro_checkpoint, tmp_path, capsys
+@pytest.mark.parametrize(
+    "options, width, function, error, told",
+    [
+        ("--save map,overlay", 65501, None, None, "the sides of a JPEG file are at most 65,500 px"),
+        ("--save map,cutout --format webp", 16384, None, None, "the sides of a WebP file are at most 16,383 px"),
+        ("", 60, (output, "files_of"), cv2.error("odd"), "odd"),
+        ("", 60, (output, "files_of"), MemoryError(), "out of memory"),
+        ("", 60, (script, "make_prediction"), RuntimeError("bad_alloc"), "out of memory"),
+    ],
+)
+def test_what_fails_in_one_image_fails_for_it_alone(
+    options, width, function, error, told, micro_checkpoint, tmp_path, monkeypatch, capsys
 ):
-    save_image(tmp_path / "in" / "a.png", np.zeros((2, limit + 1, 3), np.uint8))
-    save_image(tmp_path / "in" / "b.png", PHOTO)
-    more = ("--save", f"map,{kind}", *(("--format", "webp") if form == "WebP" else ()))
+    if function:
+        original = getattr(*function)
+
+        def fail(prediction, sample, *args):  # of `files_of`, the task
+            if "stem='a'" in repr(sample):
+                raise error
+            return original(prediction, sample, *args)
+
+        monkeypatch.setattr(*function, fail)
+    save_image(tmp_path / "in/a.png", np.zeros((2, width, 3), np.uint8))
+    for name in "bc":
+        save_image(tmp_path / f"in/{name}.png", PHOTO)
     with pytest.raises(SystemExit) as stop:
-        predict(micro_checkpoint, tmp_path / "in", tmp_path / "out", *more)
+        predict(micro_checkpoint, tmp_path / "in", tmp_path / "out", *options.split(), "--workers", 1)
     lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 1 and lines[-1].endswith("1 of 2 images failed; all others are done")
-    assert f"a.png: its files cannot be made: the sides of a {form} file are at most {limit:,} px" in lines[-2]
-    assert sorted(path.stem for path in (tmp_path / "out").rglob("[ab].*")) == ["b", "b"]
+    assert stop.value.code == 1 and lines[-1].endswith("1 of 3 images failed; all others are done")
+    assert f"a.png: its files cannot be made: {told}" in lines[-2]
+    assert {path.stem for path in (tmp_path / "out").rglob("[abc].*")} == {"b", "c"}
 
 
-@pytest.mark.parametrize("error", [cv2.error("odd"), MemoryError(), RuntimeError("bad_alloc")])
-def test_what_fails_in_one_image_fails_for_it_alone(error, micro_checkpoint, tmp_path, monkeypatch, capsys):
-    module, name = (script, "make_prediction") if isinstance(error, RuntimeError) else (output, "files_of")
-    function = getattr(module, name)
-
-    def fail(prediction, sample, *args):  # of `files_of`, the task
-        if "stem='a'" in repr(sample):
-            raise error
-        return function(prediction, sample, *args)
-
-    monkeypatch.setattr(module, name, fail)
-    for name in "abc":
-        save_image(tmp_path / "in" / f"{name}.png", PHOTO)
-    with pytest.raises(SystemExit) as stop:
-        predict(micro_checkpoint, tmp_path / "in", tmp_path / "out", "--workers", 1)
-    lines = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 1 and len(read_maps(tmp_path / "out")) == 2
-    reason = "odd" if "odd" in str(error) else "out of memory"
-    assert f"a.png: its files cannot be made: {reason}" in lines[-2]
-
-
-def test_the_first_image_far_from_white_is_named_with_the_option_that_says_what_is_white(
-    micro_checkpoint, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv(images.WHITE, "")
+def test_the_first_image_far_from_white_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
     photos, masks = tmp_path / "in", tmp_path / "gt"
     for name in "abc":
         save_image(photos / f"{name}.png", np.where(DISC > 0, 3900, 0).astype(np.uint16))
@@ -169,7 +151,7 @@ def test_each_command_says_in_one_line_what_is_left_out(toy, micro_checkpoint, t
     (tmp_path / "test/Image/gone.jpg").symlink_to("nowhere")
     predict(micro_checkpoint, tmp_path / "test/Image", tmp_path / "maps")
     assert "left out: 1 .mp4, 1 broken link(s)" in lines_of(capsys)
-    train.find_pairs(train_arguments("", tmp_path, tmp_path / "run"))
+    train.find_pairs(arguments("", tmp_path, tmp_path / "run"))
     assert "left out: 1 .txt" in lines_of(capsys)
     options = ["--pred_path", tmp_path / "maps", "--gt_path", tmp_path / "test/Mask", "--dataset_name", "set"]
     args = eval_arguments(*options, "--save_path", tmp_path / "results", "--workers", 1)
@@ -180,9 +162,7 @@ def test_each_command_says_in_one_line_what_is_left_out(toy, micro_checkpoint, t
     assert status == 2 and "maps: broken links; fetch the files, or remove the links: gone.png" in line
 
 
-def test_masks_with_a_suffix_in_the_folder_of_the_images_serve_every_command(
-    toy, micro_checkpoint, tmp_path, without_figures, capsys
-):
+def test_masks_beside_the_images_serve_every_command(toy, micro_checkpoint, tmp_path, without_figures, capsys):
     """With the option, and with a benchmark that says so."""
     data, maps, results, path = (str(tmp_path / name) for name in ("data", "maps", "results", "mine.yaml"))
     for image in sorted((toy / "train/Image").iterdir()):
@@ -192,7 +172,7 @@ def test_masks_with_a_suffix_in_the_folder_of_the_images_serve_every_command(
     (tmp_path / "mine.yaml").write_text(f"train: {place}\ntest: {{mine: {place}}}\n")
     suffix, benchmark = ["--mask_suffix", "_mask"], ["--benchmark", path, str(tmp_path)]
 
-    args = train_arguments("--epoch 1 --batch_size 6 --mask_suffix _mask", tmp_path, tmp_path / "run")
+    args = arguments("--epoch 1 --batch_size 6 --mask_suffix _mask", tmp_path, tmp_path / "run")
     args.train_image_path = args.train_mask_path = [data]
     assert [len(pairs) for pairs in train.find_pairs(args)] == [6, 0]
     assert len(predict(micro_checkpoint, data, tmp_path / "maps", "--test_gt_path", data, *suffix)) == 6

@@ -2,20 +2,17 @@
 
 import shutil
 
-import benchmark_eval
 import pytest
 from conftest import contents, eval_arguments, failure
+from test_eval_methods import METHODS, arguments, write_methods
 
 import eval as script
-
-METHODS = ("blur", "noise", "shift")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The data and maps of five methods, and the results of METHODS in `all`, and of each in the folder of its name."""
-    folder = tmp_path_factory.mktemp("kept")
-    benchmark_eval.write_methods(folder, 3, (60, 80))
+    """The data and maps of METHODS, their results in `all`, and those of each in the folder of its name."""
+    folder = write_methods(tmp_path_factory.mktemp("kept"))
     scored(folder, METHODS, "all")
     for method in METHODS:
         scored(folder, [method], method)
@@ -23,7 +20,7 @@ def root(tmp_path_factory):
 
 
 def scored(root, methods, results, *more):
-    script.main(eval_arguments(*benchmark_eval.eval_options(root, methods, results), "--workers", 1, *more))
+    script.main(arguments(root, methods, "--save_path", root / results, *more))
 
 
 def again(folder, *options):

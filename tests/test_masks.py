@@ -3,22 +3,14 @@
 import cv2
 import numpy as np
 import pytest
-import recipe
-from conftest import save_image
+from conftest import DISC, PHOTO, findings_of, save_image
 from PIL import Image
 
-from tools import check_dataset
 from unext.masks import read_and_check_mask, read_mask
 
-PHOTO = recipe.photo("bad", 40, 60, 0)
-DISC = cv2.circle(np.zeros((40, 60), np.uint8), (30, 20), 12, 255, -1)
 SOFT = cv2.GaussianBlur(DISC, (9, 9), 0)
 BLACK, WHITE = 0 * DISC, np.full_like(DISC, 255)
 VOID = np.where(DISC, 1, cv2.dilate(DISC, np.ones((5, 5)))).astype(np.uint8)
-
-
-def findings_of(path):
-    return check_dataset.inspect(path, is_mask=True).kinds
 
 
 def grey(*channels):
@@ -70,7 +62,7 @@ def test_the_mask_is_the_grey_levels_or_the_alpha_channel(name, image, options, 
     image.save(tmp_path / name, **options)
     assert np.array_equal(read_mask(tmp_path / name), expected)
     if name in ("white.png", "red.webp", "both.png", "grey.png"):
-        assert "mask in the alpha channel" in findings_of(tmp_path / name)
+        assert "mask in the alpha channel" in findings_of(tmp_path / name, is_mask=True)
 
 
 def test_the_alpha_channel_of_16_bits_is_read(tmp_path):
@@ -90,7 +82,7 @@ def test_a_mask_that_could_be_colours_or_alpha_is_named(pixels, reason, tmp_path
     path = save_image(tmp_path / "x.png", pixels)
     with pytest.raises(OSError, match=f"x.png: cannot be read as an image: {reason}; save the mask as greyscale"):
         read_mask(path)
-    assert reason in findings_of(path)["unreadable"]
+    assert reason in findings_of(path, is_mask=True)["unreadable"]
 
 
 @pytest.mark.parametrize(
@@ -120,4 +112,4 @@ def test_masks_with_wrong_values_are_told_from_sound_ones(name, mask, problem, t
     mask.save(tmp_path / name)
     assert read_and_check_mask(tmp_path / name)[1] == problem
     if name == "black.webp":
-        assert findings_of(tmp_path / name).keys() == {"empty mask"}
+        assert findings_of(tmp_path / name, is_mask=True).keys() == {"empty mask"}

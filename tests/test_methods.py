@@ -2,11 +2,12 @@
 
 import json
 
-import benchmark_eval
 import numpy as np
 import pytest
-from conftest import eval_arguments, failure, read_csv
+from conftest import eval_arguments, failure
 from test_compare import evaluation, random_scores
+from test_eval_benchmark import read_csv
+from test_eval_methods import write_methods
 
 import eval as script
 from evaluation import compare, fonts, metrics, results, tables
@@ -14,17 +15,16 @@ from evaluation.results import About
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 FILE = """
-ours: {folder: [maps/blur, maps/noise, maps/erosion], name: Ours & all, cite: us2025, year: 2025}
+ours: {folder: [maps/blur, maps/noise], name: Ours & all, cite: us2025, year: 2025}
 maps/shift: {cite: "\\\\citep[v2]{a}", venue: CVPR, suffix: _sal}
-名字: maps/dilation
+名字: maps/blur
 """
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Maps of five methods, those of "shift" called NAME_sal.png, and methods.yaml."""
-    folder = tmp_path_factory.mktemp("methods")
-    benchmark_eval.write_methods(folder, 3, (60, 80))
+    """Maps of three methods, those of "shift" called NAME_sal.png, and methods.yaml."""
+    folder = write_methods(tmp_path_factory.mktemp("methods"))
     for path in (folder / "maps/shift").glob("*/*.png"):
         path.rename(path.with_stem(f"{path.stem}_sal"))
     (folder / "methods.yaml").write_text(FILE)
@@ -32,7 +32,7 @@ def root(tmp_path_factory):
 
 
 def run(root, save_path, *methods):
-    options = ["--benchmark", root / "five.yaml", root / "data", "--workers", 1, "--save_path", save_path]
+    options = ["--benchmark", root / "sets.yaml", root / "data", "--workers", 1, "--save_path", save_path]
     script.main(eval_arguments(*options, "--pred_path", *methods))
     return json.loads((save_path / "results.json").read_text())
 
@@ -40,7 +40,7 @@ def run(root, save_path, *methods):
 def test_a_file_gives_order_names_citations_columns_and_the_names_of_maps(root, tmp_path):
     scores = run(root, tmp_path, root / "methods.yaml")
     assert list(scores) == ["Ours & all", "maps/shift", "名字"]
-    assert scores["名字"] == run(root, tmp_path / "a", f"{root}/maps/dilation")
+    assert scores["名字"] == run(root, tmp_path / "a", f"{root}/maps/blur")
     lines = (tmp_path / "results.tex").read_text().splitlines()
     assert lines[1] == "% needs XeLaTeX or LuaLaTeX and \\usepackage{fontspec}, for 名字"
     rows = [line.removesuffix(" \\\\").split(" & ")[:3] for line in lines if line.endswith(" \\\\")][1:]
@@ -51,11 +51,11 @@ def test_a_file_gives_order_names_citations_columns_and_the_names_of_maps(root, 
 
 
 def test_several_trainings_are_shown_as_mean_and_deviation(root, tmp_path):
-    names = ("blur", "noise", "erosion")
+    names = ("blur", "noise")
     single = [run(root, tmp_path / name, f"ours={root}/maps/{name}") for name in names]
-    scores = run(root, tmp_path / "all", *(f"ours={root}/maps/{name}" for name in names), f"other={root}/maps/dilation")
+    scores = run(root, tmp_path / "all", *(f"ours={root}/maps/{name}" for name in names), f"other={root}/maps/blur")
     for row, figures in scores["ours"].items():
-        assert figures["trainings"] == 3 and figures["images"] == single[0][row]["images"]
+        assert figures["trainings"] == 2 and figures["images"] == single[0][row]["images"]
         for metric in metrics.NINE:
             values = [of_rows[row][metric] for of_rows in single]
             assert figures[metric] == pytest.approx(np.mean(values), abs=1e-15)
@@ -64,9 +64,9 @@ def test_several_trainings_are_shown_as_mean_and_deviation(root, tmp_path):
     line = next(line for line in (tmp_path / "all/results.md").read_text().splitlines() if line.startswith("| ours"))
     assert line.count(" ± ") == 3 * 9
     images = [read_csv(tmp_path / name / "per_image.csv")[0] for name in (*names, "all")]
-    assert float(images[3]["maxFm"]) == pytest.approx(np.mean([float(row["maxFm"]) for row in images[:3]]))
+    assert float(images[2]["maxFm"]) == pytest.approx(np.mean([float(row["maxFm"]) for row in images[:2]]))
     options = [f"ours={tmp_path / name}" for name in names] + [tmp_path / "all"]
-    script.main(eval_arguments("--save_path", tmp_path / "again", "--from", *options[:3]))
+    script.main(eval_arguments("--save_path", tmp_path / "again", "--from", *options[:2]))
     assert json.loads((tmp_path / "again/results.json").read_text()) == scores["ours"]
 
 
@@ -96,7 +96,7 @@ def test_the_comparison_is_of_the_mean_over_trainings():
 )
 def test_a_file_that_needs_mending_is_one_line(content, message, root, tmp_path, capsys):
     (root / "wrong.yaml").write_text(content)
-    options = ["--benchmark", root / "five.yaml", root / "data", "--save_path", tmp_path]
+    options = ["--benchmark", root / "sets.yaml", root / "data", "--save_path", tmp_path]
     status, line = failure(script.main, eval_arguments(*options, "--pred_path", root / "wrong.yaml"), capsys)
     assert status == 2 and message in line
 

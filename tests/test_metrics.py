@@ -76,16 +76,12 @@ def test_random_pairs_agree_with_pysodmetrics(height, width, seed, levels, share
     assert_agrees_with_pysodmetrics(prediction, mask)
 
 
-def one_pixel(y, x):
-    mask = np.zeros((40, 50), np.uint8)
-    mask[y, x] = 255
-    return mask
-
-
 NOISE = recipe.photo("noise", 40, 50)[..., 0]
 EMPTY, FULL = np.zeros((40, 50), np.uint8), np.full((40, 50), 255, np.uint8)
 MASKS = {"empty": EMPTY, "full": FULL, "chequered": np.indices((40, 50)).sum(0).astype(np.uint8) % 2 * 255}
-MASKS |= {"one pixel": one_pixel(20, 30), "first pixel": one_pixel(0, 0), "last pixel": one_pixel(39, 49)}
+for place in (20, 30), (0, 0), (39, 49):
+    MASKS[f"one pixel at {place}"] = np.zeros((40, 50), np.uint8)
+    MASKS[f"one pixel at {place}"][place] = 255
 MASKS["soft"] = (recipe.uniform("soft truth", (40, 50)).clip(-1, 1) * 127 + 128).astype(np.uint8)
 
 
@@ -101,7 +97,7 @@ def test_edge_cases_agree_with_pysodmetrics(name):
 def test_real_masks_agree_with_pysodmetrics():
     rng = np.random.default_rng(0)
     for path in pairing.images_by_name(SUIM8 / "masks").values():
-        mask = np.array(read_mask(path))
+        mask = np.array(read_mask(path))[::2, ::2]
         blurred = cv2.GaussianBlur(mask, (0, 0), 9)
         noisy = np.clip(blurred.astype(int) + rng.integers(-60, 60, mask.shape), 0, 255).astype(np.uint8)
         shifted = np.roll(blurred, (15, -20), (0, 1))
@@ -167,14 +163,6 @@ def test_the_boundary_iou_is_that_of_the_pixels_near_the_boundaries():
     expected = (near[0] & near[1]).sum() / (near[0] | near[1]).sum()
     assert 0.01 < expected < 0.99
     assert metrics.score(prediction, mask, ["BIoU"]).figure("BIoU") == pytest.approx(expected, abs=1e-12)
-
-
-def test_curves_go_from_threshold_0_to_255_and_their_maximum_is_taken_after_averaging():
-    first, second = (metrics.score(*recipe.metric_cases(0)[name]) for name in ("case0", "case3"))
-    assert first.recall[0] == 1 and first.recall[255] < 0.1 and (np.diff(first.recall) <= 0).all()
-    figures = metrics.mean([first, second]).figures()
-    assert figures["maxFm"] == pytest.approx(((first.Fm + second.Fm) / 2).max())
-    assert figures["MAE"] == pytest.approx((first.MAE + second.MAE) / 2)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -28,11 +28,6 @@ def names(pairs):
     return [(image.name, mask.name) for image, mask in pairs]
 
 
-def test_files_are_paired_by_stem_whatever_the_extension(folders):
-    pairs = pairing.pair([f"{folders}/images"], [f"{folders}/masks"])
-    assert names(pairs) == [("a#1.png", "a#1.png"), ("b.jpg", "b.jpg"), ("c.JPG", "c.bmp")]
-
-
 def test_unpaired_files_are_an_error_that_lists_the_first(folders):
     for name in ("images/d.png", "masks/e.png", *(f"images/x{i:02}.png" for i in range(25))):
         save_image(folders / name, GREY)
@@ -42,20 +37,13 @@ def test_unpaired_files_are_an_error_that_lists_the_first(folders):
     assert len(pairing.pair([folders / "images"], [folders / "masks"], skip_unpaired=True)) == 3
 
 
-def test_folders_are_joined_in_their_order(folders):
+def test_files_are_paired_by_stem_whatever_the_extension_and_folders_joined_in_their_order(folders):
     save_image(folders / "more" / "b.jpg", GREY)
     save_image(folders / "more_masks" / "b.png", GREY)
     pairs = pairing.pair([folders / "more", folders / "images"], [folders / "more_masks", folders / "masks"])
-    assert names(pairs)[:2] == [("b.jpg", "b.png"), ("a#1.png", "a#1.png")] and len(pairs) == 4
+    assert names(pairs) == [("b.jpg", "b.png"), ("a#1.png", "a#1.png"), ("b.jpg", "b.jpg"), ("c.JPG", "c.bmp")]
     with pytest.raises(ValueError, match="2 folder.*of images but 1 of masks"):
         pairing.pair([folders / "images"] * 2, [folders / "masks"])
-
-
-def test_files_that_are_not_images_are_ignored(folders):
-    for name in ("Thumbs.db", "readme.txt", "._b.jpg", ".hidden.png"):
-        (folders / "images" / name).write_bytes(b"x")
-    (folders / "images" / "folder.png").mkdir()
-    assert list(pairing.images_by_name(folders / "images")) == ["a#1", "b", "c"]
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
@@ -131,13 +119,15 @@ def test_names_are_paired_whatever_the_form_of_their_accents(tmp_path):
     assert len(pairing.pair([tmp_path / "short"], [tmp_path / "masks"], names=names)) == 1
 
 
-def test_what_is_left_out_is_counted(folders):
+def test_files_that_are_not_images_are_left_out_and_counted(folders):
     assert pairing.left_out([folders / "images"]) == ""
-    for name in ("a.HEIC", "b.HEIC", "film.mp4", "README", "Thumbs.db", "settings.json", ".hidden"):
+    for name in ("a.HEIC", "b.HEIC", "film.mp4", "README", "Thumbs.db", "settings.json", ".hidden.png", "._b.jpg"):
         (folders / "images" / name).write_bytes(b"x")
+    (folders / "images" / "folder.png").mkdir()
     for name in ("gone.jpg", "gone.txt"):
         (folders / "images" / name).symlink_to("nowhere")
     if ".heic" not in extensions():
+        assert list(pairing.gather([folders / "images"])) == ["a#1", "b", "c"]
         remedy = "convert to JPEG, or pip install pillow-heif"
         told = f"2 .HEIC ({remedy}), 1 .mp4, 1 README, 2 broken link(s)"
         assert pairing.left_out([folders / "images", folders / "images"]) == told
@@ -160,16 +150,3 @@ def test_sub_folders_are_read_on_request_without_hidden_linked_and_skipped_ones(
     assert sorted(images) == ["a#1", "b", "c", "sub/a", "sub/deep/b"]
     assert sorted(pairing.gather([top])) == ["a#1", "b", "c"]
     assert pairing.images_below(top) == 3
-    told = "/skipped: has no images; 1 image in sub-folders: name these, or give test.py --recursive"
-    with pytest.raises(ValueError, match=told):
-        pairing.gather([top / "skipped"])
-
-
-def test_images_of_one_name_are_an_error_or_keep_their_extensions(folders):
-    save_image(folders / "images/b.png", GREY)
-    with pytest.raises(ValueError, match="images/b.jpg and .*images/b.png: have the same name; keep one of them"):
-        pairing.images_by_name(folders / "images")
-    images = pairing.gather([folders / "images"], keep_extensions=True)
-    assert {name: file.stem for name, file in images.items()} == {
-        "a#1": "a#1", "b.jpg": "b.jpg", "b.png": "b.png", "c": "c"
-    }  # fmt: skip

@@ -98,9 +98,7 @@ def test_gradient_checkpointing_computes_the_same_gradients_in_less_memory(dtype
         ("fpu avx512f", "float32"),
     ],
 )
-def test_the_commands_use_the_precision_that_the_cpu_supports(
-    flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys
-):
+def test_auto_is_the_precision_of_the_cpu(flags, dtype, toy, micro_checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(device, "cpu_flags", lambda: set(flags.split()))
     train.main(train_arguments("--epoch 1 --batch_size 6 --precision auto", toy, tmp_path / "run"))
     assert json.loads((tmp_path / "run/args.json").read_text())["precision"] == f"torch.{dtype}"
@@ -109,12 +107,10 @@ def test_the_commands_use_the_precision_that_the_cpu_supports(
     assert output.read_settings(tmp_path / "maps")["precision"] == dtype
 
 
-@pytest.mark.parametrize(
-    "capability, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
-)
-def test_auto_on_a_gpu_is_bf16_since_ampere(capability, dtype, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert device.precision("auto", "cuda:0") == dtype
+def test_auto_on_a_gpu_is_bf16_since_ampere(monkeypatch):
+    for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert device.precision("auto", "cuda:0") == dtype
 
 
 @pytest.mark.parametrize("rank, processes", [(0, 1), (1, 8)])

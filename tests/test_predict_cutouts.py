@@ -6,8 +6,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import predict, refusal, save_image
+from conftest import predict, save_image
 from PIL import Image
+from test_predict_options import refusal
 
 import test as script
 from unext.cutout import composite, load_background
@@ -37,9 +38,7 @@ def read(path):
     return np.array(Image.open(path))
 
 
-def test_a_cutout_has_the_probability_with_its_ends_cut_and_the_pixels_of_the_model(
-    micro_model, micro_checkpoint, toy, tmp_path
-):
+def test_the_alpha_of_a_cutout_is_the_probability_with_its_ends_cut(micro_model, micro_checkpoint, toy, tmp_path):
     image = toy / "test/Image/toy_0001.jpg"
     predict(micro_checkpoint, image, tmp_path / "a", "--save", "cutout")
     maps = predict(micro_checkpoint, image, tmp_path / "b", "--save", "map,cutout", "--no_stretch")

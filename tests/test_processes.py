@@ -1,12 +1,17 @@
 """train.py in several processes takes the steps of a single process with the same total batch."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import recipe
 import torch
-from conftest import pretend_torchrun, read_log, run_processes, save_image, validation
+from conftest import ROOT, read_log, save_image, validation
 from conftest import train_arguments as arguments
 from conftest import train_options as options
 
@@ -16,6 +21,14 @@ from unext import device
 from unext.errors import InputError
 
 pytestmark = pytest.mark.posix
+
+
+def run_processes(*runs: dict) -> tuple[list[list[int]], str, str]:
+    """Runs of processes.py: the exit statuses of the processes of each, standard output, standard error."""
+    command = [sys.executable, str(ROOT / "tests/processes.py"), *map(json.dumps, runs)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("[")], result.stdout, result.stderr
 
 
 def run_of(processes, folder, toy, network, text, **more):
@@ -85,25 +98,23 @@ def test_when_a_process_dies_the_others_end_with_one_line_and_can_resume(toy, fr
     assert (tmp_path / "SAM2-UNeXT-1.pth").exists()
 
 
-def test_ranks_come_from_torchrun_and_an_environment_left_by_another_program_is_named(monkeypatch):
-    with monkeypatch.context() as patch:
-        pretend_torchrun(patch, 5, 8)
-        patch.setenv("LOCAL_RANK", "1")
-        assert device.ranks() == (5, 1, 8)
-    for environment, message in (
-        ({}, ""),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, ""),  # some schedulers set them for every job
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, (0, 0, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 0, 1)),  # some schedulers set them for every job
+        ({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, (5, 1, 8)),
         ({"RANK": ""}, "RANK= LOCAL_RANK=0 WORLD_SIZE=1"),
         ({"WORLD_SIZE": "two"}, "RANK=0 LOCAL_RANK=0 WORLD_SIZE=two"),
         ({"RANK": "3"}, "RANK=3 LOCAL_RANK=0 WORLD_SIZE=1"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK=1 LOCAL_RANK=0 WORLD_SIZE=2"),
-    ):
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            if message:
-                remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
-                with pytest.raises(InputError, match=rf"^the environment is not torchrun's \({message}\): {remedy}$"):
-                    device.ranks()
-            else:
-                assert device.ranks() == (0, 0, 1)
+    ],
+)
+def test_ranks_come_from_torchrun_and_an_environment_left_by_another_program_is_named(environment, expected):
+    with mock.patch.dict(os.environ, environment):
+        if isinstance(expected, tuple):
+            assert device.ranks() == expected
+            return
+        remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
+        with pytest.raises(InputError, match=rf"^the environment is not torchrun's \({expected}\): {remedy}$"):
+            device.ranks()

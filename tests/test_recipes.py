@@ -91,8 +91,7 @@ def test_a_recipe_names_what_is_missing_or_how_it_is_used(scripts, options, mess
 def test_train_sh_uses_the_weights_of_the_chosen_encoders(tmp_path):
     for options, trunk, aux in (
         ("", "large", "vit_large_patch14_dinov2"),
-        ("--aux vit_small_patch14_dinov2 --sam2 tiny", "tiny", "vit_small_patch14_dinov2"),
-        ("--aux=vit_small_patch14_dinov2 --sam2=tiny", "tiny", "vit_small_patch14_dinov2"),
+        ("--aux vit_small_patch14_dinov2 --sam2=tiny", "tiny", "vit_small_patch14_dinov2"),
     ):
         expected = f"--hiera_path {ROOT}/weights/sam2_hiera_{trunk}.pt --dinov2_path {ROOT}/weights/{aux}.safetensors"
         assert arguments_of(f"train.sh . . {options}", tmp_path)[1:5] == expected.split()
@@ -140,6 +139,12 @@ def test_setup_says_what_python_lacks(body, message, tmp_path):
     result = bash(f"source {ROOT}/tools/setup.sh; setup requirements.txt", tmp_path, PYTHON=python)
     assert result.returncode == 2 and message in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_threads_spin_shortly_unless_the_user_says_otherwise(tmp_path):
+    command = f"source {ROOT}/tools/setup.sh; echo -n $GOMP_SPINCOUNT"
+    for given, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")):
+        assert bash(command, tmp_path, **{"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""} | given).stdout == expected
 
 
 def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tmp_path):

@@ -1,7 +1,9 @@
 """evaluation/{tables,plots,report}.py: tables, curves and the page."""
 
 import io
+import os
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -80,6 +82,13 @@ def test_a_large_map_in_the_alpha_channel_is_shown_as_it_is_scored(tmp_path):
     alpha.save(tmp_path / "grey.png")
     first, second = (plots.thumbnail(tmp_path / f"{name}.png", "L") for name in ("coloured", "grey"))
     assert first.size == (plots.THUMBNAIL, 240) and first.tobytes() == second.tobytes()
+
+
+def test_a_file_of_results_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
+    (tmp_path / "results.csv").write_text("from before")
+    with mock.patch.object(os, "fsync", side_effect=OSError("the disk is full")), pytest.raises(OSError):
+        report.save(tmp_path, {"results.csv": b"new"})
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.csv", "from before")]
 
 
 def page(scored):

@@ -42,10 +42,6 @@ def test_every_layer_norm_has_epsilon_1e_6():
     assert {norm.eps for norm in norms} == {1e-6}
 
 
-def test_channel_list_goes_from_the_deepest_map_to_the_shallowest():
-    assert build_sam2_trunk("large", device="meta").channel_list == [1152, 576, 288, 144]
-
-
 def test_built_in_eval_mode_on_the_device_that_the_caller_names():
     trunk = build_sam2_trunk("tiny", device="meta")
     assert not trunk.training and trunk.pos_embed.is_meta

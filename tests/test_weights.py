@@ -10,7 +10,7 @@ import pytest
 import recipe
 import timm
 import torch
-from conftest import SMALL, aux_file, golden, parameter, relative_error, sam2_file, train_arguments
+from conftest import SMALL, golden, parameter, relative_error, sam2_file, train_arguments
 
 import train
 from sam2.build_sam import build_sam2_trunk
@@ -31,13 +31,12 @@ def test_a_published_sam2_file_loads_into_the_trunk(monkeypatch):
     assert all(torch.equal(value, state[weights.TRUNK + key]) for key, value in trunk.state_dict().items())
 
 
-def test_sam2_1_is_refused_unless_allowed(tmp_path):
+def test_sam2_1_is_refused_unless_allowed(toy, tmp_path):
     path = sam2_file(tmp_path / "sam2.1_hiera_micro.pt", "micro", {"no_obj_embed_spatial": [1, 64]})
-    trunk = build_sam2_trunk("micro")
+    options = f"--hiera_path {path} --device cpu"
     with pytest.raises(ValueError, match="SAM 2.1 .*--allow_sam2_1"):
-        weights.load_sam2(trunk, path)
-    weights.load_sam2(trunk, path, allow_sam2_1=True)
-    assert trunk.pos_embed.any()
+        train.build_model(train_arguments(options, toy, tmp_path))
+    assert train.build_model(train_arguments(f"{options} --allow_sam2_1", toy, tmp_path)).sam.pos_embed.any()
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +77,6 @@ def test_a_file_of_another_kind_is_named_with_the_remedy(encoder, kind, message,
             weights.load_sam2(build_sam2_trunk("tiny", device="meta"), "x.pt")
         else:
             weights.load_aux(build_aux(SMALL["aux"], 56, device="meta").model, SMALL["aux"], "x.pt")
-
-
-def test_dinov2_is_resampled_to_the_size_that_the_network_is_built_for(tmp_path):
-    net = build_aux(SMALL["aux"], 112, device="meta").model
-    weights.load_aux(net, SMALL["aux"], aux_file(tmp_path / "model.safetensors"))
-    assert net.pos_embed.shape == (1, 8 * 8 + 1, 384)
-    key = "blocks.5.mlp.fc1.weight"
-    assert torch.equal(net.state_dict()[key], parameter(key, (1536, 384)))
 
 
 @pytest.mark.slow

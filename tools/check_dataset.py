@@ -10,11 +10,11 @@ of each finding; --json writes all. Exit status: 0 without errors, 1 with errors
 
 import argparse
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,10 +64,7 @@ class Inspection(NamedTuple):
 
 
 def places_of(name: str, root: str, findings: list[Finding]) -> list[tuple[str, benchmarks.Place, Path, Path]]:
-    """(split, place, folder of images, of masks) of a benchmark's splits; adds findings about those that are missing.
-
-    Raises OSError if there is no root, InputError if no split is there.
-    """
+    """(split, place, folder of images, of masks) of a benchmark's splits; adds findings about missing ones."""
     benchmark = benchmarks.load(name)
     places = []
     for split, layouts in {benchmark.name + TRAINING: benchmark.train, **benchmark.test}.items():
@@ -83,22 +80,16 @@ def places_of(name: str, root: str, findings: list[Finding]) -> list[tuple[str, 
 def survey(
     split: str, place: benchmarks.Place, image_folder: Path, mask_folder: Path, findings: list[Finding]
 ) -> tuple[benchmarks.SplitFolder, list[Job]]:
-    """The pairs of a place, and what to decode; adds what the names of the files alone reveal.
-
-    Raises OSError if a folder cannot be listed, InputError if they are the same.
-    """
-
-    def add(kind: str, path: File | Path, detail: str = "") -> None:
-        findings.append(Finding(split, kind, path, detail))
-
+    """The pairs of a place, and the files to decode; adds the findings that need only the names of files."""
     listed: dict[Path, dict[str, File]] = {image_folder: {}, mask_folder: {}}
     for folder, by_name in listed.items():
         for path in pairing.images_in(folder):
             if (other := by_name.setdefault(pairing.name_of(path), path)) is not path:
-                add("two files of one name", path, f"beside {other.name}")
+                findings.append(Finding(split, "two files of one name", path, f"beside {other.name}"))
         for stem, extension, is_broken in sorted(pairing.entries(folder)):
             if is_broken or not pairing.is_image(extension):
-                add("broken link" if is_broken else "not an image by its extension", folder / (stem + extension))
+                kind = "broken link" if is_broken else "not an image by its extension"
+                findings.append(Finding(split, kind, folder / (stem + extension)))
     sides = listed[image_folder], listed[mask_folder]
     images, masks = pairing.tell_apart(*sides, place.mask_names())
     images, masks, left_out = benchmarks.belonging(place, images, masks)
@@ -108,9 +99,11 @@ def survey(
     folder = benchmarks.SplitFolder(split, image_folder, mask_folder, pairs, place.count, left_out)
     if not pairs:
         empty = [pairing.no_images(folder) for folder, by_name in listed.items() if not by_name]
-        add("no pair", image_folder, "; ".join(empty) or f"with {mask_folder}{pairing.names_hint(*sides)}")
+        detail = "; ".join(empty) or f"with {mask_folder}{pairing.names_hint(*sides)}"
+        findings.append(Finding(split, "no pair", image_folder, detail))
     elif folder.is_incomplete():
-        add("not the published number", image_folder, f"{len(pairs):,} of {files.count(place.count, 'pair')}")
+        detail = f"{len(pairs):,} of {files.count(place.count, 'pair')}"
+        findings.append(Finding(split, "not the published number", image_folder, detail))
     return folder, [(split, images.get(name), masks.get(name)) for name in images | masks]
 
 
@@ -194,13 +187,11 @@ def report(pairs: int, findings: Sequence[Finding], path: Path | None) -> int:
     """Prints the findings and the verdict, writes all as JSON to `path`; returns the number of errors."""
     groups = []
     for kind, (severity, remedy) in KINDS.items():
-        by_split: dict[str, list[Finding]] = {}
-        for finding in findings:
-            if finding.kind == kind:
-                by_split.setdefault(finding.split, []).append(finding)
-        if by_split:
+        of_kind = [finding for finding in findings if finding.kind == kind]
+        if of_kind:
             print(f"\n{severity}: {kind}: {remedy}")
-        for split, group in by_split.items():
+        for split in dict.fromkeys(finding.split for finding in of_kind):
+            group = [finding for finding in of_kind if finding.split == split]
             print(f"  {split}: {files.count(len(group), 'file')}: {files.listing(group)}")
             named = [{"file": str(finding.path), "detail": finding.detail} for finding in group]
             groups.append({"finding": kind, "severity": severity, "split": split, "count": len(group), "files": named})
@@ -210,8 +201,7 @@ def report(pairs: int, findings: Sequence[Finding], path: Path | None) -> int:
     print(f"\n{files.count(pairs, 'pair')}, {counts}: {verdict}")
     if path:
         content = {"pairs": pairs} | {f"{severity}s": totals[severity] for severity in SEVERITIES}
-        with files.replacing(path) as file:
-            file.write(json.dumps(content | {"findings": groups}, indent=1).encode() + b"\n")
+        files.write_json(path, content | {"findings": groups})
     return totals["error"]
 
 
@@ -219,17 +209,14 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("fewer --workers need less") as command:
         configure_reading(args.max_pixels, args.white)
         findings: list[Finding] = []
-        if benchmarks.is_benchmark(args.source):
+        if benchmarks.run_name(args.source) or not Path(args.source).is_dir():  # a folder called COD is ./COD
             pairing.names_given(args, None)
             places = places_of(args.source, args.root, findings)
         else:
             place = benchmarks.Place(mask_prefix=args.mask_prefix, mask_suffix=args.mask_suffix)
             places = [(Path(args.source).resolve().name, place, Path(args.source), Path(args.root))]
-        splits, jobs = [], []
-        for place in places:
-            split, of_split = survey(*place, findings)
-            splits.append(split)
-            jobs += of_split
+        splits, jobs_of_splits = zip(*(survey(*place, findings) for place in places), strict=True)
+        jobs = list(chain(*jobs_of_splits))
         if not jobs:
             raise InputError(f"{files.listing([args.source, args.root])}: have no images")
         files.check_output_file("--json", args.json)

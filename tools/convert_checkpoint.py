@@ -5,15 +5,13 @@
     python tools/convert_checkpoint.py whole.pth small.pth --to small --hiera_path FILE --dinov2_path FILE
     python tools/convert_checkpoint.py SAM2-UNeXT-20.pth folder --to hub --results runs/MAS3K/results
 
-A small file records its encoders, a whole file contains them, the original's is a bare float32 state dict. The input
-may be of any kind. For a small output, name the encoders' files unless the input is small.
+A small file records its encoders, a whole file contains them, the original's is a bare float32 state dict.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.metrics import NINE
@@ -26,7 +24,12 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors() as command:
         if args.to == "hub" and (args.output / "README.md").exists():
             raise InputError(f"{args.output}: has a model card already; name another folder")
-        variables = card_variables(args.results)
+        try:
+            results = json.loads((args.results / "results.json").read_text("utf-8")) if args.results else {}
+        except ValueError as error:
+            raise InputError(f"--results {args.results}: results.json is damaged; run eval.py again") from error
+        if not all("images" in row for row in results.values()):
+            raise InputError(f"--results {args.results}: has several methods; run eval.py for this network alone")
         model = SAM2UNeXT.from_checkpoint(args.input, **cli.options_of(SAM2UNeXT.from_checkpoint, args))
         files.require_not_input(args.output, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
@@ -34,26 +37,14 @@ def main(args: argparse.Namespace) -> None:
         files.output_folder(args.output.parent)
         command.started()
         if args.to == "hub":
-            model.save_pretrained(args.output, model_card_kwargs=variables)
+            rows = {name: {key: row[key] for key in ("images", *NINE)} for name, row in results.items()}
+            model.save_pretrained(args.output, model_card_kwargs={"results": rows})
             print(f"{args.output}: a folder for the hub; upload it with hf upload user/model FOLDER")
             return
         content = checkpoint.network_content(model, whole=args.to != "small")
         content["epoch"] = checkpoint.read(args.input).get("epoch")
         checkpoint.save(args.output, content["state_dict"] if args.to == "original" else content)
         print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
-
-
-def card_variables(folder: Path | None) -> dict[str, Any]:
-    """The variables of the model card: the nine metrics in a folder of eval.py's results. Raises InputError."""
-    if folder is None:
-        return {}
-    try:
-        results = json.loads((folder / "results.json").read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"--results {folder}: results.json is damaged; run eval.py again") from error
-    if not all("images" in row for row in results.values()):
-        raise InputError(f"--results {folder}: has several methods; run eval.py for this network alone")
-    return {"results": {name: {key: row[key] for key in ("images", *NINE)} for name, row in results.items()}}
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@
     python tools/export.py runs/mine/SAM2-UNeXT-20.pth rembg.onnx --rembg
 
 The maps of the --check images, or of synthetic images, are made with torch and with onnxruntime, in batches of 1 and 2.
-If they differ by more than 1 grey level (3 with --half), no file is written and the exit status is 1. docs/deploy.md
-describes the file, and rembg's. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
+If they differ by more than 1 grey level (3 with --half), no file is written and the exit status is 1. See
+docs/deploy.md. torch saves weights above 1.5 GiB in a second file, OUT.onnx.data.
 """
 
 import argparse
@@ -39,11 +39,8 @@ from unext.workers import progress_bar
 
 MIN_TORCH = (2, 10)  # the first version whose exporter can do this
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-OPSET = 18
 TOLERANCE, HALF_TOLERANCE = 1, 3  # grey levels by which maps may differ
-MAX_IMAGES = 2**15  # in a batch; torch needs an upper bound
 REMBG_SIZE, REMBG_MEAN = 1024, 0.5  # rembg resizes images to this square, px, and subtracts this from [0, 1]
-SYNTHETIC = 3  # images
 CHANNEL_MEAN, CHANNEL_STD = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))  # (3, 1, 1)
 
 
@@ -78,14 +75,14 @@ class Graph(nn.Module):
 def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
     """Writes the graph, and large weights beside it. Raises OSError, and what torch's exporter raises."""
     network = copy.deepcopy(model).half() if half else model
-    batch = torch.export.Dim("batch", max=MAX_IMAGES)
+    batch = torch.export.Dim("batch", max=2**15)  # torch needs an upper bound
     images = torch.zeros(2, 3, model.size, model.size)  # a batch of 1 would be exported as fixed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about torch
         try:
             program = torch.onnx.export(
                 Graph(network).eval(), (images,), input_names=["images"], output_names=["probability", "logits"],
-                dynamic_shapes=({0: batch},), opset_version=OPSET, dynamo=True, verbose=False,
+                dynamic_shapes=({0: batch},), opset_version=18, dynamo=True, verbose=False,
             )  # fmt: skip
         except torch.onnx.OnnxExporterError as error:
             raise error.__cause__ or error from None  # such as lack of memory
@@ -98,7 +95,7 @@ def export(model: SAM2UNeXT | ForRembg, path: Path, half: bool) -> None:
 def write_synthetic(folder: Path) -> list[Task]:
     """Writes images of the toy data set. Raises OSError."""
     folder.mkdir()
-    for i in range(SYNTHETIC):
+    for i in range(3):
         image, _ = toy_dataset.sample(np.random.default_rng(i))
         Image.fromarray(image).save(folder / f"{i}.png")
     return test.tasks_of_images([folder])
@@ -116,11 +113,7 @@ def load_graph(path: Path) -> Callable[[np.ndarray], Tensor]:
 
 
 def compare(model: SAM2UNeXT | ForRembg, graph: Callable[[np.ndarray], Tensor], tasks: Sequence[Task]) -> int:
-    """Makes maps as test.py does, with the network and with a graph of `load_graph`, in batches of 1 and 2 images.
-
-    Prints how they differ and returns the largest difference in grey levels. Raises OSError for unreadable images,
-    InputError for logits that are not finite.
-    """
+    """Returns the largest difference in grey levels between maps of network and graph, in batches of 1 and 2."""
     differences: list[np.ndarray] = []
     for group in progress_bar([*([task] for task in tasks), [*tasks, *tasks][:2]], unit="batch", desc="checking"):
         batch = [test.read(task, model.size) for task in group]

@@ -64,10 +64,7 @@ def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def predict(model: SAM2UNeXT, batch_size: int, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> int:
-    """The peak memory in bytes, on a GPU, of an AdamW step or, without `loss` (of logits and mask), of inference.
-
-    The model may be on any device, "meta" too, and in any precision. It is left as it is.
-    """
+    """The peak memory in bytes, on a GPU, of an AdamW step or, without `loss` (of logits and mask), of inference."""
     functions = {name: in_float32(getattr(F, name)) for name in ("interpolate", "layer_norm")}
     model = copy.deepcopy(model).to("meta")
     with FakeTensorMode(allow_non_fake_inputs=True), LiveTensors() as live, mock.patch.multiple(F, **functions):
@@ -83,15 +80,6 @@ def predict(model: SAM2UNeXT, batch_size: int, loss: Callable[[Tensor, Tensor], 
     return live.peak
 
 
-def largest_batch(gpu: float, batch_size: int, peak: int, image: int) -> int:
-    """The images that should fit on a GPU of `gpu` bytes, 0 if not even one does.
-
-    A batch of `batch_size` has this peak, and each further image adds `image` bytes.
-    """
-    available = gpu * (1 - FRAGMENTED) - LIBRARIES
-    return max(0, batch_size + math.floor((available - peak) / image))
-
-
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors():
         precision = device.precision(args.precision, "cuda")
@@ -102,9 +90,11 @@ def main(args: argparse.Namespace) -> None:
             model.train(loss is not None).sam.grad_checkpointing = "checkpointing" in use
             peak, larger = (predict(model, images, loss) for images in (args.batch_size, args.batch_size + 1))
             image = larger - peak
-            fits = ", ".join(f"{gpu} GB: {largest_batch(gpu * GIB, args.batch_size, peak, image)}" for gpu in GPUS)
+            free = {gpu: gpu * GIB * (1 - FRAGMENTED) - LIBRARIES - peak for gpu in GPUS}  # bytes that the batch leaves
+            fits = {gpu: max(0, args.batch_size + math.floor(left / image)) for gpu, left in free.items()}
+            largest = ", ".join(f"{gpu} GB: {images}" for gpu, images in fits.items())
             memory = f"{peak / GIB:.2f} GiB at the peak, {image / GIB:.2f} for each further image"
-            print(f"{use}: {memory}; largest batch on {fits}")
+            print(f"{use}: {memory}; largest batch on {largest}")
         print(f"{LIBRARIES / GIB:g} GiB is set aside for CUDA's context and workspaces, {FRAGMENTED:.0%} for gaps")
 
 

@@ -2,6 +2,11 @@
 #
 #     bash tools/setup.sh requirements-export.txt requirements-app.txt
 
+# Threads of OpenMP spin while they wait for each other; long, they would take shared cores from others (docs/speed.md).
+if [ -z "${OMP_WAIT_POLICY:-}" ]; then
+    export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
+fi
+
 here=$(dirname "$(readlink -f "$0" 2>/dev/null || echo "$0")")  # of the script; links are followed
 
 # `setup FILE...`, in the repository's folder: makes .venv with PYTHON (python3), installs the requirements in the files

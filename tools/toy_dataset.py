@@ -3,9 +3,8 @@
     python tools/toy_dataset.py demo/data --train 160 --test 40
 
 Each image shows a blob of fine texture, anywhere, on a background of coarser texture. Both have the same mean colour
-and contrast, so that neither colour nor brightness nor position reveals the blob. The same seed makes the same files:
-{train,test}/Image/*.jpg and {train,test}/Mask/*.png. test/Blob/*.png has a Gaussian blob in the middle of each test
-image, of the width that scores best: a baseline that does not look at the image.
+and contrast, so that neither colour nor brightness nor position reveals the blob. The same seed makes the same files.
+test/Blob has Gaussian blobs in the middle, of the width that scores best: a baseline that does not look at the image.
 """
 
 import argparse

@@ -22,6 +22,8 @@ from unext.errors import InputError, reason
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
+Paths = dict[str, str | Path | None]  # of encoders, by option
+
 FORMAT = 1  # of the header
 RECORD = ("name", "path", "fingerprint")  # of an encoder
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # where train.sh keeps the encoders' files
@@ -111,9 +113,7 @@ def parse_header(content: dict[str, Any], source: str | Path) -> tuple[dict[str,
     return config, records
 
 
-def find_encoders(
-    path: str | Path, checkpoint: Checkpoint, given: dict[str, str | Path | None], download: bool
-) -> dict[str, str | Path | None]:
+def find_encoders(path: str | Path, checkpoint: Checkpoint, given: Paths, download: bool) -> Paths:
     """The file of each encoder of a small checkpoint, by option.
 
     It is the given path, else the first that exists of: 1. the recorded path, if its name is the usual one (the header
@@ -122,7 +122,7 @@ def find_encoders(
     """
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
-    encoders: dict[str, str | Path | None] = {}
+    encoders: Paths = {}
     for option, name in encoder_files(checkpoint.config).items():
         record = checkpoint.encoders[option]
         candidates = [WEIGHTS / name, folder / name]
@@ -153,25 +153,19 @@ def load_trained(model: "SAM2UNeXT", path: str | Path, checkpoint: Checkpoint) -
     if changed := [f"--{k} {v}" for k, v in checkpoint.config.items() if k not in free and v != model.config.get(k)]:
         raise InputError(f"{path}: was trained with {' '.join(changed)}; give the same here")
     weights.check_state(trained_state(model) if small else model.state_dict(), checkpoint.state, path)
-    compared = encoder_files(model.config) if small or is_small(model) else {}
-    for option, name in compared.items():
+    for option, name in (encoder_files(model.config) if small or is_small(model) else {}).items():
         encoder = model.encoders.get(option, {"path": "a random encoder", "fingerprint": ""})
         if small:
             expected, others = checkpoint.encoders[option]["fingerprint"], ""
         else:
-            expected = weights.fingerprint(encoder_state(model, checkpoint.state, option))
+            prefix = {"hiera_path": "sam.", "dinov2_path": "dino."}[option]
+            keys = [key for key in model.state_dict() if key.startswith(prefix) and ".prompt_learn." not in key]
+            expected = weights.fingerprint({key.removeprefix(prefix): checkpoint.state[key] for key in keys})
             others = ", or no encoder: it contains them"
         if encoder["fingerprint"] != expected:
             remedy = f"give {name} with the fingerprint {expected} as --{option}{others}"
             raise InputError(f"{path}: was not trained with {encoder['path']}; {remedy}")
     weights.fill(model, checkpoint.state, strict=not small)
-
-
-def encoder_state(model: nn.Module, state: dict[str, Tensor], option: str) -> dict[str, Tensor]:
-    """The tensors of an encoder in a whole state dict, with the encoder's keys in its order."""
-    prefix = {"hiera_path": "sam.", "dinov2_path": "dino."}[option]
-    keys = (key for key in model.state_dict() if key.startswith(prefix) and ".prompt_learn." not in key)
-    return {key.removeprefix(prefix): state[key] for key in keys}
 
 
 def network_content(model: "SAM2UNeXT", whole: bool = False) -> dict[str, Any]:

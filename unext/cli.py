@@ -17,7 +17,6 @@ from unext.files import printable
 
 NOTHING_STARTED = 2  # exit status: the user's input is invalid
 NOT_COMPLETED = 1  # started and not completed
-INTERRUPTED = 130  # 128 + SIGINT
 MAX_PIXELS = 250_000_000  # of an image, unless the user allows more
 LARGEST = 2**32  # unless another bound is given
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -58,7 +57,7 @@ def one_line_errors(less_memory: str = "") -> Iterator[Command]:
         raise
     except KeyboardInterrupt:
         print(file=sys.stderr)  # ends the bar's line
-        fail(f"interrupted{command.after_interrupt}", INTERRUPTED)
+        fail(f"interrupted{command.after_interrupt}", 128 + signal.SIGINT)
 
 
 def fail(line: str, status: int) -> NoReturn:
@@ -86,14 +85,9 @@ def noted_signals() -> Iterator[list[int]]:
 
 def end_on_signals() -> None:
     """Makes SIGTERM and SIGHUP end the program as an exception, so that its temporary files are removed."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        sys.exit(128 + number)
-
     for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup makes it
-            signal.signal(number, end)
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def require(packages: Iterable[str], requirements: str) -> None:
@@ -160,10 +154,8 @@ def path(text: str) -> Path:
     """An argument type: a path to write to. Path("") of an unset shell variable would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{ascii(text)} is not UTF-8; name another path") from None
+    if text.encode(errors="replace").decode() != text:
+        raise argparse.ArgumentTypeError(f"{ascii(text)} is not UTF-8; name another path")
     return Path(text)
 
 

@@ -25,7 +25,12 @@ def start(args: argparse.Namespace) -> torch.dtype:
     args.device = resolve(args.device)
     keep_freed_memory(args.device)
     if getattr(args, "deterministic", False):  # an option of train.py
-        make_deterministic(args.device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)  # warns about operations without such a kernel
+        if args.device.startswith("cuda"):  # with warn_only, gradients of fused attention still differ between runs
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_mem_efficient_sdp(False)
+            torch.backends.cuda.enable_cudnn_sdp(False)
     return precision(args.precision, args.device)
 
 
@@ -70,16 +75,6 @@ def keep_freed_memory(device: str) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def make_deterministic(device: str) -> None:
-    """Makes torch use deterministic kernels where it has them, and warn where it has none."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if device.startswith("cuda"):  # with warn_only, the gradients of fused attention still differ between runs
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def ranks() -> tuple[int, int, int]:

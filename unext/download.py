@@ -16,13 +16,11 @@ from iopath.common.file_io import get_cache_dir
 from unext.errors import reason
 
 TRUNK_FILES = {size: f"sam2_hiera_{size}.pt" for size in ("tiny", "small", "base_plus", "large")}
-PUBLISHED = {  # addresses of the encoders' weights by file name
-    name: f"https://dl.fbaipublicfiles.com/segment_anything_2/072824/{name}" for name in TRUNK_FILES.values()
-} | {
-    f"vit_{size}_patch14_dinov2.safetensors": (
-        f"https://huggingface.co/timm/vit_{size}_patch14_dinov2.lvd142m/resolve/main/model.safetensors"
-    )
-    for size in ("small", "base", "large", "giant")
+# Addresses of the encoders' weights by file name.
+PUBLISHED = {name: f"https://dl.fbaipublicfiles.com/segment_anything_2/072824/{name}" for name in TRUNK_FILES.values()}
+PUBLISHED |= {
+    f"{name}.safetensors": f"https://huggingface.co/timm/{name}.lvd142m/resolve/main/model.safetensors"
+    for name in (f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large", "giant"))
 }
 HUB = re.compile(r"https://huggingface\.co/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<filename>[^?]+)")
 TIMEOUT = 60  # seconds without data after which a download is abandoned
@@ -78,12 +76,10 @@ def retrieve(url: str, path: Path) -> None:
         shutil.copyfile(hf_hub_download(**hub.groupdict()), path)
         return
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # it logs what it also raises
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # iopath has no such option
-    try:
+    with ExitStack() as stack:
+        stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        socket.setdefaulttimeout(TIMEOUT)  # iopath has no such option
         download_file(url, str(path.parent), filename=path.name)
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def address(file: str) -> str:

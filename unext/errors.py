@@ -16,9 +16,8 @@ DIAGNOSES = {
     ),
 }
 OUT_OF_MEMORY = (
-    "OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory",
-    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-    "bad_alloc", "Failed to allocate memory", "Insufficient memory",  # onnxruntime and OpenCV
+    "OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory", "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc", "Failed to allocate memory", "Insufficient memory",  # the last: OpenCV's
 )  # fmt: skip
 
 

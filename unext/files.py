@@ -1,10 +1,11 @@
 """Folders, names in messages, and files that are written whole or not at all. Free of torch."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +14,6 @@ from filelock import FileLock, Timeout
 from unext.errors import InputError
 
 LISTED = 10  # names in a message; further ones are only counted
-LOCK = ".lock"  # lock file inside the locked folder
 PATIENCE = 6.0  # seconds to wait: DataLoader workers inherit the lock and live up to 5 s after their parent is killed
 
 
@@ -21,8 +21,7 @@ def require_folder(path: str | Path) -> Path:
     """Returns the path. Raises OSError if it is not a folder."""
     path = Path(path)
     if not path.is_dir():
-        reason = "is not a folder" if path.exists() else "there is no such folder"
-        raise NotADirectoryError(f"{path}: {reason}")
+        raise NotADirectoryError(f"{path}: {'is not a folder' if path.exists() else 'there is no such folder'}")
     return path
 
 
@@ -77,6 +76,12 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def write_json(path: str | Path, content: object) -> None:
+    """Writes a JSON file, whole or not at all; values of other types, such as paths, become text."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1, default=str).encode() + b"\n")
+
+
 def output_folder(path: str | Path) -> Path:
     """Makes the folder if it is missing; returns its path. Raises OSError if files cannot be written there."""
     path = Path(path)
@@ -99,14 +104,12 @@ def check_output_file(option: str, path: Path | None) -> None:
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Locks a folder, which is made if missing. Raises InputError if another process has locked it."""
-    lock = FileLock(output_folder(path) / LOCK)
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        raise InputError(f"{path}: another process writes there; wait, or name another folder") from None
-    except OSError:  # a file system without locks, or a lock of another user
-        pass
-    try:
+    lock = FileLock(output_folder(path) / ".lock", timeout=PATIENCE)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock)
+        except Timeout:
+            raise InputError(f"{path}: another process writes there; wait, or name another folder") from None
+        except OSError:  # a file system without locks, or a lock of another user
+            pass
         yield
-    finally:
-        lock.release()

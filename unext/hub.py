@@ -1,6 +1,5 @@
 """SAM2UNeXT on Hugging Face's hub: from_pretrained, save_pretrained, push_to_hub."""
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +11,6 @@ from unext import checkpoint, files
 from unext.download import PUBLISHED
 
 CARD = Path(__file__).resolve().parent.parent / "docs/model_card.jinja"  # the template of a folder's README.md
-PAPER = "https://arxiv.org/abs/2508.03566"
-METADATA = {"license": "apache-2.0", "pipeline_tag": "image-segmentation", "tags": ["sam2", "dinov2"]}
 
 
 class Hub:
@@ -45,14 +42,13 @@ class Hub:
         content["encoders"] = {option: records[option] | {"path": ""} for option in records}  # publish no local paths
         with files.replacing(folder / checkpoint.MODEL) as file:
             file.write(safetensors.torch.save(state))
-        with files.replacing(folder / checkpoint.CONFIG) as file:
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+        files.write_json(folder / checkpoint.CONFIG, content)
         if not (folder / "README.md").exists():
             names = checkpoint.encoder_files(self.config).values() if records else ()
-            variables = {"config": self.config, "paper_url": PAPER, "encoders": {n: PUBLISHED.get(n) for n in names}}
+            variables = {"config": self.config, "encoders": {n: PUBLISHED.get(n) for n in names}}
             variables |= model_card_kwargs or {}
-            card = ModelCard.from_template(ModelCardData(**METADATA), template_path=CARD, **variables)
-            card.save(folder / "README.md")
+            data = ModelCardData(license="apache-2.0", pipeline_tag="image-segmentation", tags=["sam2", "dinov2"])
+            ModelCard.from_template(data, template_path=CARD, **variables).save(folder / "README.md")
 
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, private: bool | None = None,

@@ -32,10 +32,7 @@ GET_HEIF = "convert to JPEG, or pip install pillow-heif"
 
 
 def configure_reading(max_pixels: int | str, white: float | str | None = None) -> None:
-    """Sets the largest image in pixels and the white level of more than 8 bits (None: that of the format).
-
-    Worker processes that the command spawns have the same settings.
-    """
+    """Sets the largest image, in pixels, and the white level of images with more than 8 bits (None: the format's)."""
     os.environ |= {LIMIT: str(max_pixels), WHITE: str(white or "")}
     Image.MAX_IMAGE_PIXELS = None  # `opened` has the limit
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: editors write long texts and profiles
@@ -156,11 +153,9 @@ def changes_colours(profile: bytes) -> bool:
 def orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of an opened image, or None. Other EXIF tags may be damaged."""
     image.load()  # in PNG it may follow the pixels; Pillow itself rotates TIFF
-    try:
-        value = image.getexif().get(ORIENTATION)
-    except Exception:  # Pillow's reader raises almost anything
-        return None
-    return value if isinstance(value, int) else None
+    with suppress(Exception):  # Pillow's reader raises almost anything
+        return image.getexif().get(ORIENTATION)
+    return None
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
@@ -29,7 +29,6 @@ from unext.run import Progress, Run, Step
 if TYPE_CHECKING:
     from SAM2UNeXT import SAM2UNeXT
 
-ROOT = Path(__file__).resolve().parent.parent
 PANELS = 3  # shown after each epoch
 PANEL_SIDE = 256  # the longer side of each of its images, pixels
 
@@ -66,8 +65,7 @@ class Log:
         record = {"command": sys.argv, "arguments": vars(self.args), "precision": self.run.model.precision}
         record |= {"processes": self.processes, "effective_batch": self.images_per_step}
         record |= {"versions": versions(), "git": git_revision()}
-        with files.replacing(folder / "args.json") as file:
-            file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
+        files.write_json(folder / "args.json", record)
         with files.writing(folder / "tensorboard"):
             self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(start) + 1)
         path = folder / "log.jsonl"
@@ -153,7 +151,7 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """This program's revision, with "-dirty" if files differ from it; None outside a git repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -37,10 +37,7 @@ def read_and_check_mask(path: str | os.PathLike[str]) -> tuple[Image.Image, str]
 
 
 def mask_of(image: Image.Image) -> Image.Image:
-    """The mask in an opened image (mode L): its grey levels, or its alpha channel if all visible pixels share a colour.
-
-    Raises InputError if either could be the mask.
-    """
+    """The mask (mode L) in an opened image: grey levels, or the alpha channel if all visible pixels share a colour."""
     image = decoded(image, is_mask=True)
     grey, channel = image.convert("L"), alpha_of(image)
     if channel is None:
@@ -90,17 +87,19 @@ def is_coloured(image: Image.Image) -> bool:
 
 def has_grey_regions(mask: np.ndarray) -> bool:
     """Whether a mask, uint8 (H, W), has 3 x 3 grey pixels, which soft edges do not have."""
-    import cv2
-
-    grey = cv2.inRange(mask, TOLERANCE + 1, 254 - TOLERANCE)
-    return bool(cv2.erode(grey, np.ones((3, 3))).any())
+    return has_region((mask > TOLERANCE) & (mask < 255 - TOLERANCE))
 
 
 def has_labels(values: np.ndarray, levels: np.ndarray) -> bool:
     """Whether a mask (H, W) of these levels has regions (3 x 3 pixels) of a few small labels, and a brighter level."""
-    import cv2
-
     labels = levels[(levels >= 1) & (levels <= MAX_LABEL) & (levels < levels.max())]
     if not 0 < len(labels) <= MAX_LABELS or (levels > MAX_LABEL).sum() > 1:
         return False
-    return bool(cv2.erode(np.isin(values, labels).astype(np.uint8), np.ones((3, 3))).any())
+    return has_region(np.isin(values, labels))
+
+
+def has_region(pixels: np.ndarray) -> bool:
+    """Whether 3 x 3 of the pixels, bool (H, W), are True."""
+    import cv2
+
+    return bool(cv2.erode(pixels.astype(np.uint8), np.ones((3, 3))).any())

@@ -205,8 +205,7 @@ def prepare(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str,
         before = read_settings(folder) if existing(folder) else {}
         images = {str(parent.resolve()) for parent in {task.image.parent for task in group}}
         after = of_kind(settings, kind) | before | {"images": sorted(images.union(before.get("images", [])))}
-        with files.replacing(folder / SETTINGS) as file:
-            file.write(json.dumps(after, indent=1).encode() + b"\n")
+        files.write_json(folder / SETTINGS, after)
 
 
 def remaining(tasks: Sequence[Task], args: argparse.Namespace) -> list[Task]:

@@ -37,6 +37,7 @@ class File(NamedTuple):
     __str__ = __fspath__
 
 
+Files = dict[str, File]  # by name
 Pair = tuple[File, File]  # image, mask
 
 
@@ -53,7 +54,7 @@ class MaskNames(NamedTuple):
         fits = mask.startswith(prefix) and mask.endswith(suffix) and len(mask) > len(prefix + suffix)
         return folder + slash + mask[len(prefix) : len(mask) - len(suffix)] if fits else None
 
-    def by_image(self, masks: Mapping[str, File]) -> dict[str, File]:
+    def by_image(self, masks: Mapping[str, File]) -> Files:
         """The masks by the image's name, without files that have other names."""
         return {image: file for name, file in masks.items() if (image := self.image_of(name)) is not None}
 
@@ -150,7 +151,7 @@ def no_images(folder: Path, skip: Callable[[Path], bool] | None = None) -> str:
 def gather(
     paths: Iterable[str | Path], recursive: bool = False, skip: Callable[[Path], bool] | None = None,
     keep_extensions: bool = False,
-) -> dict[str, File]:  # fmt: skip
+) -> Files:  # fmt: skip
     """The images in `paths`, folders and single files, by name, without broken links.
 
     `recursive` adds those of the sub-folders, as "folder/name"; `skip` says which of these to leave out.
@@ -170,7 +171,7 @@ def gather(
             below = "" if folder in (path, path.parent) else f"{folder.relative_to(path).as_posix()}/"
             listed += [(below + name_of(image), image) for image in images]
     number = Counter(name for name, _ in listed)
-    gathered: dict[str, File] = {}
+    gathered: Files = {}
     clashes = []
     for name, image in listed:
         if keep_extensions and number[name] > 1:
@@ -182,7 +183,7 @@ def gather(
     return gathered
 
 
-def images_by_name(folder: str | Path) -> dict[str, File]:
+def images_by_name(folder: str | Path) -> Files:
     """The images of a folder by name, sorted. Raises as `gather`, and OSError for broken links to images."""
     broken = [stem + extension for stem, extension, broken in entries(folder) if broken and is_image(extension)]
     if broken:
@@ -206,9 +207,7 @@ def pair(
     return pairs
 
 
-def images_and_masks(
-    image_folder: str | Path, mask_folder: str | Path, names: MaskNames = SAME
-) -> tuple[dict[str, File], dict[str, File]]:
+def images_and_masks(image_folder: str | Path, mask_folder: str | Path, names: MaskNames) -> tuple[Files, Files]:
     """The images and masks of two folders, or of one, by the image's name. Raises InputError if there is no pair."""
     listed = images_by_name(image_folder), images_by_name(mask_folder)
     images, masks = tell_apart(*listed, names)
@@ -219,9 +218,7 @@ def images_and_masks(
     return images, masks
 
 
-def tell_apart(
-    images: dict[str, File], masks: dict[str, File], names: MaskNames
-) -> tuple[dict[str, File], dict[str, File]]:
+def tell_apart(images: Files, masks: Files, names: MaskNames) -> tuple[Files, Files]:
     """The images that are no masks, and the masks by the image's name; InputError if `names` cannot separate them."""
     mask_folders = {folder.resolve() for folder in {mask.parent for mask in masks.values()}}
     shared = {folder for folder in {image.parent for image in images.values()} if folder.resolve() in mask_folders}
@@ -230,9 +227,7 @@ def tell_apart(
         raise InputError(f"{min(shared)}: is given as the folder of both images and masks{hint}")
     if names == SAME:
         return images, masks
-    images = {
-        name: image for name, image in images.items() if image.parent not in shared or names.image_of(name) is None
-    }
+    images = {name: file for name, file in images.items() if file.parent not in shared or not names.image_of(name)}
     return images, names.by_image(masks)
 
 
@@ -245,15 +240,14 @@ def names_hint(images: Iterable[str], masks: Iterable[str], kind: str = "mask") 
         names = MaskNames(*longest.split(stem, 1))
         named = {mask for mask in masks if names.image_of(mask) is not None}
         partners = {names.image_of(mask) for mask in named}
-        if images == masks and partners == masks - named:  # the other files of the folder are the images
-            return f"; give {names.options(kind)}"
-        if images != masks == named and partners <= images:
+        # In one folder, the other files must be the images.
+        if partners == masks - named if images == masks else named == masks and partners <= images:
             return f"; give {names.options(kind)}"
     return ""
 
 
 def match(
-    images: dict[str, File], masks: dict[str, File], where: str, skip: bool = False, remedy: str = "add what is missing"
+    images: Files, masks: Files, where: str, skip: bool = False, remedy: str = "add what is missing"
 ) -> list[Pair]:
     """The pairs of the same name. Raises InputError, about `where`, if a file has no partner, unless `skip`."""
     problems = []

@@ -9,6 +9,7 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,8 @@ def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
     Looks for a known key, or one of `anchors`, in any dict and after any prefix; drops entries without that prefix. Of
     several such networks it is the largest, of equal ones the first; without a known key it is the largest dict.
     """
-    states = tensor_dicts(content)
-    for anchor in (NETWORK, TRUNK + PATCHES, *FOREIGN, *anchors):
-        ends = [(state, key) for state in states for key in state if f".{key}".endswith(f".{anchor}")]
-        if ends:
-            return max((below(state, key.removesuffix(anchor)) for state, key in ends), key=len)
-    return max(states, key=len)
-
-
-def tensor_dicts(content: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """The named tensors of each dict in a file's content: the outer before the inner, those in "model" first."""
     states, containers = {}, [content]
-    for container in containers:  # grows meanwhile
+    for container in containers:  # grows meanwhile, by the dicts in these, those in "model" first
         if isinstance(container, dict) and id(container) not in states:  # a pickle can contain itself
             states[id(container)] = {
                 key.replace("_orig_mod.", ""): value  # torch.compile's prefix
@@ -93,7 +84,11 @@ def tensor_dicts(content: dict[str, Any]) -> list[dict[str, Tensor]]:
                 if isinstance(key, str) and isinstance(value, Tensor)
             }
             containers += [container.get("model"), *container.values()]
-    return list(states.values())
+    for anchor in (NETWORK, TRUNK + PATCHES, *FOREIGN, *anchors):
+        ends = [(state, key) for state in states.values() for key in state if f".{key}".endswith(f".{anchor}")]
+        if ends:
+            return max((below(state, key.removesuffix(anchor)) for state, key in ends), key=len)
+    return max(states.values(), key=len)
 
 
 def below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -135,8 +130,8 @@ def describe(state: dict[str, Tensor]) -> str:
 
 def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) -> dict[str, str]:
     """Loads a Hiera trunk from a SAM 2 checkpoint and returns its `record`. Raises OSError or InputError."""
-    state, expected = tensors(read(source)), trunk.state_dict()
-    kind, size, needed = f"{source}: is {describe(state)}", trunk_size(state, TRUNK), trunk_size(expected, "")
+    state = tensors(read(source))
+    kind, size, needed = f"{source}: is {describe(state)}", trunk_size(state, TRUNK), trunk_size(trunk.state_dict(), "")
     file = TRUNK_FILES[needed]
     if TRUNK + PATCHES not in state:
         raise InputError(f"{kind}; SAM 2's {file} belongs here{address(file)}")
@@ -144,11 +139,7 @@ def load_sam2(trunk: nn.Module, source: str | Path, allow_sam2_1: bool = False) 
         raise InputError(f"{kind}, but --sam2 {needed} needs {file}" + (f"; or give --sam2 {size}" if size else ""))
     if SAM2_1_KEY in state and not allow_sam2_1:
         raise InputError(f"{kind}, which has other weights; give SAM 2's {file}, or --allow_sam2_1 to accept this file")
-    state = below(state, TRUNK)
-    check_state(expected, state, source)
-    fill(trunk, state)
-    adapted = {re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key): state[key] for key in expected}  # as in SAM2UNeXT.sam
-    return record(file, source, adapted)
+    return load(trunk, below(state, TRUNK), file, source, lambda key: re.sub(r"^(blocks[.]\d+[.])", r"\1block.", key))
 
 
 def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
@@ -169,14 +160,18 @@ def load_aux(net: nn.Module, name: str, source: str | Path) -> dict[str, str]:
             raise InputError(f"{kind}, not timm's {name}") from error
     modules = {key.split(".")[0] for key in expected}  # a published file may have more, such as a classifier
     state = {key: value for key, value in state.items() if key.split(".")[0] in modules}
+    return load(net, state, name, source, "model.{}".format)
+
+
+def load(
+    encoder: nn.Module, state: dict[str, Tensor], name: str, source: str | Path, rename: Callable[[str], str]
+) -> dict[str, str]:
+    """Loads an encoder; returns what a checkpoint records of it. `rename` gives the keys that it has in SAM2UNeXT."""
+    expected = encoder.state_dict()
     check_state(expected, state, source)
-    fill(net, state)
-    return record(name, source, {f"model.{key}": state[key] for key in expected})  # as in SAM2UNeXT.dino
-
-
-def record(name: str, source: str | Path, state: dict[str, Tensor]) -> dict[str, str]:
-    """What a checkpoint records of an encoder: its name, the path of its file, the fingerprint of its weights."""
-    return {"name": name, "path": os.path.abspath(fetch(source)), "fingerprint": fingerprint(state)}
+    fill(encoder, state)
+    identity = fingerprint({rename(key): state[key] for key in expected})
+    return {"name": name, "path": os.path.abspath(fetch(source)), "fingerprint": identity}
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], strict: bool = True) -> None:

@@ -56,8 +56,7 @@ class MultiScaleAttention(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, num_heads: int, q_pool: bool = False):
         super().__init__()
-        self.num_heads = num_heads
-        self.q_pool = q_pool
+        self.num_heads, self.q_pool = num_heads, q_pool
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
 
@@ -80,9 +79,7 @@ class MultiScaleBlock(nn.Module):
     def __init__(self, dim: int, dim_out: int, num_heads: int, window_size: int):
         """`window_size` 0 means global attention. A new stage begins where `dim_out` differs from `dim`."""
         super().__init__()
-        self.dim = dim
-        self.dim_out = dim_out
-        self.window_size = window_size
+        self.dim, self.dim_out, self.window_size = dim, dim_out, window_size
         self.new_stage = dim != dim_out
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = MultiScaleAttention(dim, dim_out, num_heads, q_pool=self.new_stage)
