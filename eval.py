@@ -13,7 +13,7 @@ anew from folders of results, without scoring.
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -43,7 +43,14 @@ class Dataset(NamedTuple):
     notes: list[Note] = []  # about its files
 
 
-def find_datasets(args: argparse.Namespace, trainings: Mapping[str, Training]) -> tuple[Benchmark, list[Dataset]]:
+def find_trainings(args: argparse.Namespace) -> dict[str, Training]:
+    """The trainings of methods that --pred_path names; of plain folders there is one."""
+    if args.benchmark:
+        return methods.find(args.pred_path, map_names(args))
+    return {THIS_RUN: Training(Path(", ".join(args.pred_path)), map_names(args), About(THIS_RUN))}
+
+
+def find_datasets(args: argparse.Namespace) -> tuple[Benchmark, list[Dataset]]:
     """The data sets that the arguments name, and their benchmark."""
     if not args.pred_path:
         raise InputError("give --pred_path, the folders of maps, or --from, folders of results")
@@ -51,7 +58,7 @@ def find_datasets(args: argparse.Namespace, trainings: Mapping[str, Training]) -
         if args.dataset_name or args.gt_path or args.image_path:
             raise InputError("--benchmark knows names, ground truth and images: leave out the options that name them")
         benchmark = benchmarks.load(args.benchmark[0])
-        return benchmark, datasets_of_benchmark(args, benchmark, trainings)
+        return benchmark, datasets_of_benchmark(args, benchmark)
     if methods.is_file(args.pred_path):
         raise InputError("--pred_path: a file of methods belongs to --benchmark")
     if args.sets or not args.gt_path:
@@ -79,9 +86,7 @@ def datasets_of_folders(args: argparse.Namespace) -> list[Dataset]:
     return datasets
 
 
-def datasets_of_benchmark(
-    args: argparse.Namespace, benchmark: Benchmark, trainings: Mapping[str, Training]
-) -> list[Dataset]:
+def datasets_of_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> list[Dataset]:
     """The test sets of a benchmark; prints where they are."""
     pairing.names_given(args, args.gt_path)
     test_sets = benchmarks.find_test(benchmark, args.benchmark[1], args.sets)
@@ -91,7 +96,7 @@ def datasets_of_benchmark(
         images = {pairing.name_of(image): image for split in splits for image, _ in split.pairs}
         masks = {pairing.name_of(image): mask for split in splits for image, mask in split.pairs}
         maps = {}
-        for key, (pred_path, names, _) in trainings.items():
+        for key, (pred_path, names, _) in find_trainings(args).items():
             folder = map_folder(pred_path, name, is_single=len(test_sets) == 1)
             if folder is None and not args.allow_missing:
                 remedy = "write them with test.py, choose with --sets, or score what is there with --allow_missing"
@@ -193,11 +198,8 @@ def origin(folder: Path, maps: Iterable[File]) -> str:
 
 def scored(args: argparse.Namespace) -> Evaluation:
     """The scores of all maps that the arguments name; the columns are to be chosen."""
-    if args.benchmark:
-        trainings = methods.find(args.pred_path, map_names(args))
-    else:
-        trainings = {THIS_RUN: Training(Path(", ".join(args.pred_path)), map_names(args), About(THIS_RUN))}
-    benchmark, datasets = find_datasets(args, trainings)
+    trainings = find_trainings(args)
+    benchmark, datasets = find_datasets(args)
     images, notes = images_to_score(datasets, args.allow_missing)
     results.positions(images, args.examples)  # an error now rather than after scoring
     prepare_output(args)
