@@ -18,7 +18,7 @@ from unext.errors import InputError
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
 BOUNDARY = 0.02  # width of the boundary in the boundary IoU, as a share of the image's diagonal
-NINE = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")  # always computed
+NINE = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")  # always in files
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class PairScores:
         return float(figure(self) if figure else self.others[name])
 
     def curves(self, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """The curves of the metrics that are the maximum of a curve."""
-        return {name: getattr(self, curve) for name in names if (curve := METRICS[name].curve)}
+        """The curves, float32 (256,), of the metrics that are the maximum of a curve."""
+        return {name: getattr(self, curve).astype(np.float32) for name in names if (curve := METRICS[name].curve)}
 
 
 FIELDS = tuple(item.name for item in fields(PairScores) if item.name != "others")
@@ -102,13 +102,13 @@ METRICS = {
     "mIoU": Metric("mIoU", lambda scores: scores.IoU.mean()),
     "Smeasure": Metric("$S_\\alpha$", lambda scores: scores.Smeasure),
     "wFmeasure": Metric("$F_\\beta^w$", lambda scores: scores.wFmeasure),
-    "adpFm": Metric("$F_\\beta^{adp}$", lambda scores: scores.adpFm),
-    "meanFm": Metric("$F_\\beta^{mean}$", lambda scores: scores.Fm.mean()),
-    "maxFm": Metric("$F_\\beta^{max}$", lambda scores: scores.Fm.max(), curve="Fm"),
+    "adpFm": Metric("$F_\\beta^{\\mathrm{adp}}$", lambda scores: scores.adpFm),
+    "meanFm": Metric("$F_\\beta^{\\mathrm{mean}}$", lambda scores: scores.Fm.mean()),
+    "maxFm": Metric("$F_\\beta^{\\mathrm{max}}$", lambda scores: scores.Fm.max(), curve="Fm"),
     "meanEm": Metric("$E_\\phi$", lambda scores: scores.Em.mean()),
     "MAE": Metric("MAE", lambda scores: scores.MAE, lower_is_better=True),
-    "maxEm": Metric("$E_\\phi^{max}$", lambda scores: scores.Em.max(), curve="Em"),
-    "adpEm": Metric("$E_\\phi^{adp}$", lambda scores: scores.adpEm),
+    "maxEm": Metric("$E_\\phi^{\\mathrm{max}}$", lambda scores: scores.Em.max(), curve="Em"),
+    "adpEm": Metric("$E_\\phi^{\\mathrm{adp}}$", lambda scores: scores.adpEm),
     "IoU": Metric("IoU", of_pair=lambda pair: ratio(pair.tp, pair.tp + pair.fp + pair.fn)),
     "Dice": Metric("Dice", of_pair=lambda pair: ratio(2 * pair.tp, 2 * pair.tp + pair.fp + pair.fn)),
     "BER": Metric("BER", of_pair=balanced_error_rate, lower_is_better=True),
@@ -121,6 +121,8 @@ METRICS = {
     "siFm": Metric("$SI\\mbox{-}F_\\beta$", of_pair=lambda pair: library.size_invariant_f_measure(*pair[:2])),
     "siMAE": Metric("SI-MAE", of_pair=lambda pair: library.size_invariant_mae(*pair[:2]), lower_is_better=True),
 }
+
+COMMON = tuple(name for name, metric in METRICS.items() if metric.figure)  # computed of every pair, whatever is shown
 
 
 class Mean:

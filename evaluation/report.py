@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,27 @@ def group_tables(evaluation: Evaluation, groups: Sequence[Group]) -> list[dict[s
 
 
 def page(
-    evaluation: Evaluation, table: Table, groups: Sequence[Group], curves: Sequence[bytes], notes: Sequence[str]
-) -> bytes:
-    """A self-contained HTML page: tables, `curves` (PNG files), examples."""
-    chosen = sections(evaluation)
+    evaluation: Evaluation, table: Table, groups: Sequence[Group], curves: Sequence[bytes], notes: Sequence[str],
+    lost: Sequence[ImageScores] = (),
+) -> bytes:  # fmt: skip
+    """A self-contained HTML page: tables, `curves` (PNG files), examples but those whose files are lost."""
+    chosen = [(title, [image for image in images if image not in lost]) for title, images in sections(evaluation)]
     images = {(image.dataset, image.name): image for _, images in chosen for image in images}  # some in two sections
     with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes without Python's lock
         cards = dict(zip(images, pool.map(card, images.values()), strict=True))
-    by_method = groupby(evaluation.differences, key=lambda line: line[:2])  # and data set
+    by_dataset = groupby(evaluation.differences, key=lambda line: line.dataset)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     content = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=evaluation.benchmark.name,
         notes=notes,
+        origins=evaluation.origins,
         table=table,
         methods=evaluation.methods,
         metrics=METRICS,
-        differences=[(key, list(lines)) for key, lines in by_method],
+        differences=[
+            (name, sorted(lines, key=lambda line: evaluation.columns.index(line.metric))) for name, lines in by_dataset
+        ],
+        p_text=tables.p_text,
         groups=group_tables(evaluation, groups),
         curves=[base64.b64encode(png).decode() for png in curves],
         examples=[(title, [cards[image.dataset, image.name] for image in images]) for title, images in chosen],
@@ -110,24 +115,35 @@ def page(
 
 
 def write(
-    folder: Path, evaluation: Evaluation, table: Table, notes: Sequence[str], examples: Sequence[ImageScores],
+    folder: Path, evaluation: Evaluation, table: Table, examples: Sequence[ImageScores], style: plots.Style,
     json_path: Path | None = None,
 ) -> None:  # fmt: skip
     """Writes all files of docs/benchmarks.md, the tables first, and results.json to `json_path` too."""
     groups = compare.groups(evaluation.images, evaluation.benchmark.groups)
+    notes = [*tables.legend(evaluation, "bold", "underlined"), *evaluation.lines()]
     if evaluation.has_several():
-        notes = [tables.legend(evaluation.methods[0], "bold", "underlined"), *notes]
         examples = examples or plots.most_differing(evaluation.images)
-    contents = table_files(evaluation, table, groups, notes)
+    with style.applied([*evaluation.methods, *evaluation.rows]) as lacking:
+        if lacking:
+            notes.append(f"figures: no font of this system has {lacking}; install one, such as Noto Sans CJK")
+            print(notes[-1])
+    shown = [*examples, *chain.from_iterable(images for _, images in sections(evaluation))]
+    if lost := [image for image in shown if not image.has_files()]:
+        names = dict.fromkeys(f"{image.dataset}/{image.name}" for image in lost)
+        notes.append(f"not shown, since their image, ground truth or maps are gone: {files.listing(names)}")
+        print(notes[-1])
+        examples = [image for image in examples if image not in lost]
+    origins = [f"{training}: {line}" for training, line in evaluation.origins.items()]
+    contents = table_files(evaluation, table, groups, [*notes, *origins])
     save(folder, contents)
     if json_path:
         save(json_path.parent, {json_path.name: contents["results.json"]})
     contents = {"curves.npz": plots.values_of_curves(evaluation)}
     for name in plots.PLOTS:
-        contents |= plots.curves(evaluation, name)
+        contents |= plots.curves(evaluation, name, style)
     curves = [contents[f"{name}.png"] for name in plots.PLOTS]
-    contents |= plots.examples(examples, evaluation.methods) if examples else {}
-    save(folder, contents | {"report.html": page(evaluation, table, groups, curves, notes)})
+    contents |= plots.examples(examples, evaluation.methods, style) if examples else {}
+    save(folder, contents | {"report.html": page(evaluation, table, groups, curves, notes, lost)})
 
 
 def save(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -143,7 +159,7 @@ def table_files(
     several, names, results = evaluation.has_several(), evaluation.metrics, evaluation.results()
     figures = ([*row[:3], *(row.figures.get(name, "") for name in names)] for row in table.rows())
     per_image = (
-        [image.dataset, *([method] if several else []), image.name, *image.figures[method].values()]
+        [image.dataset, *([method] if several else []), image.name, *map(image.figures[method].get, names)]
         for method in evaluation.methods for image in evaluation.images if method in image.figures
     )  # fmt: skip
     per_group = (

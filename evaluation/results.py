@@ -1,7 +1,8 @@
 """What was scored, of which methods, and how they differ: the data that tables, plots and the page share."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import NamedTuple
@@ -9,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.benchmarks import Benchmark
-from evaluation.metrics import METRICS, Mean, PairScores, together
+from evaluation.metrics import METRICS, NINE, Mean, PairScores, together
+from unext import files
 from unext.errors import InputError
 from unext.pairing import File
 
 THIS_RUN = "this run"  # the name of a single method without a name
 LEVEL = 0.05  # significance level of Holm's p
+MIN_IMAGES = 20  # to test differences: with fewer, p is too small too often
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,33 @@ class ImageScores(ImageFiles):
 
     share: float  # of the image that is object
     figures: Mapping[str, Mapping[str, float]]  # by method and metric
-    curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float64 (256,)
+    curves: Mapping[str, Mapping[str, np.ndarray]]  # by method and metric, of those with a curve: float32 (256,)
+
+    def has_files(self) -> bool:
+        """Whether its files are where they were when they were scored."""
+        return all(os.path.exists(file) for file in (self.image, self.mask, *self.maps.values()) if file)
+
+
+class About(NamedTuple):
+    """What tables say of a method."""
+
+    name: str
+    citation: str = ""  # a key for \\cite, or a LaTeX command
+    year: str = ""
+    venue: str = ""
+
+
+class Note(NamedTuple):
+    """A line about a data set, the maps of a method, or both."""
+
+    text: str
+    dataset: str = ""
+    method: str = ""
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        subject = label(self.method, self.dataset)
+        return files.printable(f"{'warning: ' * self.is_warning}{subject}{': ' if subject else ''}{self.text}")
 
 
 class Difference(NamedTuple):
@@ -47,25 +76,57 @@ class Difference(NamedTuple):
     difference: float  # of the means, the first minus this method
     low: float  # its 95 % interval
     high: float
-    p: float  # two-sided, of the paired bootstrap
-    p_holm: float  # corrected for all comparisons of the table
+    p: float | None  # two-sided; None for too few images
+    p_holm: float | None  # corrected for all comparisons of the table
 
     def verdict(self) -> str:
-        """Whether the first method is better or worse beyond chance: "better", "worse" or "unclear"."""
+        """Whether the first method is better or worse beyond chance: "better", "worse", "unclear"; "" if untested."""
+        if self.p_holm is None:
+            return ""
         return "unclear" if self.p_holm >= LEVEL else better_or_worse(self.metric, self.difference)
+
+
+class TrainingScores(NamedTuple):
+    """The mean scores of each training of a method; most have one."""
+
+    scores: Sequence[PairScores]
+
+    def figure(self, name: str) -> float:
+        return float(np.mean([scores.figure(name) for scores in self.scores]))
+
+    def figures(self, names: Iterable[str] = NINE) -> dict[str, float]:
+        """The metrics called `names`, in the order of METRICS."""
+        names = set(names)
+        return {name: self.figure(name) for name in METRICS if name in names}
+
+    def deviations(self, names: Iterable[str]) -> dict[str, float]:
+        """The standard deviation of each metric over several trainings; empty for one."""
+        several = names if len(self.scores) > 1 else ()
+        return {name: float(np.std([scores.figure(name) for scores in self.scores], ddof=1)) for name in several}
+
+    def curve(self, name: str) -> np.ndarray:
+        """A curve of `metrics.PairScores`, the mean over trainings."""
+        return np.mean([getattr(scores, name) for scores in self.scores], axis=0)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All scores of all methods. A row of the tables is a data set or several together."""
+    """All scores of all methods. A row of the tables is a data set or several together.
+
+    After scoring, each training of a method counts as a method of its own, until `by_method` puts them together.
+    """
 
     benchmark: Benchmark
     methods: tuple[str, ...]  # the first is compared with the others
     columns: tuple[str, ...]  # of the tables
-    metrics: tuple[str, ...]  # all that were computed
+    metrics: tuple[str, ...]  # of the files
     images: Sequence[ImageScores]
-    dataset_means: Mapping[str, Mapping[str, Mean]]  # by method and data set
+    dataset_means: Mapping[str, Mapping[str, Mean]]  # by training and data set
     differences: Sequence[Difference] = ()
+    notes: Sequence[Note] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)  # by training: where its maps are and how they were made
+    about: Mapping[str, About] = field(default_factory=dict)  # by method; may lack some
+    trainings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by method; may lack methods with one
 
     @cached_property
     def rows(self) -> dict[str, tuple[str, ...]]:
@@ -74,28 +135,70 @@ class Evaluation:
         return rows | {row: sets for row, sets in self.benchmark.together.items() if rows.keys() >= set(sets)}
 
     @cached_property
-    def means(self) -> dict[str, dict[str, PairScores]]:
+    def means(self) -> dict[str, dict[str, TrainingScores]]:
         """The scores by method and row, without rows of which the method has no map."""
-        means: dict[str, dict[str, PairScores]] = {method: {} for method in self.methods}
-        for method, row in product(self.methods, self.rows):
-            of_datasets = self.dataset_means[method]
-            if of_datasets.keys() >= set(self.rows[row]):
-                means[method][row] = together([of_datasets[name] for name in self.rows[row]])
+        means: dict[str, dict[str, TrainingScores]] = {method: {} for method in self.methods}
+        for method, (row, datasets) in product(self.methods, self.rows.items()):
+            trainings = [self.dataset_means[key] for key in self.trainings.get(method, [method])]
+            if all(of_datasets.keys() >= set(datasets) for of_datasets in trainings):
+                scores = [together([of_datasets[name] for name in datasets]) for of_datasets in trainings]
+                means[method][row] = TrainingScores(scores)
         return means
 
     def has_several(self) -> bool:
         return len(self.methods) > 1
 
+    def scored(self) -> list[str]:
+        """The metrics that every method was scored with."""
+        by_method = [image.figures[method].keys() for image in self.images for method in image.figures]
+        return [name for name in METRICS if all(name in names for names in by_method)]
+
+    def lines(self) -> list[str]:
+        """The notes as text: on data sets first, then those of each method."""
+        order = {training: i for i, training in enumerate(self.dataset_means)}
+        return [str(note) for note in sorted(self.notes, key=lambda note: order.get(note.method, -1))]
+
     def images_of(self, row: str) -> list[ImageScores]:
         return [image for dataset in self.rows[row] for image in self.images if image.dataset == dataset]
 
     def results(self) -> dict[str, dict[str, dict[str, float]]]:
-        """`{method: {row: {"images": n, metric: value, ...}}}`, unrounded."""
+        """`{method: {row: {"images": n, metric: value, ...}}}`, unrounded; of several trainings also "std"."""
         counts = {row: len(self.images_of(row)) for row in self.rows}
-        return {
-            method: {row: {"images": counts[row]} | scores.figures(self.metrics) for row, scores in of_rows.items()}
-            for method, of_rows in self.means.items()
-        }
+        results = {}
+        for method, of_rows in self.means.items():
+            results[method] = {row: {"images": counts[row]} | of_rows[row].figures(self.metrics) for row in of_rows}
+            for row, scores in of_rows.items():
+                if deviations := scores.deviations(self.metrics):
+                    results[method][row] |= {"trainings": len(scores.scores), "std": deviations}
+        return results
+
+
+def by_method(evaluation: Evaluation) -> Evaluation:
+    """The same with the trainings of each method put together.
+
+    Figures of an image become means, curves (trainings, 256); the map is that of the first training.
+    """
+    about = {key: evaluation.about.get(key, About(key)) for key in evaluation.methods}
+    trainings: dict[str, list[str]] = {}
+    for key in evaluation.methods:
+        trainings.setdefault(about[key].name, []).append(key)
+
+    def pooled(image: ImageScores) -> ImageScores:
+        maps, figures, curves = {}, {}, {}
+        for method, keys in trainings.items():
+            if all(key in image.figures for key in keys):
+                of_trainings = [image.figures[key] for key in keys]
+                maps[method] = image.maps[keys[0]]
+                figures[method] = {
+                    name: float(np.mean([row[name] for row in of_trainings])) for name in of_trainings[0]
+                }
+                of_curves = [image.curves[key] for key in keys]
+                curves[method] = {name: np.array([row[name] for row in of_curves]) for name in of_curves[0]}
+        return replace(image, maps=maps, figures=figures, curves=curves)
+
+    images = evaluation.images if len(trainings) == len(about) else [pooled(image) for image in evaluation.images]
+    about = {method: about[keys[0]] for method, keys in trainings.items()}
+    return replace(evaluation, methods=tuple(trainings), images=images, about=about, trainings=trainings)
 
 
 def better_or_worse(metric: str, difference: float) -> str:
@@ -105,7 +208,7 @@ def better_or_worse(metric: str, difference: float) -> str:
 
 def label(method: str, dataset: str) -> str:
     """What messages call the maps of a method for a data set."""
-    return dataset if method == THIS_RUN else f"{method}, {dataset}"
+    return ", ".join(name for name in (method, dataset) if name not in ("", THIS_RUN))
 
 
 def positions(images: Sequence[ImageFiles], names: Iterable[str]) -> list[int]:

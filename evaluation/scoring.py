@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation import metrics
-from evaluation.results import ImageFiles, ImageScores, label
+from evaluation.results import ImageFiles, ImageScores, Note, label
 from unext import files, pairing
 from unext.errors import InputError
 from unext.images import opened
@@ -66,13 +66,13 @@ def score_files(
 
 def evaluate(
     images: Sequence[ImageFiles], engine: str, resize: bool, names: Sequence[str], workers: int
-) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[str]]:
+) -> tuple[list[ImageScores], dict[str, dict[str, metrics.Mean]], list[Note]]:
     """The scores of each image, the means by method and data set, and notes; with a progress bar."""
     scored_images: list[ImageScores] = []
     means: dict[str, dict[str, metrics.Mean]] = defaultdict(lambda: defaultdict(metrics.Mean))
     mask_problems: dict[str, dict[File, str]] = defaultdict(dict)  # by data set
-    size_problems: dict[str, list[str]] = defaultdict(list)  # by method and data set
-    problems: dict[str, Counter[str]] = defaultdict(Counter)  # likewise
+    size_problems: dict[tuple[str, str], list[str]] = defaultdict(list)  # by data set and method
+    problems: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # likewise
     function = partial(score_files, engine=engine, resize=resize, names=names)
     with closing(in_processes(function, images, workers)) as results:
         bar = progress_bar(zip(images, results, strict=True), total=len(images), unit="img", desc="scoring")
@@ -80,29 +80,34 @@ def evaluate(
             mask_problems[image.dataset][image.mask] = mask_problem or ("" if share else EMPTY)
             figures, curves = {}, {}
             for method, (scores, size_problem, problem) in zip(image.maps, scored, strict=True):
-                name = label(method, image.dataset)
-                problems[name][problem] += 1
+                key = image.dataset, method
+                problems[key][problem] += 1
                 if size_problem:
-                    size_problems[name].append(size_problem)
+                    size_problems[key].append(size_problem)
                 if scores:
                     means[method][image.dataset].add(scores)
                     figures[method], curves[method] = scores.figures(names), scores.curves(names)
             paths = image.image, image.mask, image.maps
             scored_images.append(ImageScores(image.dataset, image.name, *paths, share, figures, curves))
     if size_problems and not resize:
-        lines = [f"{name}: {files.count(len(sizes), 'map')} of another (height, width): {files.listing(sorted(sizes))}"
-                 for name, sizes in size_problems.items()]  # fmt: skip
+        lines = [
+            f"{label(method, dataset)}: {files.count(len(sizes), 'map')} of another (height, width): "
+            f"{files.listing(sorted(sizes))}"
+            for (dataset, method), sizes in size_problems.items()
+        ]
         raise InputError("; ".join([*lines, "--resize resizes them"]))
-    notes = [f"{name}: {files.count(len(maps), 'map')} resized to the ground truth"
-             for name, maps in size_problems.items()]  # fmt: skip
-    for name, by_mask in mask_problems.items():
-        notes += [f"warning: {name}: {line}" for line in pairing.mask_warnings(by_mask)]
+    notes = [
+        Note(f"{files.count(len(maps), 'map')} resized to the ground truth", *key)
+        for key, maps in size_problems.items()
+    ]
+    for dataset, by_mask in mask_problems.items():
+        notes += [Note(line, dataset, is_warning=True) for line in pairing.mask_warnings(by_mask)]
         if empty := list(by_mask.values()).count(EMPTY):
             number = f"{empty:,} of {files.count(len(by_mask), 'ground truth')} without an object"
-            notes.append(f"{name}: {number}, where Dice, IoU and F-measures are 0 by definition")
-    for name, counts in problems.items():
+            notes.append(Note(f"{number}, where Dice, IoU and F-measures are 0 by definition", dataset))
+    for key, counts in problems.items():
         [(problem, number)] = counts.most_common(1)
         if problem and 2 * number > counts.total():
             line = f"{number:,} of {counts.total():,} maps {problem}: {MAP_PROBLEMS[problem]}"
-            notes.append(f"warning: {name}: {line}")
+            notes.append(Note(line, *key, is_warning=True))
     return scored_images, means, notes

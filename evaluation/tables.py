@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from evaluation import fonts
 from evaluation.benchmarks import OURS, published
 from evaluation.metrics import METRICS
-from evaluation.results import LEVEL, Evaluation, better_or_worse
+from evaluation.results import LEVEL, MIN_IMAGES, About, Evaluation, better_or_worse
+from unext import files
 
 DIFFERENCE = "difference"  # the row of this run minus the paper
 BEST, SECOND, UNCLEAR = "best", "second", "unclear"  # marks of a figure; the last: its difference may be chance
@@ -23,11 +25,15 @@ class Cell(NamedTuple):
 
     text: str = ""
     marks: str = ""
+    deviation: str = ""  # over several trainings
 
-    def styled(self, best: str, second: str, unclear: str) -> str:
-        """The text in the pattern of its mark, with `unclear` appended if its difference may be chance."""
+    def styled(self, best: str, second: str, unclear: str, deviation: str = "±{}", missing: str = "") -> str:
+        """The text in the pattern of its mark, with what its deviation and `unclear` add."""
+        if not self.text:
+            return missing
         pattern = best if BEST in self.marks else second if SECOND in self.marks else "{}"
-        return pattern.format(self.text) + (unclear if UNCLEAR in self.marks else "")
+        more = deviation.format(self.deviation) if self.deviation else ""
+        return pattern.format(self.text) + more + (unclear if UNCLEAR in self.marks else "")
 
 
 class Row(NamedTuple):
@@ -38,13 +44,14 @@ class Row(NamedTuple):
     images: int | None  # None for published figures
     figures: Mapping[str, float]  # by metric; published rows may lack some
     marks: Mapping[str, str] = {}  # by metric
+    deviations: Mapping[str, float] = {}  # by metric, of several trainings
 
     def cell(self, column: str) -> Cell:
         if column not in self.figures:
             return Cell()
         sign = "+" if self.method == DIFFERENCE else ""
-        text = f"{self.figures[column]:{sign}.{METRICS[column].digits}f}"
-        return Cell(text, self.marks.get(column, ""))
+        deviation = printed(self.deviations[column], column) if column in self.deviations else ""
+        return Cell(printed(self.figures[column], column, sign), self.marks.get(column, ""), deviation)
 
 
 class Table(NamedTuple):
@@ -53,6 +60,7 @@ class Table(NamedTuple):
     columns: Sequence[str]
     datasets: Mapping[str, int]  # name: number of images
     methods: Mapping[str, Mapping[str, Row]]  # by method and data set; published methods are last
+    about: Mapping[str, About]  # by method, without published ones
 
     def rows(self) -> list[Row]:
         return [rows[dataset] for dataset in self.datasets for rows in self.methods.values() if dataset in rows]
@@ -69,13 +77,39 @@ class Table(NamedTuple):
     def is_published(self, method: str) -> bool:
         return not any(row.images for row in self.methods[method].values())
 
+    def in_paper(self) -> list[str]:
+        """The methods in the order of a paper: of those scored, the compared one is last."""
+        first, *scored = [method for method in self.methods if not self.is_published(method)]
+        return [*scored, first, *(method for method in self.methods if self.is_published(method))]
 
-def legend(first: str, best: str, second: str) -> str:
-    """What the marks mean."""
-    return (
-        f"{best}: best, {second}: second; ~: the difference to {first} is not beyond chance "
+    def details(self) -> dict[str, list[str]]:
+        """The columns that say more of each method: "venue" and "year", if any method has them."""
+        about = [self.about.get(method, About(method)) for method in self.in_paper()]
+        columns = {name: [getattr(item, name) for item in about] for name in ("venue", "year")}
+        return {name: values for name, values in columns.items() if any(values)}
+
+
+def printed(value: float, column: str, sign: str = "") -> str:
+    return f"{value:{sign}.{METRICS[column].digits}f}"
+
+
+def legend(evaluation: Evaluation, best: str, second: str) -> list[str]:
+    """What the marks of several methods mean, and where there are none."""
+    if not evaluation.has_several():
+        return []
+    lines = [
+        f"{best}: best, {second}: second; ~: the difference to {evaluation.methods[0]} is not beyond chance "
         f"(paired bootstrap over images, Holm's correction, {LEVEL:.0%})"
-    )
+    ]
+    few = {line.dataset: line.images for line in evaluation.differences if line.p is None}
+    return lines + [
+        f"{name}: no ~, since {files.count(images, 'image')} are too few to test differences (at least {MIN_IMAGES})"
+        for name, images in few.items()
+    ]
+
+
+def p_text(p: float | None) -> str:
+    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def table(evaluation: Evaluation) -> Table:
@@ -89,15 +123,16 @@ def table(evaluation: Evaluation) -> Table:
         best = {column: ranks([figures[column] for figures in scores.values()], column) for column in marked}
         for method, figures in scores.items():
             marks = {
-                column: best[column].get(figures[column], "") + unclear.get((dataset, method, column), "")
+                column: best[column].get(printed(figures[column], column), "")
+                + unclear.get((dataset, method, column), "")
                 for column in marked
             }
-            methods[method][dataset] = Row(dataset, method, figures["images"], figures, marks)
+            methods[method][dataset] = Row(dataset, method, figures["images"], figures, marks, figures.get("std", {}))
             datasets[dataset] = figures["images"]
         run = None if several else scores[evaluation.methods[0]]
         for row in paper_rows(dataset, published(evaluation.benchmark, dataset), run):
             methods.setdefault(row.method, {})[dataset] = row
-    return Table(evaluation.columns, datasets, methods)
+    return Table(evaluation.columns, datasets, methods, evaluation.about)
 
 
 def paper_rows(
@@ -119,9 +154,11 @@ def paper_rows(
     return [rows[OURS], Row(dataset, DIFFERENCE, None, difference, marks), *strongest]
 
 
-def ranks(figures: Iterable[float], column: str) -> dict[float, str]:
-    """The marks of the best and the second of unrounded figures; equal ones share the mark."""
-    ordered = sorted(set(figures), reverse=not METRICS[column].lower_is_better)
+def ranks(figures: Iterable[float], column: str) -> dict[str, str]:
+    """The marks of the best and the second, by what is printed; equal ones share the mark."""
+    ordered = sorted({printed(figure, column) for figure in figures}, key=float)
+    if not METRICS[column].lower_is_better:
+        ordered.reverse()
     return dict(zip(ordered, (BEST, SECOND), strict=False))
 
 
@@ -129,12 +166,14 @@ def text(table: Table) -> str:
     """A plain table with a line for each row and aligned columns; a data set's name is in its first line only."""
     named = len(table.methods) > 1
     marked = any(BEST in mark for row in table.rows() for mark in row.marks.values())
+    more = 2 * marked + 6 * any(row.deviations for row in table.rows())  # for marks and "±0.001"
     lines = [["dataset", *(["method"] if named else []), "images", *table.columns]]
     for dataset, rows in groupby(table.rows(), key=lambda row: row.dataset):
         for i, row in enumerate(rows):
             images = "" if row.images is None else f"{row.images:,}"
             cells = [row.cell(column) for column in table.columns]
-            figures = [cell.styled("{}*", "{}+", "~").ljust(len(cell.text) + 2 * marked) for cell in cells]
+            figures = [cell.styled("{}*", "{}+", "~") for cell in cells]
+            figures = [f"{figure:<{len(cell.text) + more}}" for figure, cell in zip(figures, cells, strict=True)]
             lines.append(["" if i else dataset, *([row.method] if named else []), images, *figures])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
@@ -145,37 +184,71 @@ def text(table: Table) -> str:
 
 def markdown(table: Table, notes: Sequence[str] = ()) -> str:
     """The table with methods down and data sets across, and the notes below it."""
-    heading = ["method"] + [
+    details = table.details()
+    heading = ["method", *details] + [
         f"{dataset} ({images:,})<br>{name} {'↓' if METRICS[name].lower_is_better else '↑'}"
         for dataset, images in table.datasets.items() for name in table.columns
     ]  # fmt: skip
-    lines = [heading, ["---"] + ["---:"] * (len(heading) - 1)]
-    for method in table.methods:
-        lines.append([method, *(cell.styled("**{}**", "<u>{}</u>", " ~") for cell in table.cells(method))])
+    lines = [heading, ["---"] * (1 + len(details)) + ["---:"] * (len(heading) - 1 - len(details))]
+    for method, *more in zip(table.in_paper(), *details.values(), strict=True):
+        cells = (cell.styled("**{}**", "<u>{}</u>", " ~", " ± {}", "–") for cell in table.cells(method))
+        lines.append([method, *more, *cells])
     body = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
     return "\n".join(f"| {line} |" for line in body) + "\n" + "".join(f"\n{note}\n" for note in notes)
 
 
 def latex(table: Table, notes: Sequence[str] = ()) -> str:
     """The same as a tabular to \\input in a document that uses booktabs, with a rule above published methods."""
-    width = len(table.columns)
-    names = [f"{name.translate(LATEX_SPECIAL)} ({images:,})" for name, images in table.datasets.items()]
+    width, details = len(table.columns), table.details()
+    names = [f"{latex_text(name)} ({images:,})" for name, images in table.datasets.items()]
     arrows = [
         f"{METRICS[name].latex} $\\{'down' if METRICS[name].lower_is_better else 'up'}arrow$" for name in table.columns
     ]
-    rules = [f"\\cmidrule(lr){{{2 + i * width}-{1 + (i + 1) * width}}}" for i in range(len(names))]
-    body = [" & ".join(["", *(f"\\multicolumn{{{width}}}{{c}}{{{name}}}" for name in names)]) + " \\\\"]
-    body += [" ".join(rules), " & ".join(["method", *arrows * len(names)]) + " \\\\"]
-    for _, methods in groupby(table.methods, key=table.is_published):
+    start = 1 + len(details)
+    rules = [f"\\cmidrule(lr){{{1 + start + i * width}-{start + (1 + i) * width}}}" for i in range(len(names))]
+    blank = [""] * start
+    body = [" & ".join([*blank, *(f"\\multicolumn{{{width}}}{{c}}{{{name}}}" for name in names)]) + " \\\\"]
+    body += [" ".join(rules), " & ".join(["method", *details, *arrows * len(names)]) + " \\\\"]
+    more = dict(zip(table.in_paper(), zip(*details.values(), strict=True), strict=True)) if details else {}
+    for _, methods in groupby(table.in_paper(), key=table.is_published):
         body.append("\\midrule")
         for method in methods:
-            cells = [
-                cell.styled("\\textbf{{{}}}", "\\underline{{{}}}", "\\rlap{$^{\\sim}$}") for cell in table.cells(method)
-            ]
-            body.append(" & ".join([method.translate(LATEX_SPECIAL), *cells]).replace("& -", "& $-$") + " \\\\")
-    columns = "l" + "c" * width * len(names)
-    heading = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes), f"\\begin{{tabular}}{{{columns}}}"]
+            texts = map(latex_text, more.get(method, ()))
+            body.append(
+                " & ".join([latex_name(table, method), *texts, *map(latex_cell, table.cells(method))]) + " \\\\"
+            )
+    columns = "l" * start + "c" * width * len(names)
+    heading = ["% needs \\usepackage{booktabs}", *latex_fonts([*table.methods, *table.datasets])]
+    heading += [*(f"% {note}" for note in notes), f"\\begin{{tabular}}{{{columns}}}"]
     return "\n".join([*heading, "\\toprule", *body, "\\bottomrule", "\\end{tabular}\n"])
+
+
+def latex_cell(cell: Cell) -> str:
+    if cell.text.startswith("-"):
+        cell = cell._replace(text=f"$-${cell.text[1:]}")
+    deviation = "{{\\scriptsize$\\,\\pm\\,${}}}"
+    marks = "\\textbf{{{}}}", "\\underline{{{}}}", "\\rlap{$^{\\sim}$}"
+    return cell.styled(*marks, deviation, missing="--")
+
+
+def latex_name(table: Table, method: str) -> str:
+    """A method with its citation."""
+    citation = table.about[method].citation if method in table.about else ""
+    cite = f"~{citation if citation[0] == chr(92) else f'{chr(92)}cite{{{citation}}}'}" if citation else ""
+    return latex_text(method) + cite
+
+
+def latex_text(text: str) -> str:
+    """A name with LaTeX's special characters escaped; one beyond Latin letters in a font that has them."""
+    escaped = text.translate(LATEX_SPECIAL)
+    family = fonts.family_for(letters) if (letters := fonts.beyond_latin([text])) else None
+    return f"{{\\fontspec{{{family}}}{escaped}}}" if family else escaped
+
+
+def latex_fonts(names: Sequence[str]) -> list[str]:
+    """What the head of a table says of names beyond Latin letters."""
+    names = [name for name in names if fonts.beyond_latin([name])]
+    return [f"% needs XeLaTeX or LuaLaTeX and \\usepackage{{fontspec}}, for {', '.join(names)}"] if names else []
 
 
 def to_csv(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

@@ -15,7 +15,7 @@ from evaluation import benchmarks
 
 SETS = ("DIS-VD", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")
 FIGURES = {f"{name}.{kind}" for name in ("precision_recall", "f_measure", "e_measure") for kind in ("pdf", "png")}
-TABLES = {"groups.csv", "per_image.csv", "results.csv", "results.json", "results.md", "results.tex"}
+TABLES = {"groups.csv", "per_image.csv", "results.csv", "results.json", "results.md", "results.tex", "scores.npz"}
 pytestmark = pytest.mark.usefixtures("without_figures")
 FILES = {"curves.npz", "report.html"} | FIGURES | TABLES
 

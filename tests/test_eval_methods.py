@@ -24,10 +24,8 @@ groups: {kind: "^([a-z]+)_"}
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Two data sets of four images, the maps of METHODS, and the benchmark's description."""
-    folder = tmp_path_factory.mktemp("methods")
+def write_methods(folder):
+    """Writes two data sets of four images, the maps of METHODS, and the benchmark's description."""
     (folder / "sets.yaml").write_text(DESCRIPTION)
     for i, name in enumerate(("fish_000", "crab_001", "plant_002", "fish_003")):
         for dataset, noise in (("easy", 5), ("hard", 150)):
@@ -41,6 +39,11 @@ def root(tmp_path_factory):
             for method, pixels in maps.items():
                 save_image(folder / f"maps/{method}/{dataset}/{name}.png", pixels)
     return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_methods(tmp_path_factory.mktemp("methods"))
 
 
 def arguments(root, methods, *more):
@@ -101,13 +104,15 @@ def test_the_comparison_has_the_differences_of_the_table(results, scores):
         method, dataset, metric = line["method"], line["dataset"], line["metric"]
         difference = scores["blur"][dataset][metric] - scores[method][dataset][metric]
         assert float(line["difference"]) == pytest.approx(difference, abs=1e-15)
-        assert float(line["low"]) <= float(line["high"]) and 0 < float(line["p"]) <= float(line["p_holm"]) <= 1
+        assert float(line["low"]) <= float(line["high"]) and line["p"] == line["p_holm"] == ""  # too few images
 
 
 def test_the_latex_table_marks_the_best_and_the_second_of_each_column(results):
     rows = [line for line in (results / "results.tex").read_text().splitlines() if line.endswith(" \\\\")]
-    assert rows[0].count("\\multicolumn{9}{c}") == 3 and [row.split(" & ")[0] for row in rows[2:]] == list(METHODS)
-    assert [r"\rlap{$^{\sim}$}" in row for row in rows[2:]] == [False, True, True]
+    assert rows[0].count("\\multicolumn{9}{c}") == 3 and [row.split(" & ")[0] for row in rows[2:]] == [
+        *METHODS[1:],
+        METHODS[0],
+    ]
     for column in zip(*(row.removesuffix(" \\\\").split(" & ")[1:] for row in rows[2:]), strict=True):
         assert sum("\\textbf" in cell for cell in column) == 1 == sum("\\underline" in cell for cell in column)
         assert all(re.fullmatch(r"[^\d]*\d\.\d{3}[^\d]*", cell) for cell in column)
@@ -165,4 +170,4 @@ def test_methods_are_named_after_their_folders_and_the_settings_of_their_maps_ar
     options = ["--pred_path", f"{copy}/maps/noise", f"Ref={copy}/maps/shift", "--metrics", "MAE", "maxEm"]
     scores = run(copy, ["blur"], copy / "out", *options)
     assert list(scores) == ["noise", "Ref"] and list(scores["Ref"]["easy"])[-1] == "maxEm"
-    assert "noise, easy: maps of checkpoint SAM2-UNeXT-20.pth" in (copy / "out/report.html").read_text()
+    assert f"noise: maps in {copy}/maps/noise, checkpoint SAM2-UNeXT-20.pth" in (copy / "out/report.html").read_text()
