@@ -149,7 +149,8 @@ def test_each_fault_is_found_and_named_and_nothing_else(planted):
     for finding in planted[2]["findings"]:
         names = sorted(Path(file["file"]).name for file in finding["files"])
         found.setdefault(finding["finding"], {})[finding["split"]] = names
-    assert found == FINDINGS and check_dataset.KINDS.keys() - FINDINGS == {"no pair"}
+    others = {"no pair", "validation image in training", "test image in validation"}
+    assert found == FINDINGS and check_dataset.KINDS.keys() - FINDINGS == others
 
     details = {Path(file["file"]).name: file["detail"] for kind in planted[2]["findings"] for file in kind["files"]}
     assert details["renamed0.bmp"] == f"as {TWICE[0]}.png" and details["nothing.jpg"] == "it is empty"
