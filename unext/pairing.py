@@ -143,7 +143,7 @@ def no_images(folder: Path, skip: Callable[[Path], bool] | None = None) -> str:
     if others := left_out([folder]):
         line += f", only files that are not read: {others}"
     if any(kind in others for kind in ANNOTATIONS):
-        line += "; how to make masks of annotations: docs/input.md"
+        line += "; how to make masks of annotations: docs/data.md"
     if deeper := images_below(folder, skip):
         line += f"; {count(deeper, 'image')} in sub-folders: name these, or give test.py --recursive"
     return line
