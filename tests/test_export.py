@@ -193,7 +193,8 @@ def test_an_old_torch_is_named(micro_checkpoint, tmp_path, monkeypatch, capsys):
 def test_the_documented_example_writes_the_map_of_test_py_without_torch(
     graph, micro_checkpoint, toy, tmp_path, monkeypatch
 ):
-    example = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)[0]
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)
+    [example] = [block for block in blocks if "import onnxruntime" in block]
     assert len(example.splitlines()) <= 30
     (tmp_path / "cutout.py").write_text(example)
     image = toy / "test/Image/toy_0001.jpg"
