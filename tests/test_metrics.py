@@ -92,6 +92,14 @@ def test_edge_cases_agree_with_pysodmetrics(name):
         assert_agrees_with_pysodmetrics(prediction, mask)
 
 
+@pytest.mark.parametrize("level, bright, medium, dark", [(60, 2, 6, 21), (90, 3, 9, 23), (30, 1, 6, 22)])
+def test_a_level_at_the_adaptive_threshold_is_on_the_side_that_pysodmetrics_takes(level, bright, medium, dark):
+    """Twice the mean of such a map is `level`, but for the last bit, which depends on the order of the sum."""
+    prediction = np.repeat(np.array([255, level, 0], np.uint8), (bright, medium, dark))[None]
+    mask = np.arange(prediction.size)[None] < 5
+    assert_agrees_with_pysodmetrics(prediction, mask * np.uint8(255))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SUIM8.is_dir(), reason="the real images are not here")
 def test_real_masks_agree_with_pysodmetrics():
