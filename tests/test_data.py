@@ -10,10 +10,13 @@ import pycocotools.mask
 import pytest
 import rasterio
 import recipe
-from conftest import ROOT, arguments_of, save_image
+from conftest import NETWORK, ROOT, arguments_of, save_image
 from PIL import Image, ImageOps
 from rasterio.warp import transform_geom
 
+import eval as evaluation
+import test as script
+import train
 from tools import check_dataset
 from unext import images
 from unext.masks import read_mask
@@ -253,3 +256,30 @@ def test_a_fifth_is_held_out():
     assert all(names["images"] == names["masks"] for names in split.values())
     assert (len(split["train"]["images"]), len(split["test"]["images"])) == (10, 3)
     assert not split["train"]["images"] & split["test"]["images"]
+
+
+def test_from_annotations_to_scores(tmp_path):
+    """COCO's file -> masks -> check -> train with a held-out share -> best.pth -> maps -> scores."""
+    shutil.rmtree("images")
+    names = [f"reef_{i}" for i in range(10)]
+    corner = [float(value) for corner in corners(OTHER, last=0) for value in corner]
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "fish"}]}
+    for i, name in enumerate(names):
+        save_image(Path(f"images/{name}.jpg"), np.dstack([SECOND] * 3) // 2 + recipe.photo(name, HEIGHT, WIDTH) // 2)
+        content["images"].append({"id": i, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH})
+        annotation = {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "segmentation": [corner]}
+        content["annotations"].append(annotation)
+    Path("annotations.json").write_text(json.dumps(content))
+    for title in ("COCO", "From masks to a network"):
+        [code] = snippets(title)
+        run(code)
+    check_dataset.main(arguments_of(check_dataset, "data/train/images", "data/train/masks", "--workers", 1))
+    folders = "--train_image_path data/train/images --train_mask_path data/train/masks --save_path run --workers 0"
+    train.main(arguments_of(train, *f"{NETWORK} {folders} --epoch 2 --batch_size 3 --val_share 0.4".split()))
+    predict = (
+        "--checkpoint run/best.pth --test_image_path data/test/images --test_gt_path data/test/masks --save_path maps"
+    )
+    script.main(arguments_of(script, *predict.split()))
+    score = "--dataset_name reef --pred_path maps --gt_path data/test/masks --save_path results --workers 1"
+    evaluation.main(arguments_of(evaluation, *score.split()))
+    assert json.loads(Path("results/results.json").read_text())["reef"]["images"] == 2
