@@ -27,7 +27,7 @@ def test_an_encoder_of_timms_serves_from_its_file(name, encoders, tmp_path):
     model = SAM2UNeXT(*paths, sam2="micro", aux=name, aux_size=AUX[name], size=64).eval()
 
     loaded = {key.removeprefix("model."): tensor for key, tensor in model.dino.state_dict().items()}
-    assert {key.split(".")[-2] for key in state.keys() - loaded.keys()} == {"norm"}  # after the last map
+    assert {key.split(".")[-2] for key in state.keys() - loaded.keys()} <= {"norm"}  # after the last map
     assert loaded.keys() <= state.keys()
     resampled = {"pos_embed"}
     assert all(torch.equal(loaded[key], state[key]) for key in loaded.keys() - resampled)
