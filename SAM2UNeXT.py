@@ -4,6 +4,7 @@ Xiong et al., "SAM2-UNeXT", arXiv:2508.03566. Shapes: B batch, H W height and wi
 A side of the auxiliary encoder's input, P its patch size (14 for DINOv2).
 """
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,17 @@ class SAM2UNeXT(nn.Module, Hub):
         paths: checkpoint.Paths = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
         if trained.encoders:
             paths = checkpoint.find_encoders(path, trained, paths, download)
+        options = inspect.signature(cls).parameters
+        wrong = [k for k, v in trained.config.items() if k not in options or not isinstance(v, options[k].annotation)]
+        if wrong:
+            problem = f"unknown, or of another type: {', '.join(map(repr, wrong))}; update the program"
+            raise InputError(f"{path}: its network cannot be built: {problem}")
         try:
             # On meta, a whole checkpoint's tensors are assigned. Fingerprints decide whether SAM 2.1's weights belong.
             with nullcontext() if any(paths.values()) else torch.device("meta"):
                 model = cls(*paths.values(), **trained.config, precision=precision, allow_sam2_1=True)
-        except (InputError, TypeError) as error:  # TypeError: an option that this version does not know
-            remedy = "; update the program" if isinstance(error, TypeError) else ""
-            raise InputError(f"{path}: its network cannot be built: {error}{remedy}") from error
+        except InputError as error:
+            raise InputError(f"{path}: its network cannot be built: {error}") from error
         checkpoint.load_trained(model, path, trained)
         return model.to(memory_format=LAYOUT).eval()
 

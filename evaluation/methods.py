@@ -63,10 +63,10 @@ def from_file(path: Path, names: MaskNames) -> dict[str, Training]:
     trainings: dict[str, Training] = {}
     for name, entry in read(path).items():
         folders = entry.get("folder", name)
-        own = MaskNames(entry.get("prefix", names.prefix), entry.get("suffix", names.suffix))
+        map_names = MaskNames(entry.get("prefix", names.prefix), entry.get("suffix", names.suffix))
         for folder in [folders] if isinstance(folders, str) else folders:
             about = about_of(name, entry)
-            trainings[free_key(about.name, trainings)] = Training(path.parent / folder, own, about)
+            trainings[free_key(about.name, trainings)] = Training(path.parent / folder, map_names, about)
     return trainings
 
 

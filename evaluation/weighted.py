@@ -76,10 +76,10 @@ def make_strip(mask: np.ndarray, rows: slice) -> Strip:
     inside, pending = padded.ravel().view(bool), np.flatnonzero(band.view(bool))
     outside, nearest = [], []
     for dy, dx in NEAREST_FIRST:
-        there = pending + (dy * padded.shape[1] + dx)
-        hit = inside[there]
+        neighbours = pending + (dy * padded.shape[1] + dx)
+        hit = inside[neighbours]
         outside.append(pending[hit])
-        nearest.append(there[hit])
+        nearest.append(neighbours[hit])
         pending = pending[~hit]
     rows_around = slice(above, above + rows.stop - rows.start)
     pixels = cv2.countNonZero(mask[rows])

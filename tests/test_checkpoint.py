@@ -192,3 +192,9 @@ def test_the_fingerprint_covers_every_matrix(model):
         if weight.ndim > 1 and "pos_embed" not in key and "token" not in key:
             assert weights.fingerprint(state | {key: weight * 1.01}) != before, key
     assert weights.fingerprint(dict(state)) == before
+
+
+def test_a_bug_in_the_constructor_shows_its_traceback(micro_checkpoint, monkeypatch):
+    monkeypatch.setattr("SAM2UNeXT.build_sam2_trunk", lambda *args, **options: None + 1)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        SAM2UNeXT.from_checkpoint(micro_checkpoint)
