@@ -7,7 +7,6 @@ A side of the auxiliary encoder's input, P its patch size (14 for DINOv2).
 import inspect
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -181,12 +180,6 @@ class SAM2UNeXT(nn.Module, Hub):
         for layer in frozen:
             layer.to(dtype)
         return self
-
-    def compile(self, **options: Any) -> None:
-        """Compiles the network, a graph for each input shape. Raises InputError for half precision on CPUs."""
-        if next(self.parameters()).device.type == "cpu" and self.precision != torch.float32:  # has produced NaN
-            raise InputError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
-        super().compile(fullgraph=True, dynamic=False, **options)
 
     def train(self, mode: bool = True) -> "SAM2UNeXT":
         """Sets the mode of the trained modules; the frozen encoders stay in eval mode."""

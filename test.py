@@ -225,8 +225,7 @@ def main(args: argparse.Namespace) -> None:
         model.size = args.size or model.size
         settings = settings_of(args, model)
         if args.compile:
-            # A CUDA graph launches all kernels at once.
-            model.compile(mode="reduce-overhead" if args.device.startswith("cuda") else None)
+            device.compile_module(model)
         if rank == 0:
             stack.enter_context(files.locked(args.save_path))
         output.check_settings(all_tasks, args, settings)

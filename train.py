@@ -78,30 +78,48 @@ def structure_loss(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False
     return sum(loss_terms(logits, mask, edge_weighted_bce).values())
 
 
+class Objective(nn.Module):
+    """The network and its loss as one module, which is compiled and distributed as a whole."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Terms] = loss_terms):
+        """`loss` makes its terms from logits and masks."""
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, images: Tensor, masks: Tensor) -> Terms:
+        """Normalised images (B, 3, H, W) and masks (B, 1, H, W) in [0, 1] -> the terms of the loss."""
+        return self.loss(self.model(images), masks)
+
+
 def train_one_epoch(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Sequence[str]]], optimizer: torch.optim.Optimizer,
-    scaler: GradScaler, accumulate: int = 1, clip_grad: float = 0, loss: Callable[[Tensor, Tensor], Terms] = loss_terms,
+    objective: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Sequence[str]]], optimizer: torch.optim.Optimizer,
+    scaler: GradScaler, accumulate: int = 1, clip_grad: float = 0, whole_batch: int = 0,
 ) -> Iterator[Step]:  # fmt: skip
     """One pass over `batches` of (images, masks, names); yields each optimiser step's figures, over all processes.
 
-    A step uses the mean gradient over the images of `accumulate` batches (fewer at the end), its norm clipped to
-    `clip_grad` (0: not). `loss` makes the terms of the loss from logits and masks. Raises InputError that names the
-    images if the loss or the gradient is not finite; that step is not taken.
+    `objective` is an `Objective`, distributed or not. A step uses the mean gradient over the images of `accumulate`
+    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). If compiled, the objective runs uncompiled on
+    batches of fewer than `whole_batch` images, each size of which would be compiled anew. Raises InputError that names
+    the images if the loss or the gradient is not finite; that step is not taken.
     """
-    model.train()
+    objective.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device_of_model = trained[0].device
+    if accumulate > 1:  # gradients that a CUDA graph made would be overwritten by its next run: they are added to these
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
     batches = iter(batches)
     while group := list(islice(batches, accumulate)):
         group_images = sum(len(images) for images, _, _ in group)
         sums = []  # per batch: (terms..., 1) x number of images
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=accumulate == 1)
         for i, (images, masks, _) in enumerate(group, 1):
             images = images.to(device_of_model, non_blocking=True)  # (B, 3, S, S)
             masks = masks.to(device_of_model, non_blocking=True)  # (B, 1, S, S) in [0, 1]
-            wait = isinstance(model, DistributedDataParallel) and i < len(group)  # exchange gradients once per step
-            with model.no_sync() if wait else nullcontext():
-                terms = loss(model(images), masks)
+            wait = isinstance(objective, DistributedDataParallel) and i < len(group)  # exchange gradients once per step
+            stance = "force_eager" if len(images) < whole_batch else "default"
+            with objective.no_sync() if wait else nullcontext(), torch.compiler.set_stance(stance):
+                terms = objective(images, masks)
                 total = sum(terms.values())
                 scaler.scale(total * (len(images) / group_images)).backward()
             sums.append(torch.stack([*terms.values(), torch.ones_like(total)]).detach() * len(images))
@@ -210,10 +228,7 @@ def build_model(args: argparse.Namespace, precision: torch.dtype = torch.float32
     options = cli.options_of(SAM2UNeXT, args) | {"dinov2_path": aux, "precision": precision}
     model = SAM2UNeXT(trunk, **options)
     model.sam.grad_checkpointing = args.grad_checkpointing
-    model.to(args.device)
-    if args.compile:
-        model.compile()
-    return model
+    return model.to(args.device)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -245,7 +260,11 @@ def main(args: argparse.Namespace) -> None:
         keys = epoch_batches(len(pairs), args.batch_size, args.seed, epochs, done, rank, processes)
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
-        wrapped = device.distribute(model, args.device, args.sync_bn)
+        objective = Objective(model, loss)
+        if args.compile:
+            device.compile_module(objective)
+        objective = device.distribute(objective, args.device, args.sync_bn)
+        options = (args.accumulate, args.clip_grad, args.batch_size)
         command.started()
         log = stack.enter_context(Log(args, run, len(pairs), steps))
         stop = stack.enter_context(cli.noted_signals())
@@ -253,7 +272,7 @@ def main(args: argparse.Namespace) -> None:
             rest = islice(batches, max(0, per_epoch - progress.step * args.accumulate))
             label = f"epoch {epoch}/{args.epoch}"
             with progress_bar(None, label, len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
-                for step in train_one_epoch(wrapped, rest, optimizer, scaler, args.accumulate, args.clip_grad, loss):
+                for step in train_one_epoch(objective, rest, optimizer, scaler, *options):
                     scheduler.step()
                     progress.count(step)
                     bar.set_postfix(**progress.losses(), lr=step.lr, refresh=False)
@@ -267,9 +286,7 @@ def main(args: argparse.Namespace) -> None:
             scores = validate(model, val_pairs if is_due else [], args.workers, stop)
             run.stop_if_asked(stop)
             log.epoch(scores, val_pairs or pairs)
-            run.keep(scores)
-            progress.next_epoch()
-            run.save()
+            run.end_epoch(scores)
         device.end()
 
 

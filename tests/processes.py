@@ -5,6 +5,7 @@
 A RUN is a JSON object: "arguments", those of train.py, and perhaps
     "processes": how many torchrun would start (default: none, a single process without torchrun)
     "moment": where and the how-manieth time, such as "optimizer 3", the process of "rank" (0) gets "signal" (SIGKILL)
+    "compiled": the number of graphs that --compile must make, with the backend of graphs.py
     "exact": float64 and plain gradient descent; BatchNorm in eval mode, which differs by design, unless "statistics"
 Prints the exit status of each process, a line for each run. All are forks of one process that has loaded the libraries,
 to save time.
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 import micro  # noqa: F401
 import torch
+from graphs import Graphs
 from torch import nn, optim
 
 import train
@@ -88,8 +90,10 @@ def start(run: dict, rank: int, environment: dict[str, str]) -> int:
     status = 99
     try:
         prepare(run, rank)
+        backend = Graphs()
+        backend.install()
         train.main(train.get_args_parser().parse_args(run["arguments"]))
-        status = 0
+        status = 0 if backend.graphs == run.get("compiled", 0) else 98
     except SystemExit as stop:
         status = stop.code
     except Exception:

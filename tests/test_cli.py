@@ -59,6 +59,10 @@ def raised(error, started=False):
             RuntimeError("CUDA error: invalid configuration argument\nCompile with `TORCH_USE_CUDA_DSA`"), True, 1,
             "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
         ),
+        (
+            RuntimeError("backend='inductor' raised:\nTritonMissing: Cannot find a working Triton"), True, 1,
+            "torch cannot compile here, without a C++ compiler or, on a GPU, Triton: leave out --compile",
+        ),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_with_the_status_of_the_work_so_far(error, started, status, line, capsys):

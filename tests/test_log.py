@@ -114,10 +114,10 @@ def test_scores_are_those_of_the_maps_that_the_commands_write(logged, toy):
 def test_checkpoints_are_the_best_each_fifth_and_the_last_epoch(tmp_path, monkeypatch, capsys):
     saved, model = [], SimpleNamespace(config={}, precision=torch.float32)
     monkeypatch.setattr(checkpoint, "save_network", lambda path, model, epoch: saved.append((path.name, epoch)))
+    monkeypatch.setattr(run.Run, "save", lambda self: None)
     training = run.Run(tmp_path, model, None, None, None, {"--epoch": 6})
     for score in (0.5, 0.7, 0.6, 0.65, 0.8, 0.1):
-        training.keep({"Smeasure": score})
-        training.progress.next_epoch()
+        training.end_epoch({"Smeasure": score})
     kept = [("SAM2-UNeXT-5.pth", 5), ("SAM2-UNeXT-6.pth", 6)]
     assert saved == [("best.pth", 1), ("best.pth", 2), ("best.pth", 5), *kept]
     lines = capsys.readouterr().out.splitlines()

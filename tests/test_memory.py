@@ -32,7 +32,8 @@ def allocated(model: SAM2UNeXT, training: bool) -> int:
         if training:
             optimizer, _ = train.make_optimizer(model, lr=1e-3, weight_decay=0, epochs=1)
             batches = [(images, masks, ["a", "b"])] * 2  # the second step has the optimiser's state
-            list(train.train_one_epoch(model, batches, optimizer, GradScaler("cpu", enabled=False)))
+            scaler = GradScaler("cpu", enabled=False)
+            list(train.train_one_epoch(train.Objective(model), batches, optimizer, scaler))
         else:
             with torch.inference_mode():
                 model(images)

@@ -213,27 +213,3 @@ def test_glue_and_decoder_are_those_of_the_paper(micro_model):
             y = getattr(model, f"up{level}").conv.double_conv(y)
         expected = resize(model.head(y), (64, 96))
         assert relative_error(model(x), expected) < 1e-12
-
-
-@pytest.mark.slow
-def test_a_compiled_network_is_a_single_graph_for_all_images_of_a_size():
-    model, graphs = SAM2UNeXT(**MICRO).eval(), []
-    x = [recipe.image(f"compiled {i}", (2, 3, 64, 64), 0) for i in range(3)]
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    with torch.no_grad():
-        expected = [model(images) for images in x]
-        model.compile(backend=backend)
-        for images, logits in zip(x, expected, strict=True):
-            assert relative_error(model(images), logits) < 1e-5
-    assert len(graphs) == 1
-    model.train()(x[0]).sum().backward()
-    assert len(graphs) == 2 and model.head.weight.grad.any()
-
-
-def test_precisions_that_torch_compiles_wrongly_are_refused():
-    with pytest.raises(ValueError, match="--compile: .* give --precision fp32"):
-        SAM2UNeXT(**MICRO, precision=torch.bfloat16).compile()

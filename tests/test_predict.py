@@ -12,7 +12,7 @@ from PIL import Image
 
 import test as script
 from SAM2UNeXT import SAM2UNeXT
-from unext import checkpoint
+from unext import checkpoint, device
 
 SUIM8_NAMES = ["d_r_47_", "w_r_147_"] if SUIM8.is_dir() else []
 
@@ -117,7 +117,7 @@ def test_the_size_is_that_of_the_training_unless_given(micro_checkpoint, toy, tm
 
 def test_a_compiled_network_gets_whole_batches(micro_checkpoint, toy, tmp_path, monkeypatch):
     shapes = []
-    monkeypatch.setattr(SAM2UNeXT, "compile", lambda self, **_: self.register_forward_pre_hook(
+    monkeypatch.setattr(device, "compile_module", lambda model: model.register_forward_pre_hook(
         lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     )  # fmt: skip
     plain = predict(micro_checkpoint, toy / "test/Image", tmp_path / "plain", "--batch_size", 3)

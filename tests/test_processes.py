@@ -38,19 +38,21 @@ def run_of(processes, folder, toy, network, text, **more):
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one_with_twice_the_batch(toy, from_files, tmp_path):
+    compiled = "--batch_size 1 --accumulate 2 --compile --grad_checkpointing"
     runs = {
         "single": run_of(1, tmp_path / "single", toy, from_files, "--batch_size 4"),
         "two": run_of(2, tmp_path / "two", toy, from_files, "--batch_size 2"),
         "accumulating": run_of(2, tmp_path / "accumulating", toy, from_files, "--batch_size 1 --accumulate 2"),
+        "compiled": run_of(2, tmp_path / "compiled", toy, from_files, compiled, compiled=1),
     }
     statuses, output, errors = run_processes(*runs.values())
-    assert statuses == [[0], [0, 0], [0, 0]], errors
-    assert output.count("4 images per step") == 3  # only the first process prints
+    assert statuses == [[0], [0, 0], [0, 0], [0, 0]], errors
+    assert output.count("4 images per step") == 4  # only the first process prints
     states = {name: torch.load(tmp_path / name / "SAM2-UNeXT-1.pth")["state_dict"] for name in runs}
     model = train.build_model(arguments("--device cpu", toy, tmp_path, from_files))
     moved = max((value - model.state_dict()[key]).abs().max() for key, value in states["single"].items())
     assert moved > 1e-2
-    for name in ("two", "accumulating"):
+    for name in ("two", "accumulating", "compiled"):
         for key, value in states["single"].items():
             assert (states[name][key] - value).abs().max() <= 1e-9, (name, key)
         assert len(read_log(tmp_path / name)) == 3  # two steps, the second of two images, and the epoch

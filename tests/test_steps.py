@@ -38,7 +38,7 @@ def batches(*sizes):
 
 
 def steps(model, optimizer, sizes, scaler=None, **options):
-    return list(train.train_one_epoch(model, batches(*sizes), optimizer, scaler or PLAIN, **options))
+    return list(train.train_one_epoch(train.Objective(model), batches(*sizes), optimizer, scaler or PLAIN, **options))
 
 
 class Gradients(torch.optim.SGD):
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite_names_the_images_of_its_batch_and_changes_not
     poisoned = [(i.clone(), m, names) for i, m, names in batches(2, 2, 2)]
     poisoned[1][0][0, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match="is not finite for 2.png, 3.png; .*last.pth is unchanged"):
-        list(train.train_one_epoch(model, poisoned, optimizer, PLAIN, accumulate=3))
+        list(train.train_one_epoch(train.Objective(model), poisoned, optimizer, PLAIN, accumulate=3))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 

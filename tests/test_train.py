@@ -20,7 +20,8 @@ PLAIN = torch.amp.GradScaler("cpu", enabled=False)
 
 def one_step(model, optimizer, images, masks, **options) -> float:
     """A training step on one batch; its loss."""
-    [step] = train.train_one_epoch(model, [(images, masks, ["a"] * len(images))], optimizer, PLAIN, **options)
+    batches = [(images, masks, ["a"] * len(images))]
+    [step] = train.train_one_epoch(train.Objective(model), batches, optimizer, PLAIN, **options)
     return sum(step.terms.values())
 
 
@@ -139,7 +140,7 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
     """What each epoch trains on and with: the order of the images, their flips, learning rate and weight decay."""
     epochs = []
 
-    def record(model, batches, optimizer, scaler, *options):
+    def record(objective, batches, optimizer, scaler, *options):
         group = optimizer.param_groups[0]
         epochs.append((group["lr"], group["weight_decay"], torch.cat([images for images, _, _ in batches])))
         optimizer.step()

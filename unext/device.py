@@ -31,7 +31,10 @@ def start(args: argparse.Namespace) -> torch.dtype:
             torch.backends.cuda.enable_flash_sdp(False)
             torch.backends.cuda.enable_mem_efficient_sdp(False)
             torch.backends.cuda.enable_cudnn_sdp(False)
-    return precision(args.precision, args.device)
+    dtype = precision(args.precision, args.device)
+    if getattr(args, "compile", False) and args.device == "cpu" and dtype != torch.float32:  # has produced NaN
+        raise InputError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
+    return dtype
 
 
 def resolve(name: str) -> str:
@@ -87,6 +90,18 @@ def ranks() -> tuple[int, int, int]:
         remedy = "start several processes with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE"
         raise InputError(f"the environment is not torchrun's ({settings}): {remedy}")
     return rank, local_rank, processes
+
+
+def compile_module(module: nn.Module) -> None:
+    """Compiles a module in place: one graph for each shape of its input, made when the first such input comes.
+
+    On CUDA that is a CUDA graph, which launches all kernels at once; its results are valid until the next call only.
+    """
+    # By default torch cuts the graph of a distributed module where gradients are exchanged, and fails at checkpoints.
+    torch._dynamo.config.optimize_ddp = False
+    on_gpu = next(module.parameters()).is_cuda
+    module.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    print("compiling: the first batch takes minutes")
 
 
 def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:

@@ -119,6 +119,12 @@ class Run:
             content |= {"progress": asdict(self.progress), "recipe": self.recipe, "epoch": self.progress.epoch}
             checkpoint.save(self.folder / LAST, content)
 
+    def end_epoch(self, scores: dict[str, float]) -> None:
+        """Keeps the epoch's checkpoints and makes the next epoch that of last.pth."""
+        self.keep(scores)
+        self.progress.next_epoch()
+        self.save()
+
     def keep(self, scores: dict[str, float]) -> None:
         """Saves best.pth if the scores are the best so far, and SAM2-UNeXT-N.pth every fifth and at the last epoch."""
         progress = self.progress
