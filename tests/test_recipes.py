@@ -162,6 +162,25 @@ def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tm
     assert installs == ["-r first.txt", "-r second.txt", "-r first.txt"], result.stderr
 
 
+def test_the_measurements_on_a_gpu_keep_what_was_measured_when_a_step_fails_or_the_time_is_over(tmp_path):
+    body = f"""case "$1" in
+        -) exec {sys.executable} "$@" ;;
+        -m) exit 1 ;;
+        tools/*) echo '{{"plain": {{"s": 0.25}}, "bf16": {{"s": 0.125, "peak MB": 7}}}}' >"${{@: -1}}" ;;
+    esac"""
+    python = fake_python(tmp_path / "python", body)
+    result = bash(f"bash {ROOT}/tools/cuda.sh out tests load train", tmp_path, PYTHON=python)
+    assert result.returncode == 1 and result.stderr == "cuda.sh: failed, or no time was left for: tests\n"
+    table = "| s | peak MB |\n|---|---|---|\n| plain | 0.25 |  |\n| bf16 | 0.125 | 7 |\n"
+    summary = "".join(f"\n| {step} {table}" for step in ("load", "train-1", "train-4"))
+    assert (tmp_path / "out/summary.md").read_text() == summary and result.stdout.endswith(summary)
+    result = bash(f"bash {ROOT}/tools/cuda.sh out infer-1", tmp_path, PYTHON=python, MINUTES="0")
+    assert result.returncode == 1 and result.stderr.endswith("no time was left for: infer-1\n")
+    assert (tmp_path / "out/summary.md").read_text() == summary
+    result = bash(f"bash {ROOT}/tools/cuda.sh out inferno", tmp_path, PYTHON=python)
+    assert result.returncode == 2 and "there is no step inferno; there are tests train-1" in result.stderr
+
+
 def test_the_tree_is_clean():
     for command in ("check .", "format --check ."):
         result = bash(f"$PYTHON -m ruff {command}", ROOT, PYTHON=sys.executable)

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import MICRO, arguments_of
+import torch
+from conftest import MICRO, arguments_of, failure
 
 from evaluation import metrics
 from tools import benchmark, toy_dataset
@@ -56,8 +57,47 @@ def test_the_benchmark_of_training_compares_all_kinds_with_the_plain_one(tmp_pat
     assert figures["bf16"]["largest difference"] > 0
 
 
+def test_what_was_measured_is_kept_when_a_measurement_fails(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    measure = benchmark.measure
+
+    def fail_in_the_end(variant, *args):
+        if variant == "bf16 NCHW":
+            raise ZeroDivisionError
+        return measure(variant, *args)
+
+    monkeypatch.setattr(benchmark, "measure", fail_in_the_end)
+    with pytest.raises(ZeroDivisionError):
+        figures_of(tmp_path, "infer", "--only", "bf16 NCHW", "fp32", "--profile")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["plain", "fp32"] and figures["fp32"]["first s"] > 0
+    output = capfd.readouterr().out
+    assert "fp32, 5 runs:" in output and "aten::addmm" in output and "\nfp32: s " in output
+    status, line = failure(benchmark.main, arguments_of(benchmark, "train", "--only", "fp8"), capfd)
+    assert status == 2 and "--only 'fp8': there are plain, " in line
+
+
+def test_the_benchmark_says_after_how_many_runs_compiling_pays():
+    def measured(first, *seconds):
+        return [benchmark.Measurement(first, [*seconds], 100.0, torch.ones(1))]
+
+    runs = {"plain": measured(1, 4), "bf16": measured(2, 1, 1.25, 3), "bf16 compiled": measured(65, 1, 1)}
+    assert benchmark.figures_of("bf16 compiled", runs)["pays after"] == 252  # 63 s at 0.25 s each
+    assert "pays after" not in benchmark.figures_of("bf16", runs)
+    runs["bf16 compiled"] = measured(65, 2, 2)
+    assert "pays after" not in benchmark.figures_of("bf16 compiled", runs)
+
+
+def test_the_benchmark_of_loading_counts_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "LARGE", (90, 100))
+    options = ("--images", 5, "--batch_size", 2, "--size", 64, "--workers", 1, "--json", tmp_path / "figures.json")
+    benchmark.main(arguments_of(benchmark, "load", "--device", "cpu", *options))
+    assert json.loads((tmp_path / "figures.json").read_text())["1 worker"]["pairs a second"] > 0
+
+
 def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "LARGE", (90, 100))
     options = "--images", 8, "--precision", "fp32", "--save", "map,cutout"
     figures = figures_of(tmp_path, "predict", *options)["test.py"]
-    assert figures["share"] > 0 and figures["images a second"] > 0
+    names = ["images a second", "share", "network s", "read s", "write s"]
+    assert list(figures) == names and all(value > 0 for value in figures.values())

@@ -3,11 +3,15 @@
     python tools/benchmark.py infer                 a batch through the network: plain, fp32, bf16
     python tools/benchmark.py infer --device cuda --batch_size 8 --compile
     python tools/benchmark.py train                 an optimiser step, with gradient checkpointing too
+    python tools/benchmark.py train --device cuda --compile --only bf16 "bf16 compiled" --profile
     python tools/benchmark.py predict --images 50   test.py on images of 2200 x 3000: share of the network
+    python tools/benchmark.py load --workers 8      how fast train.py's workers load pairs of that size
 
 "plain" is the network in fp32, in NCHW, with the system's memory allocator; "bf16 NCHW" is bf16 in that layout. TF32 is
-off except in "fp32 as train.py runs it". Weights are random. Each measurement is a process; on a CPU the variants
-alternate. The peak memory is that of the process after loading or, on a GPU, what torch allocated.
+off except in "fp32 as train.py runs it". "compiled" is as --compile of train.py and test.py: on a GPU, as a CUDA graph;
+it "pays after" so many runs or steps. Weights are random. Each measurement is a process; on a CPU the variants
+alternate, and a line has the median so far. The peak memory is that of the process after loading or, on a GPU, what
+torch allocated. A line is printed, and written to --json, as soon as it is measured.
 """
 
 import argparse
@@ -18,11 +22,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import cv2
@@ -34,15 +39,27 @@ from torch.amp import GradScaler
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test
 import train
+from dataset import SegmentationDataset, epoch_batches, load
 from sam2.build_sam import CONFIGS
 from SAM2UNeXT import SAM2UNeXT
 from unext import checkpoint, cli, device, files
+from unext.errors import InputError
+from unext.workers import cores
 
-Figures = dict[str, dict[str, float]]  # variant -> figure -> value
+Row = tuple[str, dict[str, float]]  # what was measured, and its figures by name
 
-LARGE = (2200, 3000)  # height, width of the images for test.py
+LARGE = (2200, 3000)  # height, width of the images for test.py and train.py
 AS_TRAINED = "fp32 as train.py runs it"
-Measurement = tuple[list[float], float, Tensor]  # seconds, peak in MB (or NaN), logits (B, 1, S, S) or loss (1)
+PROFILED = 5  # runs
+
+
+class Measurement(NamedTuple):
+    """A variant's runs in a process."""
+
+    first: float  # seconds of the first run, which compiles and chooses kernels
+    seconds: list[float]  # of each further run
+    peak: float  # MB, or NaN
+    result: Tensor  # logits (B, 1, S, S), or loss (1)
 
 
 def write_checkpoint(folder: str, args: argparse.Namespace) -> Path:
@@ -64,20 +81,20 @@ def prepare(variant: str, path: Path, args: argparse.Namespace) -> Callable[[], 
     if precision == "plain" or "NCHW" in more:
         model.to(memory_format=torch.contiguous_format)
     model.to(args.device).sam.grad_checkpointing = "checkpointed" in more
-    if "compiled" in more:
-        # With CUDA graphs, a result is valid until the next call only.
-        model.compile(mode="reduce-overhead" if "graphs" in more else None)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.size, args.size, generator=generator).to(args.device)
     masks = (images[:, :1] > 0).float()
 
+    objective = train.Objective(model)
+    if "compiled" in more:
+        device.compile_module(model if args.command == "infer" else objective)
     if args.command == "infer":
         return torch.inference_mode()(lambda: model(images))
     optimizer, _ = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=1)
     scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
 
     def train_step() -> Tensor:
-        [step] = train.train_one_epoch(model, [(images, masks, ["random"])], optimizer, scaler)
+        [step] = train.train_one_epoch(objective, [(images, masks, ["random"])], optimizer, scaler)
         return torch.tensor([sum(step.terms.values())])
 
     return train_step
@@ -93,55 +110,107 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 def measure(variant: str, path: Path, args: argparse.Namespace, repeats: int) -> Measurement:
-    """Runs in a new process: `repeats` timed runs after a warm-up run."""
+    """Runs in a new process: a run to warm up, then `repeats` timed runs."""
     run = prepare(variant, path, args)
     with suppress(OSError):  # on Linux, forgets the peak of loading, when the pages of the mapped file count too
         Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
     result = run().cpu()
+    first = time.perf_counter() - start
     seconds = [timed(run, args.device) for _ in range(repeats)]
-    if args.device.startswith("cuda"):
-        return seconds, torch.cuda.max_memory_allocated(args.device) / 2**20, result
     status = Path("/proc/self/status")  # getrusage's maximum would start with the parent's
-    peak_mb = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else math.nan
-    return seconds, peak_mb, result
+    peak = math.nan
+    if args.device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated(args.device) / 2**20
+    elif status.exists():
+        peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    if args.profile:
+        print_profile(variant, run, args.device)
+    return Measurement(first, seconds, peak, result)
 
 
-def benchmark_network(args: argparse.Namespace) -> Figures:
+def print_profile(variant: str, run: Callable[[], object], device: str) -> None:
+    """Prints the ten operations or kernels that take most of the time."""
+    with torch.profiler.profile() as profile:
+        for _ in range(PROFILED):
+            timed(run, device)
+    key = "self_cuda_time_total" if device.startswith("cuda") else "self_cpu_time_total"
+    table = profile.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=80)
+    print(f"{variant}, {PROFILED} runs:\n{table}", flush=True)
+
+
+def variants_of(args: argparse.Namespace) -> list[str]:
+    """The variants that a command compares, plain first."""
+    gpu, fast = args.device.startswith("cuda"), args.precision
+    variants = ["plain", *([] if gpu else ["fp32"]), fast]
+    if args.compile:
+        variants += [f"{fast} compiled" if gpu else "fp32 compiled"]
+    if args.command == "train":
+        variants += [f"{fast} checkpointed"]
+    if args.command == "train" and args.compile and gpu:
+        variants += [f"{fast} compiled checkpointed"]
+    variants += [f"{fast} NCHW"]
+    if args.command == "infer" and gpu:
+        variants += [AS_TRAINED]
+    variants = [*dict.fromkeys(variants)]
+    if unknown := {*args.only} - {*variants}:
+        raise InputError(f"--only {min(unknown)!r}: there are {', '.join(variants)}")
+    return [variant for variant in variants if variant == "plain" or not args.only or variant in args.only]
+
+
+def benchmark_network(args: argparse.Namespace) -> Iterator[Row]:
     """The figures of inference or of a training step, for each variant."""
     gpu = args.device.startswith("cuda")
-    variants = dict.fromkeys(["plain", *([] if gpu else ["fp32"]), args.precision, f"{args.precision} NCHW"])
-    if args.command == "infer" and gpu:
-        variants[AS_TRAINED] = None
-    if args.command == "train":
-        variants[f"{args.precision} checkpointed"] = None
-    if args.compile:
-        variants[f"{args.precision if gpu else 'fp32'} compiled"] = None
-    if args.compile and args.command == "infer" and gpu:
-        variants[f"{args.precision} compiled graphs"] = None
     rounds, repeats = (1, args.repeats) if gpu else (args.repeats, 1)  # only a CPU's speed drifts
-    measured: dict[str, list[Measurement]] = {variant: [] for variant in variants}
+    measured: dict[str, list[Measurement]] = {variant: [] for variant in variants_of(args)}
     with tempfile.TemporaryDirectory() as folder:
         path = write_checkpoint(folder, args)
-        for variant in [*variants] * rounds:
+        for variant in [*measured] * rounds:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 measured[variant].append(process.submit(measure, variant, path, args, repeats).result())
-    figures: Figures = {}
-    for variant, runs in measured.items():
-        seconds, peaks, results = zip(*runs, strict=True)
-        figures[variant] = row = {"s": statistics.median(chain(*seconds))}
-        row["times as fast"] = figures["plain"]["s"] / row["s"]
-        row["peak MB"] = max(peaks)
-        row["of the plain peak"] = row["peak MB"] / figures["plain"]["peak MB"]
-        expected = measured["plain"][0][2]
-        row["largest difference"] = ((results[0] - expected).abs().max() / expected.abs().max()).item()
+            yield variant, figures_of(variant, measured)
+
+
+def figures_of(variant: str, measured: dict[str, list[Measurement]]) -> dict[str, float]:
+    def seconds(variant: str) -> float:
+        return statistics.median(chain.from_iterable(run.seconds for run in measured[variant]))
+
+    def first(variant: str) -> float:
+        return statistics.median(run.first for run in measured[variant])
+
+    runs, plain, eager = measured[variant], measured["plain"], variant.replace(" compiled", "")
+    figures = {"s": seconds(variant), "times as fast": seconds("plain") / seconds(variant)}
+    figures |= {"first s": first(variant), "peak MB": max(run.peak for run in runs)}
+    figures["of the plain peak"] = figures["peak MB"] / max(run.peak for run in plain)
+    difference = (runs[0].result - plain[0].result).abs().max()
+    figures["largest difference"] = (difference / plain[0].result.abs().max()).item()
+    if measured.get(eager) and (gain := seconds(eager) - seconds(variant)) > 0 and eager != variant:
+        figures["pays after"] = math.ceil((first(variant) - first(eager)) / gain)
     return figures
 
 
-def benchmark_predict(args: argparse.Namespace) -> Figures:
-    """test.py on large JPEG files: images a second, and the network's share. It is timed at the start and the end."""
+def large_files(folder: str, name: str, extension: str, pixels: np.ndarray, count: int) -> list[Path]:
+    """Links to one image of LARGE size, in a folder of that name."""
+    paths = [Path(folder, name, f"{i}{extension}") for i in range(count)]
+    paths[0].parent.mkdir()
+    cv2.imwrite(str(paths[0]), cv2.resize(pixels, LARGE[::-1]))
+    for path in paths[1:]:
+        os.link(paths[0], path)
+    return paths
+
+
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
+
+
+def benchmark_predict(args: argparse.Namespace) -> Iterator[Row]:
+    """test.py on large JPEG files: images a second, and the network's share. It is timed at the start and the end.
+
+    "read s" and "write s" are what an image takes one thread, alone; --workers threads read, and as many write.
+    """
     ends: list[float] = []  # when each batch ended
     alone: list[float] = []  # seconds that the network takes for the first batch
-    first: list[object] = []  # its arguments
+    first: list = []  # its arguments
     predict_batch = test.predict_batch
 
     def time_network() -> None:
@@ -159,48 +228,83 @@ def benchmark_predict(args: argparse.Namespace) -> Figures:
     y, x = np.mgrid[-1 : 1 : 1j * args.size, -1 : 1 : 1j * args.size]
     disc = torch.from_numpy(100 * (0.8 - np.hypot(y, x))).float().clamp(-14, 14).to(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        (images := Path(folder, "images")).mkdir()
-        noise = np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
-        cv2.imwrite(str(images / "0.jpg"), cv2.resize(noise, LARGE[::-1]))
-        for i in range(1, args.images):
-            os.link(images / "0.jpg", images / f"{i}.jpg")
+        images = large_files(folder, "images", ".jpg", noise(), args.images)[0].parent
         options = ["--checkpoint", write_checkpoint(folder, args), "--test_image_path", images]
         options += ["--save_path", f"{folder}/maps", "--save", args.save, "--batch_size", args.batch_size]
         options += ["--precision", args.precision, "--device", args.device, *(["--compile"] if args.compile else [])]
+        test_args = test.get_args_parser().parse_args([str(option) for option in options])
         with mock.patch.object(test, "predict_batch", predict):
-            test.main(test.get_args_parser().parse_args([str(option) for option in options]))
+            test.main(test_args)
         seconds = time.perf_counter() - ends[0]
         time_network()
-        network = (len(ends) - 1) * statistics.median(alone)
-    return {"test.py": {"images a second": (args.images - args.batch_size) / seconds, "share": network / seconds}}
+        model, [sample, *_] = first[:2]
+
+        def time_of(function: Callable[[], object]) -> float:
+            return statistics.median(timed(function, args.device) for _ in range(args.repeats))
+
+        read = time_of(lambda: test.read(sample.task, model.size, sample.image is not None))
+        write = time_of(lambda: test.finish(disc[None, None], sample, test_args))
+    network = statistics.median(alone)
+    figures = {"images a second": (args.images - args.batch_size) / seconds}
+    figures |= {"share": (len(ends) - 1) * network / seconds, "network s": network / args.batch_size}
+    yield "test.py", figures | {"read s": read, "write s": write}
+
+
+def benchmark_load(args: argparse.Namespace) -> Iterator[Row]:
+    """train.py's loading of large JPEG files and their masks: pairs a second after the first batch."""
+    disc = cv2.circle(np.zeros(LARGE, np.uint8), (LARGE[1] // 2, LARGE[0] // 2), LARGE[0] // 3, 255, -1)
+    with tempfile.TemporaryDirectory() as folder:
+        images = large_files(folder, "images", ".jpg", noise(), args.images)
+        masks = large_files(folder, "masks", ".png", disc, args.images)
+        dataset = SegmentationDataset([*zip(images, masks, strict=True)], args.size, seed=0)
+        keys = epoch_batches(len(images), args.batch_size, 0, [1])
+        batches = load(dataset, keys, args.workers, per_step=1, pin=args.device.startswith("cuda"))
+        next(batches)
+        start = time.perf_counter()
+        count = sum(len(images) for images, *_ in batches)
+        yield files.count(args.workers, "worker"), {"pairs a second": count / (time.perf_counter() - start)}
+
+
+COMMANDS = {
+    "infer": benchmark_network, "train": benchmark_network, "predict": benchmark_predict, "load": benchmark_load,
+}  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
         args.device = device.resolve(args.device)
         files.check_output_file("--json", args.json)
-        results = benchmark_predict(args) if args.command == "predict" else benchmark_network(args)
-        for name, figures in results.items():
-            print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()))
-        if args.json:
-            files.write_json(args.json, results)
+        results = {}
+        for name, figures in COMMANDS[args.command](args):
+            results[name] = figures
+            print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()), flush=True)
+            if args.json:
+                files.write_json(args.json, results)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("infer", "train", "predict"):
+    for name in COMMANDS:
         command = commands.add_parser(name, formatter_class=parser.formatter_class)
         command.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures there")
-        command.add_argument("--repeats", type=cli.number(), default=5, help="timed runs, whose median is reported")
         cli.add_network(command, CONFIGS)
         command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
-        command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+        if name in ("predict", "load"):
+            command.add_argument("--images", type=cli.number(), default=200, help="the first batch does not count")
+        if name == "load":
+            workers = "processes that read images"
+            command.add_argument("--workers", type=cli.number(minimum=0), default=min(8, cores()), help=workers)
+            continue
+        command.add_argument("--repeats", type=cli.number(), default=5, help="timed runs, whose median is reported")
+        command.add_argument("--precision", default="bf16", choices=cli.PRECISIONS[1:], help="of the fast network")
         command.add_argument("--compile", action="store_true", help="compiled by torch as well")
         if name == "predict":
-            command.add_argument("--images", type=cli.number(), default=200, help="the first batch does not count")
             command.add_argument("--save", default="map", metavar="KINDS", help="what test.py writes")
+        else:
+            command.add_argument("--only", nargs="+", default=[], metavar="LINE", help="these lines, and plain")
+            command.add_argument("--profile", action="store_true", help="print what takes most of the time")
     return parser
 
 

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: tests, then benchmarks.
+# On a machine with a GPU: tests, then benchmarks, the most important first, in ten minutes at most.
 #
 #     bash tools/cuda.sh FOLDER                    everything
-#     bash tools/cuda.sh FOLDER tests infer        some of: tests infer train predict
-#     bash tools/cuda.sh FOLDER predict-8-compile  one step of one of them
+#     bash tools/cuda.sh FOLDER tests infer        some of: tests train infer load predict
+#     bash tools/cuda.sh FOLDER predict-8          one step of one of them
+#     MINUTES=60 bash tools/cuda.sh FOLDER         with more time
 #
-# The figures of each step go to FOLDER/STEP.json, what all of them print to FOLDER/log.txt, a table of all figures in
-# FOLDER to FOLDER/summary.md. A step that fails does not stop the others; the exit status is 1 then. $PYTHON names the
-# interpreter (.venv/bin/python, else python3).
+# The figures of each step go to FOLDER/STEP.json as soon as they are measured, what all of them print to
+# FOLDER/log.txt, a table of all figures in FOLDER to FOLDER/summary.md, each time that a step ends. A step that fails,
+# or for which no time is left, does not stop the others; the exit status is 1 then. $PYTHON names the interpreter
+# (.venv/bin/python, else python3).
 set -uo pipefail
 if [ $# -lt 1 ] || [[ $1 == -* ]]; then
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
@@ -25,16 +27,15 @@ fi
 
 declare -A command=(
     [tests]="-m pytest -m cuda -v --durations=10"
-    [infer-1]="infer --batch_size 1 --compile --repeats 20"
-    [infer-8]="infer --batch_size 8 --compile --repeats 20"
-    [train-1]="train --batch_size 1 --compile"
+    [train-1]="train --batch_size 1 --compile --profile"
     [train-4]="train --batch_size 4 --compile"
-    [predict-1]="predict --batch_size 1"
-    [predict-1-compile]="predict --batch_size 1 --compile"
-    [predict-8]="predict --batch_size 8"
-    [predict-8-compile]="predict --batch_size 8 --compile"
+    [infer-1]="infer --batch_size 1 --compile --repeats 20"
+    [infer-8]="infer --batch_size 8 --compile --repeats 20 --profile"
+    [load]="load --images 400"
+    [predict-1]="predict --batch_size 1 --compile"
+    [predict-8]="predict --batch_size 8 --compile"
 )
-steps=(tests infer-1 infer-8 train-1 train-4 predict-1 predict-1-compile predict-8 predict-8-compile)
+steps=(tests train-1 infer-8 load predict-8 train-4 infer-1 predict-1)
 for word in "$@"; do
     if [[ " ${steps[*]} " != *" $word"[\ -]* ]]; then
         echo "cuda.sh: there is no step $word; there are ${steps[*]}" >&2
@@ -46,7 +47,23 @@ say() {
     echo "$*" | tee -a "$out/log.txt"
 }
 
+summarise() {
+    "$python" - "$out" <<'END' >"$out/summary.md"
+import json
+import sys
+from pathlib import Path
+
+for file in sorted(Path(sys.argv[1]).glob("*.json")):
+    figures = json.loads(file.read_text())
+    names = list(dict.fromkeys(name for row in figures.values() for name in row))
+    print(f"\n| {file.stem} | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for variant, row in figures.items():
+        print(f"| {variant} | {' | '.join(f'{row[name]:.4g}' if name in row else '' for name in names)} |")
+END
+}
+
 failed=()
+seconds=$((${MINUTES:-10} * 60))
 for step in "${steps[@]}"; do
     wanted=$#
     for word in "$@"; do
@@ -59,24 +76,15 @@ for step in "${steps[@]}"; do
         arguments=(tools/benchmark.py "${arguments[@]}" --device cuda --json "$out/$step.json")
     fi
     say "== $step: python ${arguments[*]}"
-    SECONDS=0
-    "$python" "${arguments[@]}" 2>&1 | tee -a "$out/log.txt" || failed+=("$step")
-    say "== $step: $SECONDS s"
+    start=$SECONDS left=$((seconds - SECONDS))
+    if [ "$left" -lt 1 ] || ! timeout "$left" "$python" "${arguments[@]}" 2>&1 | tee -a "$out/log.txt"; then
+        failed+=("$step")
+    fi
+    say "== $step: $((SECONDS - start)) s"
+    summarise
 done
-
-"$python" - "$out" <<'END' | tee "$out/summary.md"
-import json
-import sys
-from pathlib import Path
-
-for file in sorted(Path(sys.argv[1]).glob("*.json")):
-    figures = json.loads(file.read_text())
-    names = list(dict.fromkeys(name for row in figures.values() for name in row))
-    print(f"\n| {file.stem} | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for variant, row in figures.items():
-        print(f"| {variant} | {' | '.join(f'{row[name]:.4g}' if name in row else '' for name in names)} |")
-END
+cat "$out/summary.md"
 if [ ${#failed[@]} -gt 0 ]; then
-    say "cuda.sh: failed: ${failed[*]}" >&2
+    say "cuda.sh: failed, or no time was left for: ${failed[*]}" >&2
     exit 1
 fi
