@@ -260,10 +260,7 @@ def main(args: argparse.Namespace) -> None:
         keys = epoch_batches(len(pairs), args.batch_size, args.seed, epochs, done, rank, processes)
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
-        objective = Objective(model, loss)
-        if args.compile:
-            device.compile_module(objective)
-        objective = device.distribute(objective, args.device, args.sync_bn)
+        objective = device.prepare(Objective(model, loss), args.device, args.compile, args.sync_bn)
         options = (args.accumulate, args.clip_grad, args.batch_size)
         command.started()
         log = stack.enter_context(Log(args, run, len(pairs), steps))

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# For maintainers: the fast tests on processors of other kinds, with other Pythons, and in the background. Takes half an
-# hour and 12 GB in a temporary folder; ends with a table.
+# For maintainers: the fast tests on processors of other kinds, with other Pythons, and in the background. Takes 20
+# minutes and 12 GB in a temporary folder; ends with a table.
 #
 #     bash tests/matrix.sh                       all rows
-#     bash tests/matrix.sh "one thread" 3.13     those whose name contains one of the words
+#     bash tests/matrix.sh AVX2 3.13             those whose name contains one of the words
 #
 # Instruction sets are limited by the switches of torch, oneDNN and MKL, native bf16 is pretended and hidden. Python 3.10
 # gets the lowest versions that requirements.txt allows, 3.13 the newest; both are looked for in PATH and ~/.pyenv. The
-# other rows run in the environment that run_tests.sh makes, or with $PYTHON. $LOGS keeps what each row prints.
+# other rows run in the environment that run_tests.sh makes, or with $PYTHON. $LOGS keeps what each row prints. As in
+# run_tests.sh, the tests run in several processes of one thread, but for "single process", which has all threads.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
@@ -15,6 +16,8 @@ trap 'rm -rf "$folder"' EXIT
 logs=${LOGS:-$folder}
 mkdir -p "$logs"
 table=$folder/table failed=0
+export OMP_NUM_THREADS=1
+spread="-n $(($(nproc) < 4 ? $(nproc) : 4)) --dist loadgroup"
 export PYTEST_DEBUG_TEMPROOT=$folder  # two sessions of pytest in one folder remove each other's files
 
 # `run NAME COMMAND...`: a row of the table; the command gets pytest's arguments.
@@ -26,7 +29,8 @@ run() {
         ! "$@" -m pytest -q -m "half and not slow" tests/test_precision.py >"$log" 2>&1 </dev/null; then
         tests="not slow and not half" name="$name, fp32 only: torch fails in half precision there"
     fi
-    "$@" -m pytest -q -m "$tests" >"$log" 2>&1 </dev/null || verdict=FAILED failed=1
+    # shellcheck disable=SC2086  # several words
+    "$@" -m pytest -q $spread -m "$tests" >"$log" 2>&1 </dev/null || verdict=FAILED failed=1
     [ "$verdict" = ok ] || grep -E "^(FAILED|ERROR)|Error" "$log" | head -n 20 || true
     printf '| %s | %s | %s | %d s |\n' "$name" "$verdict" "$(tail -n 1 "$log" | sed 's/ in .*//; s/=* *//')" \
         $((SECONDS - start)) | tee -a "$table"
@@ -70,7 +74,7 @@ in_background() {
 words=("$@")
 python=${PYTHON:-$PWD/.venv/bin/python}
 wanted "as it is" && run "as it is" "$python"
-wanted "one thread" && run "one thread" env OMP_NUM_THREADS=1 "$python"
+wanted "single process" && spread="-n 0" run "single process" env -u OMP_NUM_THREADS "$python"
 wanted "AVX2" && run "AVX2" env ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 "$python"
 wanted "SSE4.1" &&
     run "SSE4.1" env ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 "$python"

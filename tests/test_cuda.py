@@ -303,7 +303,7 @@ def test_a_distributed_network_takes_the_same_step(sync_bn, single_process, monk
     model = network()
     with monkeypatch.context() as patch:
         patch.setattr(device, "ranks", lambda: (0, 0, 2))  # else it takes the model as it is
-        distributed = device.distribute(model, f"{DEVICE}:0", sync_bn)
+        distributed = device.prepare(model, f"{DEVICE}:0", False, sync_bn)
     assert dist.get_backend() == "nccl"
     synchronised = [module for module in model.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
     assert len(synchronised) == (8 if sync_bn else 0)

@@ -104,17 +104,19 @@ def compile_module(module: nn.Module) -> None:
     print("compiling: the first batch takes minutes")
 
 
-def distribute(model: nn.Module, device: str, sync_bn: bool) -> nn.Module:
-    """The model wrapped for training by all processes that torchrun started; the model itself for a single process."""
+def prepare(module: nn.Module, device: str, compiled: bool, sync_bn: bool) -> nn.Module:
+    """The module as training calls it: compiled if asked, and wrapped if torchrun started several processes."""
+    if compiled:
+        compile_module(module)
     if ranks()[2] == 1:
-        return model
+        return module
     if gpu := device.startswith("cuda"):
         torch.cuda.set_device(device)  # where NCCL gathers objects
     # The other processes wait here for the first, which opens all files.
     dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=30))
     if sync_bn:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if gpu else None)
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # in place
+    return nn.parallel.DistributedDataParallel(module, device_ids=[device] if gpu else None)
 
 
 def wait_for_all() -> None:
