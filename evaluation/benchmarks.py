@@ -28,7 +28,7 @@ ALIASES = {
     "{masks}": ("gt", "gts", "gt_object", "mask", "masks", "label", "labels"),
 }
 DEPTH = 2  # a layout may start up to so many folders below the root
-SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
+YAML_SUFFIXES = (".yaml", ".yml")  # of files that describe a benchmark
 KEYS = ("columns", "train", "val", "test", "together", "groups")  # of such a file
 
 
@@ -42,8 +42,8 @@ class TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
-PAPER = yaml.load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"), TextLoader)  # benchmarks by name
-NAMES = f"{', '.join(PAPER)} or a YAML file"
+BUILT_IN = yaml.load(Path(__file__).with_name("benchmarks.yaml").read_text("utf-8"), TextLoader)  # benchmarks by name
+NAMES = f"{', '.join(BUILT_IN)} or a YAML file"
 HELP = f"{NAMES}, and the folder of its archive"  # of the option --benchmark
 OURS = "SAM2-UNeXT"  # this network's rows in published.json
 
@@ -108,20 +108,20 @@ class SplitFolder(NamedTuple):
 
 def built_in(name: str) -> str | None:
     """The name in benchmarks.yaml; `name` may have any case and lack the hyphen."""
-    return next((known for known in PAPER if name.lower() in (known.lower(), known.lower().replace("-", ""))), None)
+    return next((known for known in BUILT_IN if name.lower() in (known.lower(), known.lower().replace("-", ""))), None)
 
 
 def run_name(text: str) -> str:
     """The name that the recipes give the run of a benchmark; empty if `text` is no benchmark."""
-    return built_in(text) or (Path(text).stem if Path(text).suffix.lower() in SUFFIXES else "")
+    return built_in(text) or (Path(text).stem if Path(text).suffix.lower() in YAML_SUFFIXES else "")
 
 
 def load(name: str) -> Benchmark:
     """The benchmark called `name` or described by that YAML file. Raises InputError or OSError."""
     if known := built_in(name):
-        return parse(known, PAPER[known], from_paper=True)
+        return parse(known, BUILT_IN[known], from_paper=True)
     path = Path(name)
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in YAML_SUFFIXES:
         raise InputError(f"there is no benchmark and no folder called {name}: give {NAMES}")
     try:
         return parse(files.printable(path.stem), yaml.load(path.read_text("utf-8"), TextLoader))
@@ -206,7 +206,7 @@ def split_folders(split: str, alternatives: Sequence[Layout], root: str | Path) 
     """The places of the layout that exists, with their pairs."""
     places = []
     for place, images, masks in locate(split, alternatives, root):
-        *sides, left_out = belonging(place, *pairing.images_and_masks(images, masks, place.mask_names()))
+        *sides, left_out = files_of_place(place, *pairing.images_and_masks(images, masks, place.mask_names()))
         pairs = pairing.match(*sides, f"{images} and {masks}")
         places.append(SplitFolder(split, images, masks, pairs, place.count, left_out))
     return places
@@ -259,7 +259,7 @@ def glob(base: Path, pattern: str) -> list[Path]:
     return folders
 
 
-def belonging(
+def files_of_place(
     place: Place, images: dict[str, File], masks: dict[str, File]
 ) -> tuple[dict[str, File], dict[str, File], str]:
     """The images and masks of a place that count, by name, and the end of a message that says what is left out."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from evaluation.benchmarks import SUFFIXES, TextLoader
+from evaluation.benchmarks import YAML_SUFFIXES, TextLoader
 from evaluation.results import THIS_RUN, About
 from unext import files
 from unext.errors import InputError
@@ -46,7 +46,7 @@ def find(texts: Sequence[str], names: MaskNames) -> dict[str, Training]:
 
 def is_file(texts: Sequence[str]) -> bool:
     """Whether these arguments are a file of methods."""
-    return len(texts) == 1 and Path(texts[0]).suffix.lower() in SUFFIXES and not Path(texts[0]).is_dir()
+    return len(texts) == 1 and Path(texts[0]).suffix.lower() in YAML_SUFFIXES and not Path(texts[0]).is_dir()
 
 
 def free_key(name: str, keys: Collection[str]) -> str:

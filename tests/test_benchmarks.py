@@ -232,7 +232,7 @@ def test_names_of_sets_may_have_any_case_and_unknown_names_list_the_known_ones(t
 
 def test_published_figures_are_in_the_columns_of_their_benchmark():
     published = json.loads((ROOT / "evaluation/published.json").read_text())["results"]
-    for benchmark in map(benchmarks.load, benchmarks.PAPER):
+    for benchmark in map(benchmarks.load, benchmarks.BUILT_IN):
         for row in published.keys() & {*benchmark.test, *benchmark.together}:
             assert benchmarks.OURS in published[row]
             for figures in benchmarks.published(benchmark, row).values():
@@ -248,6 +248,6 @@ def test_the_published_figures_are_those_of_the_paper():
 
 
 def test_a_run_is_named_after_its_benchmark(monkeypatch):
-    monkeypatch.setitem(benchmarks.PAPER, "my_set 0.10", {})
+    monkeypatch.setitem(benchmarks.BUILT_IN, "my_set 0.10", {})
     runs = {"orsi4199": "ORSI-4199", "my_set 0.10": "my_set 0.10", "own/x.yaml": "x", "a/folder": ""}
     assert {text: benchmarks.run_name(text) for text in runs} == runs

@@ -107,7 +107,7 @@ def test_a_set_without_maps_is_an_error_unless_allowed_or_not_asked_for(archive,
 
 
 def test_a_benchmark_that_is_added_to_the_yaml_file_needs_no_published_scores(archive, tmp_path, monkeypatch):
-    monkeypatch.setitem(benchmarks.PAPER, "my_set", {"test": {"mine": {"folder": "DIS-TE4"}}})
+    monkeypatch.setitem(benchmarks.BUILT_IN, "my_set", {"test": {"mine": {"folder": "DIS-TE4"}}})
     maps = archive / "maps/dis_te4"  # of a single set: in the folder itself
     run(archive, tmp_path, "--benchmark", "My_Set", archive / "DIS5K", "--pred_path", maps)
     assert [(row["dataset"], row["method"]) for row in read_csv(tmp_path / "results.csv")] == [("mine", "this run")]

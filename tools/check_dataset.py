@@ -93,7 +93,7 @@ def survey(
                 findings.append(Finding(split, kind, folder / (stem + extension)))
     sides = listed[image_folder], listed[mask_folder]
     images, masks = pairing.tell_apart(*sides, place.mask_names())
-    images, masks, left_out = benchmarks.belonging(place, images, masks)
+    images, masks, left_out = benchmarks.files_of_place(place, images, masks)
     for kind, side, partners in (("image without mask", images, masks), ("mask without image", masks, images)):
         findings += [Finding(split, kind, path) for name, path in side.items() if name not in partners]
     pairs = pairing.match(images, masks, str(image_folder), skip=True)
