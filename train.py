@@ -48,7 +48,7 @@ from unext.workers import cores, in_order, progress_bar
 
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 Terms = dict[str, Tensor]  # of the loss, by name
-LESS_MEMORY = "--precision bf16, --grad_checkpointing or a smaller --batch_size with --accumulate need less"
+LESS_MEMORY = "--precision bf16, --grad_checkpointing, a smaller --batch_size with --accumulate, no --compile need less"
 # Options that change the weights, and therefore must stay the same on --resume, like those of network and loss.
 RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed", "val_share")
 
@@ -98,14 +98,14 @@ def train_one_epoch(
     """One pass over `batches` of (images, masks, names); yields each optimiser step's figures, over all processes.
 
     `objective` is an `Objective`, distributed or not. A step uses the mean gradient over the images of `accumulate`
-    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). If compiled, the objective runs uncompiled on
-    batches of fewer than `whole_batch` images, each size of which would be compiled anew. Raises InputError that names
-    the images if the loss or the gradient is not finite; that step is not taken.
+    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). A compiled objective runs eagerly on batches
+    of fewer than `whole_batch` images, since each new size would be compiled anew. Raises InputError that names the
+    images if the loss or the gradient is not finite; that step is not taken.
     """
     objective.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device_of_model = trained[0].device
-    if accumulate > 1:  # gradients that a CUDA graph made would be overwritten by its next run: they are added to these
+    if accumulate > 1:  # else a batch's gradients would stay in the CUDA graph's memory, which its next run overwrites
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
     batches = iter(batches)
@@ -261,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         objective = device.prepare(Objective(model, loss), args.device, args.compile, args.sync_bn)
-        options = (args.accumulate, args.clip_grad, args.batch_size)
+        options = {"accumulate": args.accumulate, "clip_grad": args.clip_grad, "whole_batch": args.batch_size}
         command.started()
         log = stack.enter_context(Log(args, run, len(pairs), steps))
         stop = stack.enter_context(cli.noted_signals())
@@ -269,7 +269,7 @@ def main(args: argparse.Namespace) -> None:
             rest = islice(batches, max(0, per_epoch - progress.step * args.accumulate))
             label = f"epoch {epoch}/{args.epoch}"
             with progress_bar(None, label, len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
-                for step in train_one_epoch(objective, rest, optimizer, scaler, *options):
+                for step in train_one_epoch(objective, rest, optimizer, scaler, **options):
                     scheduler.step()
                     progress.count(step)
                     bar.set_postfix(**progress.losses(), lr=step.lr, refresh=False)
@@ -323,7 +323,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--save_every", type=integer, default=500, help="steps between last.pth; 0: only each epoch")
     group.add_argument("--log_every", type=positive, default=50, help="steps between lines of log.jsonl")
     group.add_argument("--grad_checkpointing", action="store_true", help="less memory, a third more time")
-    group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
+    group.add_argument(
+        "--compile", action="store_true", help="compile network and loss, for GPUs; takes minutes and memory"
+    )
     group.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     cli.add_device(group)
     group.add_argument("--workers", type=integer, default=min(8, cores()), help="processes that read images")

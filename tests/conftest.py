@@ -268,6 +268,19 @@ def predict_arguments(checkpoint, images, save_path, *more):
 
 
 @pytest.fixture
+def graphs(monkeypatch):
+    """The backend of all that a test compiles, see graphs.py."""
+    from graphs import Graphs  # imports torch's compiler
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", torch.compile)  # what `install` replaces comes back
+    backend = Graphs()
+    backend.install()
+    yield backend
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def without_figures(monkeypatch):
     """eval.py draws no curves, and examples only if they are named; fixtures of a wider scope are not affected."""
     monkeypatch.setattr(plots, "PLOTS", {})

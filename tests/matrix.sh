@@ -16,8 +16,8 @@ trap 'rm -rf "$folder"' EXIT
 logs=${LOGS:-$folder}
 mkdir -p "$logs"
 table=$folder/table failed=0
-export OMP_NUM_THREADS=1
 spread="-n $(($(nproc) < 4 ? $(nproc) : 4)) --dist loadgroup"
+export OMP_NUM_THREADS=1  # which nproc would heed
 export PYTEST_DEBUG_TEMPROOT=$folder  # two sessions of pytest in one folder remove each other's files
 
 # `run NAME COMMAND...`: a row of the table; the command gets pytest's arguments.
@@ -99,6 +99,6 @@ for row in "3.10 lowest" "3.13 newest"; do
 done
 
 processor=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)
-printf '\n| %s, %s cores | | | |\n|---|---|---|---|\n' "$processor" "$(nproc)"
+printf '\n| %s, %s cores | | | |\n|---|---|---|---|\n' "$processor" "$(env -u OMP_NUM_THREADS nproc)"
 cat "$table"
 exit $failed

@@ -61,7 +61,7 @@ def raised(error, started=False):
         ),
         (
             RuntimeError("backend='inductor' raised:\nTritonMissing: Cannot find a working Triton"), True, 1,
-            "torch cannot compile here, without a C++ compiler or, on a GPU, Triton: leave out --compile",
+            "--compile needs C and C++ compilers, Python's headers and, on a GPU, Triton: install them or leave it out",
         ),
     ],
 )  # fmt: skip

@@ -1,11 +1,10 @@
-"""--compile: a single graph, compiled once, that takes the steps of the network as it is; on a CPU, see graphs.py."""
+"""--compile makes one graph, once, and takes the same steps as the eager network; for CUDA graphs, see graphs.py."""
 
 import pytest
 import recipe
 import torch
-from conftest import MICRO, failure, predict_arguments, read_log, relative_error, validation
+from conftest import MICRO, close_maps, failure, predict, predict_arguments, read_log, validation
 from conftest import train_arguments as arguments
-from graphs import Graphs
 from torch.amp import GradScaler
 
 import test as script
@@ -15,17 +14,6 @@ from unext import device
 
 # In float64, where the order of sums does not show.
 IMAGES, MASKS = recipe.image("compiled", (6, 3, 64, 64)).double(), recipe.mask("compiled", (6, 1, 64, 64)).double()
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """The backend of all that a test compiles."""
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", torch.compile)  # what `install` replaces comes back
-    backend = Graphs()
-    backend.install()
-    yield backend
-    torch._dynamo.reset()
 
 
 def run(epochs: int, accumulate: int, checkpointed: bool, compiled: bool) -> tuple[list, dict[str, torch.Tensor]]:
@@ -63,7 +51,7 @@ def test_compiled_training_is_a_single_graph_and_takes_the_eager_steps(epochs, a
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_resumed_and_validated_with_the_same_graph(graphs, toy, from_files, tmp_path, capsys):
+def test_a_compiled_run_is_validated_and_resumed(graphs, toy, from_files, tmp_path, capsys):
     text = f"--epoch 2 --batch_size 4 --log_every 1 {validation(toy)}"
     train.main(arguments(text, toy, tmp_path / "eager", from_files))
     assert "compiling" not in capsys.readouterr().out
@@ -72,9 +60,10 @@ def test_a_compiled_run_is_resumed_and_validated_with_the_same_graph(graphs, toy
         patch.setattr(train.Run, "end_epoch", lambda *_: exit(9))  # before the first epoch is counted as done
         with pytest.raises(SystemExit):
             train.main(arguments(text, toy, tmp_path / "compiled", from_files))
+    assert graphs.graphs == graphs.forward_passes == graphs.runs == 1
     train.main(arguments(f"{text} --resume", toy, tmp_path / "compiled", from_files))
     assert "compiling: the first batch takes minutes" in capsys.readouterr().out
-    assert graphs.graphs == graphs.forward_passes == 1 and graphs.runs == 2  # one of two batches in each epoch
+    assert graphs.runs == 2  # one of two batches in each epoch
     logs = [read_log(tmp_path / name) for name in ("compiled", "eager")]
     steps, eager = ([line for line in log if "step" in line] for log in logs)
     assert len(eager) == 4
@@ -83,15 +72,13 @@ def test_a_compiled_run_is_resumed_and_validated_with_the_same_graph(graphs, toy
     assert steps[0]["loss"] == pytest.approx(eager[0]["loss"], rel=1e-5)
 
 
-def test_compiled_prediction_has_one_graph_for_all_images(graphs, micro_model):
-    model, batches = SAM2UNeXT(**MICRO).eval(), IMAGES.float().split(2)
-    model.load_state_dict(micro_model.state_dict())
-    with torch.inference_mode():
-        expected = [model(images) for images in batches]
-        device.compile_module(model)
-        for images, logits in zip(batches, expected, strict=True):
-            assert relative_error(model(images), logits) < 1e-5
-    assert graphs.graphs == 1 and graphs.runs == 3
+@pytest.mark.slow
+def test_compiled_prediction_has_one_graph_for_all_images(graphs, micro_checkpoint, toy, tmp_path):
+    options = "--batch_size", 3, "--flip"  # four images: the last batch has one
+    eager = predict(micro_checkpoint, toy / "test/Image", tmp_path / "eager", *options)
+    compiled = predict(micro_checkpoint, toy / "test/Image", tmp_path / "compiled", *options, "--compile")
+    assert graphs.graphs == 1 and graphs.runs == 4
+    assert close_maps(compiled, eager) and len(eager) == 4
 
 
 def test_precisions_that_torch_compiles_wrongly_are_refused(toy, micro_checkpoint, tmp_path, capsys):

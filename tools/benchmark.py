@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -56,7 +56,7 @@ PROFILED = 5  # runs
 class Measurement(NamedTuple):
     """A variant's runs in a process."""
 
-    first: float  # seconds of the first run, which compiles and chooses kernels
+    first: float  # seconds of the runs to warm up, which compile, choose kernels and record CUDA graphs
     seconds: list[float]  # of each further run
     peak: float  # MB, or NaN
     result: Tensor  # logits (B, 1, S, S), or loss (1)
@@ -92,12 +92,8 @@ def prepare(variant: str, path: Path, args: argparse.Namespace) -> Callable[[], 
         return torch.inference_mode()(lambda: model(images))
     optimizer, _ = train.make_optimizer(model, lr=2e-4, weight_decay=5e-4, epochs=1)
     scaler = GradScaler(torch.device(args.device).type, enabled=dtype == torch.float16)
-
-    def train_step() -> Tensor:
-        [step] = train.train_one_epoch(objective, [(images, masks, ["random"])], optimizer, scaler)
-        return torch.tensor([sum(step.terms.values())])
-
-    return train_step
+    steps = train.train_one_epoch(objective, repeat((images, masks, ["random"])), optimizer, scaler)
+    return lambda: torch.tensor([sum(next(steps).terms.values())])
 
 
 def timed(function: Callable[[], object], device: str) -> float:
@@ -110,12 +106,15 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 def measure(variant: str, path: Path, args: argparse.Namespace, repeats: int) -> Measurement:
-    """Runs in a new process: a run to warm up, then `repeats` timed runs."""
+    """Runs in a new process: to warm up, then `repeats` timed runs."""
     run = prepare(variant, path, args)
     with suppress(OSError):  # on Linux, forgets the peak of loading, when the pages of the mapped file count too
         Path("/proc/self/clear_refs").write_text("5")
     start = time.perf_counter()
     result = run().cpu()
+    if args.device.startswith("cuda"):  # the second run of a CUDA graph records it
+        run()
+        run().cpu()
     first = time.perf_counter() - start
     seconds = [timed(run, args.device) for _ in range(repeats)]
     status = Path("/proc/self/status")  # getrusage's maximum would start with the parent's
@@ -124,18 +123,18 @@ def measure(variant: str, path: Path, args: argparse.Namespace, repeats: int) ->
         peak = torch.cuda.max_memory_allocated(args.device) / 2**20
     elif status.exists():
         peak = int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
-    if args.profile:
+    if args.profile and variant != "plain":
         print_profile(variant, run, args.device)
     return Measurement(first, seconds, peak, result)
 
 
 def print_profile(variant: str, run: Callable[[], object], device: str) -> None:
-    """Prints the ten operations or kernels that take most of the time."""
+    """Prints the operations and kernels that take most of the time."""
     with torch.profiler.profile() as profile:
         for _ in range(PROFILED):
             timed(run, device)
     key = "self_cuda_time_total" if device.startswith("cuda") else "self_cpu_time_total"
-    table = profile.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=80)
+    table = profile.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=80)
     print(f"{variant}, {PROFILED} runs:\n{table}", flush=True)
 
 
@@ -175,17 +174,14 @@ def figures_of(variant: str, measured: dict[str, list[Measurement]]) -> dict[str
     def seconds(variant: str) -> float:
         return statistics.median(chain.from_iterable(run.seconds for run in measured[variant]))
 
-    def first(variant: str) -> float:
-        return statistics.median(run.first for run in measured[variant])
-
     runs, plain, eager = measured[variant], measured["plain"], variant.replace(" compiled", "")
     figures = {"s": seconds(variant), "times as fast": seconds("plain") / seconds(variant)}
-    figures |= {"first s": first(variant), "peak MB": max(run.peak for run in runs)}
+    figures |= {"first s": runs[0].first, "peak MB": max(run.peak for run in runs)}
     figures["of the plain peak"] = figures["peak MB"] / max(run.peak for run in plain)
     difference = (runs[0].result - plain[0].result).abs().max()
     figures["largest difference"] = (difference / plain[0].result.abs().max()).item()
     if measured.get(eager) and (gain := seconds(eager) - seconds(variant)) > 0 and eager != variant:
-        figures["pays after"] = math.ceil((first(variant) - first(eager)) / gain)
+        figures["pays after"] = max(0, math.ceil((runs[0].first - measured[eager][0].first) / gain))
     return figures
 
 
@@ -251,7 +247,13 @@ def benchmark_predict(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def benchmark_load(args: argparse.Namespace) -> Iterator[Row]:
-    """train.py's loading of large JPEG files and their masks: pairs a second after the first batch."""
+    """train.py's loading of large JPEG files and their masks: pairs a second.
+
+    The first batches do not count: the workers load two each before the first is taken.
+    """
+    ahead = 2 * args.workers + 1
+    if args.images <= ahead * args.batch_size:
+        raise InputError(f"--images {args.images}: give more than {ahead * args.batch_size}, which do not count")
     disc = cv2.circle(np.zeros(LARGE, np.uint8), (LARGE[1] // 2, LARGE[0] // 2), LARGE[0] // 3, 255, -1)
     with tempfile.TemporaryDirectory() as folder:
         images = large_files(folder, "images", ".jpg", noise(), args.images)
@@ -259,7 +261,8 @@ def benchmark_load(args: argparse.Namespace) -> Iterator[Row]:
         dataset = SegmentationDataset([*zip(images, masks, strict=True)], args.size, seed=0)
         keys = epoch_batches(len(images), args.batch_size, 0, [1])
         batches = load(dataset, keys, args.workers, per_step=1, pin=args.device.startswith("cuda"))
-        next(batches)
+        for _ in range(ahead):
+            next(batches)
         start = time.perf_counter()
         count = sum(len(images) for images, *_ in batches)
         yield files.count(args.workers, "worker"), {"pairs a second": count / (time.perf_counter() - start)}
@@ -271,6 +274,7 @@ COMMANDS = {
 
 
 def main(args: argparse.Namespace) -> None:
+    cli.end_on_signals()
     with cli.one_line_errors("a smaller --batch_size or --size needs less"):
         args.device = device.resolve(args.device)
         files.check_output_file("--json", args.json)
@@ -292,7 +296,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         command.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")
         command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
         if name in ("predict", "load"):
-            command.add_argument("--images", type=cli.number(), default=200, help="the first batch does not count")
+            command.add_argument("--images", type=cli.number(), default=200, help="the first ones do not count")
         if name == "load":
             workers = "processes that read images"
             command.add_argument("--workers", type=cli.number(minimum=0), default=min(8, cores()), help=workers)

@@ -43,9 +43,8 @@ for word in "$@"; do
     fi
 done
 
-say() {
-    echo "$*" | tee -a "$out/log.txt"
-}
+exec > >(tee -a "$out/log.txt") 2>&1
+trap 'kill "$!" 2>/dev/null; exit 130' INT
 
 summarise() {
     "$python" - "$out" <<'END' >"$out/summary.md"
@@ -75,16 +74,19 @@ for step in "${steps[@]}"; do
         rm -f "$out/$step.json"
         arguments=(tools/benchmark.py "${arguments[@]}" --device cuda --json "$out/$step.json")
     fi
-    say "== $step: python ${arguments[*]}"
+    echo "== $step: python ${arguments[*]}"
     start=$SECONDS left=$((seconds - SECONDS))
-    if [ "$left" -lt 1 ] || ! timeout "$left" "$python" "${arguments[@]}" 2>&1 | tee -a "$out/log.txt"; then
-        failed+=("$step")
-    fi
-    say "== $step: $((SECONDS - start)) s"
+    if [ "$left" -gt 0 ]; then
+        timeout -k 15 "$left" "$python" "${arguments[@]}" &
+        wait "$!"
+    else
+        false
+    fi || failed+=("$step")
+    echo "== $step: $((SECONDS - start)) s"
     summarise
 done
 cat "$out/summary.md"
 if [ ${#failed[@]} -gt 0 ]; then
-    say "cuda.sh: failed, or no time was left for: ${failed[*]}" >&2
+    echo "cuda.sh: failed, or no time was left for: ${failed[*]}"
     exit 1
 fi

@@ -95,7 +95,8 @@ def ranks() -> tuple[int, int, int]:
 def compile_module(module: nn.Module) -> None:
     """Compiles a module in place: one graph for each shape of its input, made when the first such input comes.
 
-    On CUDA that is a CUDA graph, which launches all kernels at once; its results are valid until the next call only.
+    On CUDA, its forward and its backward pass become CUDA graphs, each of which a single call launches; their results
+    are valid until the next call only.
     """
     # By default torch cuts the graph of a distributed module where gradients are exchanged, and fails at checkpoints.
     torch._dynamo.config.optimize_ddp = False

@@ -10,8 +10,8 @@ DIAGNOSES = {
     ),
     ("DataLoader worker (pid", "BrokenProcessPool"): WORKER_LOST,
     ("invalid configuration argument",): "the batch is too large for a kernel of CUDA: give a smaller --batch_size",
-    ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton", "Failed to find C compiler"): (
-        "torch cannot compile here, without a C++ compiler or, on a GPU, Triton: leave out --compile"
+    ("InvalidCxxCompiler", "Failed to find C compiler", "cuda_utils.c", "TritonMissing", "GPUTooOldForTriton"): (
+        "--compile needs C and C++ compilers, Python's headers and, on a GPU, Triton: install them or leave it out"
     ),
     ("not implemented for '",): "torch cannot compute this in this precision here: give --precision fp32",
     ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError", "NCCL error"): (
