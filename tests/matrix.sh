@@ -32,7 +32,7 @@ run() {
     # shellcheck disable=SC2086  # several words
     "$@" -m pytest -q $spread -m "$tests" >"$log" 2>&1 </dev/null || verdict=FAILED failed=1
     [ "$verdict" = ok ] || grep -E "^(FAILED|ERROR)|Error" "$log" | head -n 20 || true
-    printf '| %s | %s | %s | %d s |\n' "$name" "$verdict" "$(tail -n 1 "$log" | sed 's/ in .*//; s/=* *//')" \
+    printf '| %s | %s | %s | %d s |\n' "$name" "$verdict" "$(grep -E ' (passed|failed|error).* in ' "$log" | tail -n 1 | sed 's/ in .*//; s/=* *//')" \
         $((SECONDS - start)) | tee -a "$table"
 }
 

@@ -127,7 +127,9 @@ def test_training_lowers_the_loss(toy):
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
 
 
-def test_the_start_prints_pairs_parameters_and_device(toy, tmp_path, capsys):
+def test_the_start_prints_pairs_parameters_and_device(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the bar's width, where tqdm asks for both
+    monkeypatch.setenv("LINES", "50")
     train.main(arguments("--epoch 1 --batch_size 1 --device cpu", toy, tmp_path))
     output = capsys.readouterr()
     trained = sum(p.numel() for p in SAM2UNeXT(**MICRO).parameters() if p.requires_grad)
