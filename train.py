@@ -284,6 +284,7 @@ def main(args: argparse.Namespace) -> None:
             run.stop_if_asked(stop)
             log.epoch(scores, val_pairs or pairs)
             run.end_epoch(scores)
+        del objective  # before its process group, which in gloo could otherwise wait for itself
         device.end()
 
 
