@@ -106,7 +106,7 @@ def timed(function: Callable[[], object], device: str) -> float:
 
 
 def measure(variant: str, path: Path, args: argparse.Namespace, repeats: int) -> Measurement:
-    """Runs in a new process: to warm up, then `repeats` timed runs."""
+    """Runs in a new process: untimed runs to warm up, then `repeats` timed ones."""
     run = prepare(variant, path, args)
     with suppress(OSError):  # on Linux, forgets the peak of loading, when the pages of the mapped file count too
         Path("/proc/self/clear_refs").write_text("5")
@@ -171,6 +171,8 @@ def benchmark_network(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def figures_of(variant: str, measured: dict[str, list[Measurement]]) -> dict[str, float]:
+    """The figures of a variant's runs so far, against those of "plain" and, if compiled, of the same uncompiled."""
+
     def seconds(variant: str) -> float:
         return statistics.median(chain.from_iterable(run.seconds for run in measured[variant]))
 
@@ -196,6 +198,7 @@ def large_files(folder: str, name: str, extension: str, pixels: np.ndarray, coun
 
 
 def noise() -> np.ndarray:
+    """Pixels (H, W, 3) that become coarse colours at LARGE size."""
     return np.random.default_rng(0).integers(0, 256, (LARGE[0] // 8, LARGE[1] // 8, 3), np.uint8)
 
 

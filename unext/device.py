@@ -32,7 +32,7 @@ def start(args: argparse.Namespace) -> torch.dtype:
             torch.backends.cuda.enable_mem_efficient_sdp(False)
             torch.backends.cuda.enable_cudnn_sdp(False)
     dtype = precision(args.precision, args.device)
-    if getattr(args, "compile", False) and args.device == "cpu" and dtype != torch.float32:  # has produced NaN
+    if getattr(args, "compile", False) and args.device.startswith("cpu") and dtype != torch.float32:  # has produced NaN
         raise InputError("--compile: torch is not reliable in bf16 and fp16 on CPUs; give --precision fp32 as well")
     return dtype
 
