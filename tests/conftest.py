@@ -53,6 +53,8 @@ hypothesis.settings.load_profile("same")
 def pytest_configure(config):
     if config.option.markexpr != "cuda":  # the figures of the other tests are a CPU's
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:  # convolutions use TF32 by default, whose ten bits would hide what these tests look for
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     # A shell starts background commands with Ctrl-C ignored, and what the tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     device.keep_freed_memory("cpu")

@@ -11,15 +11,13 @@ import pytest
 import recipe
 import torch
 import torch.distributed as dist
-from conftest import NETWORK, SMALL, failure, golden, predict_arguments, program, read_log, read_maps, relative_error
+from conftest import NETWORK, SMALL, failure, golden, predict_arguments, program, read_maps, relative_error
 from conftest import same_checkpoint as equal
 from conftest import train_arguments as arguments
 from processes import free_port
 from test_network import assert_figures_of_the_original
 from test_run import killed
 from test_train import assert_steps_of_the_original
-from torch._dynamo.utils import counters
-from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 from torch.amp import GradScaler
 
 import test as script
@@ -33,48 +31,10 @@ DEVICE = "cuda"
 IMAGES, MASKS = recipe.image("cuda", (2, 3, 64, 64)), recipe.mask("cuda", (2, 1, 64, 64))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _full_float32():
-    """Convolutions use TF32 by default, whose ten bits would hide what these tests look for."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-
 @pytest.fixture
 def full_model(full_model):
     """The fixture of that name, on the GPU."""
     return lambda seed: full_model(seed).to(DEVICE)
-
-
-class Graphs:
-    """What torch.compile made since the start of a test: the CUDA graphs that it recorded and replayed, by mode."""
-
-    def __init__(self, monkeypatch):
-        self.recorded, self.replayed = [], 0
-        record, execute = CUDAGraphTreeManager.record_function, CUDAGraphTreeManager.execute_node
-
-        def record_function(manager, inputs, function_id):
-            self.recorded.append(manager.id_to_mode[function_id].name)
-            return record(manager, inputs, function_id)
-
-        def execute_node(*args, **options):
-            self.replayed += 1
-            return execute(*args, **options)
-
-        monkeypatch.setattr(CUDAGraphTreeManager, "record_function", record_function)
-        monkeypatch.setattr(CUDAGraphTreeManager, "execute_node", execute_node)
-
-    def assert_single(self, *modes):
-        """One graph of the network, of which CUDA graphs for these modes were recorded and most often replayed."""
-        assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-        assert {*self.recorded} == {*modes} and self.replayed > len(self.recorded)
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    torch._dynamo.reset()
-    counters.clear()
-    yield Graphs(monkeypatch)
-    torch._dynamo.reset()
 
 
 def network(dtype: torch.dtype = torch.float32) -> SAM2UNeXT:
@@ -248,56 +208,6 @@ def test_prediction_out_of_memory_ends_with_a_remedy(little_memory, micro_checkp
     args = predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path, *more)
     status, line = failure(script.main, args, capsys)
     assert status == 1 and "out of memory: --precision bf16, or a smaller --batch_size or --size, need less" in line
-
-
-# Compiled, with CUDA graphs; test_compiled.py shows more, with a backend that imitates them
-
-
-def test_compiled_prediction_has_one_graph_for_all_images_even_of_a_short_batch(
-    graphs, micro_checkpoint, toy, tmp_path
-):
-    for folder, more in (("eager", ()), ("compiled", ("--compile",))):
-        options = ("--device", DEVICE, "--batch_size", 4, "--flip", *more)  # six images: the last batch has two
-        script.main(predict_arguments(micro_checkpoint, toy / "train/Image", tmp_path / folder, *options))
-    graphs.assert_single("INFERENCE")
-    eager, compiled = read_maps(tmp_path / "eager"), read_maps(tmp_path / "compiled")
-    assert eager.keys() == compiled.keys() and len(eager) == 6
-    for name, map_ in eager.items():
-        assert np.abs(compiled[name].astype(int) - map_).max() <= 1
-
-
-# AdamW makes much of the last bits, and bf16 has few of them, hence the small rate.
-@pytest.mark.parametrize("more, tolerance", [
-    ("--batch_size 4", 1e-2),  # of six images: the second batch has two, and runs uncompiled
-    ("--batch_size 1 --accumulate 2 --grad_checkpointing", 1e-2),
-    ("--batch_size 4 --precision bf16", 3e-2),
-])  # fmt: skip
-def test_compiled_training_has_one_graph_and_takes_the_eager_steps(more, tolerance, graphs, toy, tmp_path):
-    losses, networks = [], []
-    for compiled in ("", "--compile"):
-        folder = tmp_path / f"run{compiled}"
-        train.main(arguments(f"--device {DEVICE} --epoch 10 --lr 2e-5 --log_every 1 {more} {compiled}", toy, folder))
-        losses.append([line["loss"] for line in read_log(folder) if "step" in line])
-        networks.append(torch.load(folder / "last.pth")["state_dict"])
-    graphs.assert_single("FORWARD", "BACKWARD")
-    eager, compiled = losses
-    assert compiled == pytest.approx(eager, rel=tolerance) and len(eager) >= 20
-    eager, compiled = networks
-    statistics = [name for name in eager if "running_" in name or name.endswith("num_batches_tracked")]
-    assert len(statistics) == 24
-    assert_close(*({name: state[name].double() for name in statistics} for state in (compiled, eager)), 10 * tolerance)
-
-
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
-def test_a_compiled_network_has_the_gradients_of_the_eager_one(dtype, tolerance, graphs):
-    model = network(dtype)
-    loss, expected = loss_and_gradients(model)
-    device.compile_module(model)
-    for _ in range(4):  # the first warms up, the second records
-        compiled, gradients = loss_and_gradients(model)
-    graphs.assert_single("FORWARD", "BACKWARD")
-    assert compiled == pytest.approx(loss, rel=0.1 * tolerance)
-    assert_close(gradients, expected, tolerance)
 
 
 # Processes
