@@ -93,14 +93,14 @@ class Objective(nn.Module):
 
 def train_one_epoch(
     objective: nn.Module, batches: Iterable[tuple[Tensor, Tensor, Sequence[str]]], optimizer: torch.optim.Optimizer,
-    scaler: GradScaler, accumulate: int = 1, clip_grad: float = 0, whole_batch: int = 0,
+    scaler: GradScaler, accumulate: int = 1, clip_grad: float = 0,
 ) -> Iterator[Step]:  # fmt: skip
     """One pass over `batches` of (images, masks, names); yields each optimiser step's figures, over all processes.
 
     `objective` is an `Objective`, distributed or not. A step uses the mean gradient over the images of `accumulate`
-    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). A compiled objective runs eagerly on batches
-    of fewer than `whole_batch` images, since each new size would be compiled anew. Raises InputError that names the
-    images if the loss or the gradient is not finite; that step is not taken.
+    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). A compiled objective runs eagerly on a batch
+    that is smaller than those before, since each size would be compiled anew. Raises InputError that names the images
+    if the loss or the gradient is not finite; that step is not taken.
     """
     objective.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -108,7 +108,7 @@ def train_one_epoch(
     if accumulate > 1:  # else a batch's gradients would stay in the CUDA graph's memory, which its next run overwrites
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
-    batches = iter(batches)
+    batches, largest = iter(batches), 0
     while group := list(islice(batches, accumulate)):
         group_images = sum(len(images) for images, _, _ in group)
         sums = []  # per batch: (terms..., 1) x number of images
@@ -117,7 +117,8 @@ def train_one_epoch(
             images = images.to(device_of_model, non_blocking=True)  # (B, 3, S, S)
             masks = masks.to(device_of_model, non_blocking=True)  # (B, 1, S, S) in [0, 1]
             wait = isinstance(objective, DistributedDataParallel) and i < len(group)  # exchange gradients once per step
-            stance = "force_eager" if len(images) < whole_batch else "default"
+            largest = max(largest, len(images))
+            stance = "force_eager" if len(images) < largest else "default"
             with objective.no_sync() if wait else nullcontext(), torch.compiler.set_stance(stance):
                 terms = objective(images, masks)
                 total = sum(terms.values())
@@ -261,7 +262,6 @@ def main(args: argparse.Namespace) -> None:
         dataset = SegmentationDataset(pairs, args.size, args.seed)
         batches = load(dataset, keys, args.workers, args.accumulate, pin=args.device.startswith("cuda"))
         objective = device.prepare(Objective(model, loss), args.device, args.compile, args.sync_bn)
-        options = {"accumulate": args.accumulate, "clip_grad": args.clip_grad, "whole_batch": args.batch_size}
         command.started()
         log = stack.enter_context(Log(args, run, len(pairs), steps))
         stop = stack.enter_context(cli.noted_signals())
@@ -269,7 +269,7 @@ def main(args: argparse.Namespace) -> None:
             rest = islice(batches, max(0, per_epoch - progress.step * args.accumulate))
             label = f"epoch {epoch}/{args.epoch}"
             with progress_bar(None, label, len(pairs), initial=progress.images, unit="img", disable=rank > 0) as bar:
-                for step in train_one_epoch(objective, rest, optimizer, scaler, **options):
+                for step in train_one_epoch(objective, rest, optimizer, scaler, args.accumulate, args.clip_grad):
                     scheduler.step()
                     progress.count(step)
                     bar.set_postfix(**progress.losses(), lr=step.lr, refresh=False)

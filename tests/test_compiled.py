@@ -28,7 +28,7 @@ def run(epochs: int, accumulate: int, checkpointed: bool, compiled: bool) -> tup
     for _ in range(epochs):
         batches = [(IMAGES[i], MASKS[i], ["a"]) for i in (slice(0, 2), slice(2, 4), slice(4, 5))]
         scaler = GradScaler("cpu", enabled=False)
-        steps += train.train_one_epoch(objective, batches, optimizer, scaler, accumulate, whole_batch=2)
+        steps += train.train_one_epoch(objective, batches, optimizer, scaler, accumulate)
         with torch.no_grad():
             model.eval()(IMAGES[:1])  # as validation does
     return steps, model.state_dict()

@@ -142,7 +142,7 @@ def test_the_recipe_goes_through_the_whole_program(toy, tmp_path, monkeypatch):
     """What each epoch trains on and with: the order of the images, their flips, learning rate and weight decay."""
     epochs = []
 
-    def record(objective, batches, optimizer, scaler, **options):
+    def record(objective, batches, optimizer, scaler, *options):
         group = optimizer.param_groups[0]
         epochs.append((group["lr"], group["weight_decay"], torch.cat([images for images, _, _ in batches])))
         optimizer.step()

@@ -15,7 +15,7 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
     sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+caller=$PWD folder=$1
 shift
 cd "$(dirname "$0")/.." || exit 2
 source tools/setup.sh
@@ -43,6 +43,7 @@ for word in "$@"; do
     fi
 done
 
+out=$(cd "$caller" && mkdir -p "$folder" && cd "$folder" && pwd) || exit 2
 exec > >(tee -a "$out/log.txt") 2>&1
 trap 'kill "$!" 2>/dev/null; exit 130' INT
 
