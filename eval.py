@@ -222,6 +222,9 @@ def from_results(args: argparse.Namespace) -> Evaluation:
         evaluation = kept.of_sets(evaluation, args.sets)
     if args.methods:
         evaluation = kept.chosen(evaluation, args.methods)
+    if args.sets or args.methods:  # what is left out would be lost
+        inputs = [Path(methods.name_and_folder(text)[1], kept.NAME) for text in args.from_results]
+        files.require_not_input(args.save_path / kept.NAME, inputs)
     results.positions(evaluation.images, args.examples)
     if missing := {*columns_of(args, evaluation.benchmark)} - {*evaluation.scored()}:
         remedy = "score the maps again with --metrics"

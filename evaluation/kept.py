@@ -7,7 +7,9 @@ trainings, curves, 256), and `header`, the rest as JSON: names, files, notes, an
 import io
 import json
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -24,8 +26,9 @@ from unext.errors import InputError
 from unext.pairing import File
 
 NAME = "scores.npz"
+RENAME = "rename or choose them first, in a folder of their own: --save_path FOLDER --methods ... --from "
 OF_BENCHMARK = ("name", "columns", "together", "groups", "from_paper")  # without what only finds the files
-Image = tuple[str, str]  # data set, name
+DAMAGED = (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def content(evaluation: Evaluation) -> bytes:
@@ -105,7 +108,7 @@ def read(folder: Path) -> Evaluation:
             images.append(ImageScores(*image, photo, mask, maps, float(shares[i]), of_keys, curves_of))
     except FileNotFoundError:
         raise InputError(f"{folder}: has no {NAME}, which eval.py writes; score the maps again") from None
-    except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: is damaged or of another version; score the maps again") from error
     notes, about = [Note(*note) for note in header["notes"]], {key: About(*rest) for key, *rest in header["about"]}
     means, origins = (dict(zip(keys, values, strict=True)) for values in (means, header["origins"]))
@@ -182,18 +185,16 @@ def load(texts: Sequence[str]) -> Evaluation:
     """
     merged, given = None, []
     for text in texts:
-        name, equals, folder = text.partition("=")
-        if not equals or Path(text).is_dir():
-            name, folder = "", text
+        name, folder = methods.name_and_folder(text)
         run = read(Path(folder))
         names = [*dict.fromkeys(about.name for about in run.about.values())]
         if not name and names == [THIS_RUN] and len(texts) > 1:
-            run = chosen(run, [f"{Path(folder).resolve().name}={THIS_RUN}"])
+            run = chosen(run, [f"{methods.base_name(folder)}={THIS_RUN}"])
         if name and len(names) > 1:
-            raise InputError(f"--from {text}: has several methods: {files.listing(names)}; --methods renames them")
+            raise InputError(f"--from {text}: has several methods: {files.listing(names)}; {RENAME}{folder}")
         if name:
             run = chosen(run, [f"{name}={names[0]}"])
-        given += [files.printable(name)] * bool(name)
+        given += [name] * bool(name)
         merged = run if merged is None else merge(merged, run, folder, trainings=given.count(name) > 1)
     return merged
 
@@ -211,7 +212,8 @@ def merge(first: Evaluation, other: Evaluation, folder: str, trainings: bool) ->
         names = files.listing("/".join(key) for key in different)
         raise InputError(f"--from: {folder} has other ground truth than those before it: {names}")
     if not trainings and (repeated := {*first.methods} & {*other.methods}):
-        raise InputError(f"--from: two methods are called {min(repeated)}; name them, as in ours={folder}")
+        remedy = f"name a folder of one method, as in ours={folder}; of several, {RENAME}{folder}"
+        raise InputError(f"--from: two methods are called {min(repeated)}; {remedy}")
     keys: dict[str, tuple[str, About]] = {}
     for key, about in other.about.items():
         keys[key] = methods.free_key(about.name, {*first.methods, *(new for new, _ in keys.values())}), about

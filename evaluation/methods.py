@@ -1,5 +1,6 @@
 """The methods that --pred_path names, on the command line or in a YAML file (docs/benchmarks.md)."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,15 +34,25 @@ def find(texts: Sequence[str], names: MaskNames) -> dict[str, Training]:
     trainings: dict[str, Training] = {}
     unnamed: set[str] = set()
     for text in texts:
-        name, equals, folder = text.partition("=")
-        if not equals or not name or Path(text).is_dir():
-            name, folder = THIS_RUN if len(texts) == 1 else Path(text).resolve().name, text
-            unnamed.add(files.printable(name))
-        name = files.printable(name)
+        name, folder = name_and_folder(text)
+        if not name:
+            name = THIS_RUN if len(texts) == 1 else base_name(folder)
+            unnamed.add(name)
         if name in trainings and name in unnamed:
             raise InputError(f"--pred_path: two methods are called {name}; name them, as in ours={folder}")
         trainings[free_key(name, trainings)] = Training(Path(folder), names, About(name))
     return trainings
+
+
+def name_and_folder(text: str) -> tuple[str, str]:
+    """The parts of NAME=DIR; of DIR, which may contain "=", the name is empty."""
+    name, equals, folder = text.partition("=")
+    return (files.printable(name), folder) if equals and not Path(text).is_dir() else ("", text)
+
+
+def base_name(folder: str) -> str:
+    """The name of a folder, also of "." and "..", or of a link to one."""
+    return files.printable(Path(os.path.abspath(folder)).name)
 
 
 def is_file(texts: Sequence[str]) -> bool:
@@ -79,12 +90,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     """The entries of a YAML file of methods, by name. Raises InputError or OSError."""
     try:
         content = yaml.load(path.read_text("utf-8"), TextLoader)
+        if not content or not isinstance(content, dict):
+            raise InputError("it has no methods")
         entries = {name: entry if isinstance(entry, dict) else {"folder": entry} for name, entry in content.items()}
         for name, entry in entries.items():
             check(name, entry)
     except OSError as error:
         raise OSError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: does not describe methods, see docs/benchmarks.md: {reason}") from error
     names = [about_of(*item).name for item in entries.items()]

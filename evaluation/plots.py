@@ -33,7 +33,8 @@ PLOTS = {  # name: (x, y)
 }
 LABELS = {"threshold": "threshold, grey levels", "Fm": "F-measure", "Em": "E-measure"}
 CURVES = ("precision", "recall", "Fm", "Em")  # in curves.npz
-# Of the methods: Okabe and Ito's colours, which the colour-blind tell apart, and line styles for print in grey.
+# Of the methods: Okabe and Ito's colours, which the colour-blind tell apart, and line styles for print in grey. The
+# numbers of both have no common divisor, so that 56 methods differ.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#000000", "#cc79a7", "#56b4e9", "#e69f00")
 LINES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1)), (0, (1, 2.5)), (0, (8, 2)))
 MARKERS = "osD^vP*X"  # of binary maps
@@ -49,7 +50,7 @@ SETTINGS = {
     "font.size": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "lines.linewidth": 1, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5,
-    "axes.prop_cycle": cycler(color=[*COLOURS, COLOURS[0]]) + cycler(linestyle=LINES),
+    "axes.prop_cycle": cycler(color=COLOURS * len(LINES)) + cycler(linestyle=LINES * len(COLOURS)),
     "legend.frameon": False,
 }  # fmt: skip
 
@@ -63,7 +64,7 @@ class Style(NamedTuple):
     @contextmanager
     def applied(self, names: Iterable[str]) -> Iterator[str]:
         """Draws in this style in the block, in a font that has the names; the letters that no font has."""
-        with matplotlib.rc_context({**SETTINGS, **self.sheet}), warnings.catch_warnings():
+        with matplotlib.rc_context({**SETTINGS, **self.sheet, "text.usetex": False}), warnings.catch_warnings():
             families, lacking = fonts.families(names)
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the caller says so
             with matplotlib.rc_context({"font.family": families}):

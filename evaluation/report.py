@@ -135,6 +135,8 @@ def write(
         examples = [image for image in examples if image not in lost]
     origins = [f"{training}: {line}" for training, line in evaluation.origins.items()]
     contents = table_files(evaluation, table, groups, [*notes, *origins])
+    for name in ("comparison.csv", "examples.png", "examples.pdf"):  # of an earlier run, which may have had others
+        (folder / name).unlink(missing_ok=True)
     save(folder, contents)
     if json_path:
         save(json_path.parent, {json_path.name: contents["results.json"]})

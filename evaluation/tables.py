@@ -16,7 +16,9 @@ DIFFERENCE = "difference"  # the row of this run minus the paper
 BEST, SECOND, UNCLEAR = "best", "second", "unclear"  # marks of a figure; the last: its difference may be chance
 LATEX_SPECIAL = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
+    | {character: f"{{{character}}}" for character in "[*"}  # after \\ they would be its arguments
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    | {"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}"}
 )
 
 

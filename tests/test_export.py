@@ -159,7 +159,7 @@ def test_no_input_is_replaced(small, encoders, toy, tmp_path, monkeypatch, capsy
     (tmp_path / "link").symlink_to(small)
     for output in (small, tmp_path / "link", images / "toy_0001.jpg", encoders["hiera_path"]):
         status, line = failure(export.main, arguments_of(export, small, output, "--check", images), capsys)
-        assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another file" in line
+        assert status == 2 and f"{output}: is one of the inputs and would be replaced; name another place" in line
 
 
 @pytest.mark.posix

@@ -12,6 +12,12 @@ from evaluation import fonts, plots, report, tables
 from unext.errors import InputError
 
 
+def test_the_lines_of_fifty_methods_differ():
+    with plots.Style().applied([]):
+        cycle = list(rcParams["axes.prop_cycle"])
+    assert len({str(style) for style in cycle}) == len(cycle) > 50
+
+
 @pytest.mark.parametrize("width", [7.16, 3.5])
 def test_figures_are_as_wide_as_they_are_printed(width):
     scored = evaluation({"ours": {name: random_scores(1, 1) for name in "abc"}})
@@ -37,6 +43,8 @@ def test_a_style_sheet_replaces_the_settings(tmp_path):
     with plots.Style(3.5, plots.read_sheet(f"{tmp_path}/mine.mplstyle")).applied([]):
         assert rcParams["lines.linewidth"] == 3 and rcParams["font.size"] == 8
         assert plots.draw(Figure().subplots(), (np.arange(9.0), np.arange(9.0)), 3).get_color() == "k"
+    with plots.Style(sheet={"text.usetex": True}).applied([]):
+        assert not rcParams["text.usetex"]  # names are not escaped for LaTeX
     assert plots.read_sheet("ggplot")["axes.facecolor"]
     with pytest.raises(InputError, match="no style of Matplotlib"):
         plots.read_sheet("none")

@@ -71,20 +71,40 @@ def test_what_needs_lost_maps_is_left_out_and_named(root, tmp_path, capsys):
     assert b'<div class="card">' not in files["report.html"] and b"MAE" in files["results.md"]
 
 
+@pytest.mark.parametrize("options", [["--methods", "blur"], ["--sets", "easy"]])
+def test_scores_are_not_replaced_by_some_of_them(options, root, capsys):
+    before, folder = written(root / "all"), root / "all"
+    args = eval_arguments("--save_path", folder, "--from", f"{folder}/../all", *options)
+    status, line = failure(script.main, args, capsys)
+    assert status == 2 and f"{folder}/scores.npz: is one of the inputs and would be replaced" in line
+    assert written(folder) == before
+
+
+def test_files_of_an_earlier_run_with_more_methods_are_removed(root, tmp_path):
+    more = again(tmp_path, root / "all").keys()
+    assert more - again(tmp_path, root / "blur").keys() == {"comparison.csv", "examples.png", "examples.pdf"}
+
+
 def test_results_that_do_not_fit_are_refused(root, tmp_path, capsys):
     scored(root, ["noise"], "fewer", "--sets", "easy")
     shutil.copytree(root / "blur", tmp_path / "damaged")
     (tmp_path / "damaged/scores.npz").write_bytes((root / "blur/scores.npz").read_bytes()[:-100])
+    shutil.copytree(root / "blur", tmp_path / "flipped")
+    content = bytearray((root / "blur/scores.npz").read_bytes())
+    content[100] ^= 0xFF
+    (tmp_path / "flipped/scores.npz").write_bytes(content)
     for options, message in (
         ([root / "blur", root / "fewer"], "fewer has not scored the same images as those before it: hard/crab_001"),
-        ([root / "blur", root / "blur"], "two methods are called blur; name them, as in ours="),
-        ([f"ours={root}/all"], "has several methods: blur, noise, shift; --methods renames them"),
+        ([root / "blur", root / "blur"], "of several, rename or choose them first, in a folder of their own"),
+        ([f"ours={root}/all"], "has several methods: blur, noise, shift; rename or choose them first"),
         ([root / "all", "--metrics", "HCE"], "not scored with HCE; score the maps again with --metrics"),
+        ([root / "all", root / "blur"], "two methods are called blur; name a folder of one method, as in ours="),
         ([root / "all", "--methods", "none"], "none is not among blur, noise, shift"),
         ([root / "all", "--methods", "a=blur", "a=noise"], "may occur only once"),
         ([root / "all", "--sets", "x"], "--sets: x is not among easy, hard"),
         ([root / "maps"], "has no scores.npz"),
         ([tmp_path / "damaged"], "is damaged or of another version"),
+        ([tmp_path / "flipped"], "is damaged or of another version"),
         ([root / "all", "--pred_path", root], "reads no map: leave out --pred_path"),
     ):
         status, line = failure(script.main, eval_arguments("--save_path", tmp_path, "--from", *options), capsys)

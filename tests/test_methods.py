@@ -91,6 +91,7 @@ def test_the_comparison_is_of_the_mean_over_trainings():
         ("a: x\na: y", "a occurs twice"),
         ("a: x\nb: {name: a}", "two methods are called a"),
         ("- a", "does not describe methods, see docs/benchmarks.md"),
+        ("{}", "it has no methods"),
         ("a: maps/none", "maps/none: there is no such folder"),
     ],
 )

@@ -60,6 +60,7 @@ def test_markdown_and_latex_have_methods_down_and_data_sets_across(table):
         "| SAM2-UNeXT, paper | 0.903 | 0.036 | – | – |",
     ]
     assert {line.count("|") for line in lines[:6]} == {6} and lines[-1] == "3 left out"
+    assert tables.latex_text("[1] a|b<c*") == "{[}1] a\\textbar{}b\\textless{}c{*}"
     tex = tables.latex(table)
     assert "\\begin{tabular}{lcccc}" in tex and "{a\\_b \\& c (1,024)}" in tex
     assert "difference & +0.007 & $-$0.002 & -- & -- \\\\" in tex

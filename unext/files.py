@@ -46,7 +46,7 @@ def listing(names: Iterable[object]) -> str:
 def require_not_input(path: str | Path, inputs: Iterable[str | Path]) -> None:
     """Raises InputError if writing to `path` would replace one of the inputs."""
     if Path(path).resolve() in {Path(source).resolve() for source in inputs}:
-        raise InputError(f"{path}: is one of the inputs and would be replaced; name another file")
+        raise InputError(f"{path}: is one of the inputs and would be replaced; name another place")
 
 
 @contextmanager
