@@ -52,20 +52,14 @@ def resample(
     for weights in resample_weights(len(images), number):
         chunk = dict(zip(plain, (weights @ pairwise).T, strict=True))
         weights = weights.astype(np.float32)  # curves of 5,000 resamples take seconds
-        maxima = {key: mean_maxima(weights, curve) for key, curve in curves.items()}
+        maxima = {}
+        for key, curve in curves.items():  # (images, trainings, 256), or (images, 256) of one
+            means = (weights @ curve.reshape(len(curve), -1)).reshape(len(weights), -1, 256)
+            maxima[key] = means.max(axis=2).mean(axis=1, dtype=np.float64)  # the mean over trainings
         chunk |= {(method, metric): maxima[first, metric] - maxima[method, metric] for method, metric in curves}
         chunks.append(chunk)
     keys = [(method, metric) for method in others for metric in metrics]
     return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in keys}
-
-
-def mean_maxima(weights: np.ndarray, curves: np.ndarray) -> np.ndarray:
-    """The maxima of the mean curves of resamples, the mean over trainings: float64 (k,).
-
-    `weights` (k, images); `curves` (images, trainings, 256), or (images, 256) of one.
-    """
-    means = weights @ curves.reshape(len(curves), -1)
-    return means.reshape(len(weights), -1, 256).max(axis=2).mean(axis=1, dtype=np.float64)
 
 
 def resample_weights(images: int, number: int) -> Iterator[np.ndarray]:

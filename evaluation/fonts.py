@@ -6,12 +6,7 @@ Matplotlib is imported where it is used: workers import this file.
 from collections.abc import Iterable
 from functools import cache
 
-LATIN = 0x370  # letters from here on need a font of their own in LaTeX
-
-
-def beyond_latin(texts: Iterable[str]) -> str:
-    """The letters in texts for which LaTeX needs another font."""
-    return letters(texts, range(LATIN))
+LATIN = range(0x370)  # letters beyond need a font of their own in LaTeX
 
 
 def letters(texts: Iterable[str], covered: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluation.benchmarks import Benchmark
-from evaluation.metrics import METRICS, NINE, Mean, PairScores, together
+from evaluation.metrics import METRICS, Mean, PairScores, together
 from unext import files
 from unext.errors import InputError
 from unext.pairing import File
@@ -94,11 +94,6 @@ class TrainingScores(NamedTuple):
     def figure(self, name: str) -> float:
         return float(np.mean([scores.figure(name) for scores in self.scores]))
 
-    def figures(self, names: Iterable[str] = NINE) -> dict[str, float]:
-        """The metrics called `names`, in the order of METRICS."""
-        names = set(names)
-        return {name: self.figure(name) for name in METRICS if name in names}
-
     def deviations(self, names: Iterable[str]) -> dict[str, float]:
         """The standard deviation of each metric over several trainings; empty for one."""
         several = names if len(self.scores) > 1 else ()
@@ -166,8 +161,10 @@ class Evaluation:
         counts = {row: len(self.images_of(row)) for row in self.rows}
         results = {}
         for method, of_rows in self.means.items():
-            results[method] = {row: {"images": counts[row]} | of_rows[row].figures(self.metrics) for row in of_rows}
+            results[method] = {}
             for row, scores in of_rows.items():
+                figures = {name: scores.figure(name) for name in self.metrics}
+                results[method][row] = {"images": counts[row], **figures}
                 if deviations := scores.deviations(self.metrics):
                     results[method][row] |= {"trainings": len(scores.scores), "std": deviations}
         return results

@@ -220,7 +220,9 @@ def latex(table: Table, notes: Sequence[str] = ()) -> str:
                 " & ".join([latex_name(table, method), *texts, *map(latex_cell, table.cells(method))]) + " \\\\"
             )
     columns = "l" * start + "c" * width * len(names)
-    heading = ["% needs \\usepackage{booktabs}", *latex_fonts([*table.methods, *table.datasets])]
+    heading = ["% needs \\usepackage{booktabs}"]
+    if others := [name for name in (*table.methods, *table.datasets) if fonts.letters([name], fonts.LATIN)]:
+        heading.append(f"% needs XeLaTeX or LuaLaTeX and \\usepackage{{fontspec}}, for {', '.join(others)}")
     heading += [*(f"% {note}" for note in notes), f"\\begin{{tabular}}{{{columns}}}"]
     return "\n".join([*heading, "\\toprule", *body, "\\bottomrule", "\\end{tabular}\n"])
 
@@ -243,14 +245,8 @@ def latex_name(table: Table, method: str) -> str:
 def latex_text(text: str) -> str:
     """A name with LaTeX's special characters escaped; one beyond Latin letters in a font that has them."""
     escaped = text.translate(LATEX_SPECIAL)
-    family = fonts.family_for(letters) if (letters := fonts.beyond_latin([text])) else None
+    family = fonts.family_for(letters) if (letters := fonts.letters([text], fonts.LATIN)) else None
     return f"{{\\fontspec{{{family}}}{escaped}}}" if family else escaped
-
-
-def latex_fonts(names: Sequence[str]) -> list[str]:
-    """What the head of a table says of names beyond Latin letters."""
-    names = [name for name in names if fonts.beyond_latin([name])]
-    return [f"% needs XeLaTeX or LuaLaTeX and \\usepackage{{fontspec}}, for {', '.join(names)}"] if names else []
 
 
 def to_csv(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

@@ -4,14 +4,12 @@ As pysodmetrics computes it. H, W: height and width of a map. `levels`, float64 
 grey level of the map.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 EPS = np.spacing(1)  # added to denominators by the definitions
-STRIP_PIXELS = 2**18  # processed at a time
 FAR = 150  # pixels from the foreground, beyond which 0.5 ** (distance / 5) is below 1e-9
 RADIUS = 3  # of the Gaussian that smooths errors, pixels
 REACH = 4  # rows and columns to search: a pixel within RADIUS of the foreground has its nearest pixel within REACH
@@ -23,32 +21,15 @@ NEAREST_FIRST = sorted(
 )
 
 
-def strips(shape: tuple[int, int]) -> Iterator[slice]:
-    """The rows of a map (H, W) in strips that fit in the processor's cache."""
-    height, width = shape
-    step = max(1, STRIP_PIXELS // max(1, width))
-    for start in range(0, height, step):
-        yield slice(start, min(start + step, height))
-
-
-class Strip(NamedTuple):
-    """Some rows of the foreground's surroundings, and how errors outside the foreground are filled in there."""
-
-    around: slice  # the rows that the strip's pixels depend on
-    rows: slice  # of those, the strip itself
-    inside: np.ndarray  # uint8, the mask of the strip
-    pixels: int  # of the foreground in it
-    outside: np.ndarray  # flat indices of background pixels in the padded rows `around`
-    nearest: np.ndarray  # flat indices of the foreground pixel nearest to each of `outside`
-
-
 class Surroundings(NamedTuple):
     """What the weighted F-measure derives from a mask, computed once for the maps of all methods."""
 
     far: tuple[slice, slice]  # the box up to FAR from the foreground
     nearness: np.ndarray  # float32, in that box: 0.5 ** (distance to the foreground / 5)
     close: tuple[slice, slice]  # the box up to RADIUS from the foreground
-    strips: list[Strip]  # of that box
+    inside: np.ndarray  # uint8, the mask in that box
+    outside: np.ndarray  # flat indices of the background pixels there, of the box padded by REACH
+    nearest: np.ndarray  # flat indices of the foreground pixel nearest to each of `outside`
 
 
 def surroundings(mask: np.ndarray) -> Surroundings | None:
@@ -58,18 +39,9 @@ def surroundings(mask: np.ndarray) -> Surroundings | None:
     far, close = around_foreground(mask, FAR), around_foreground(mask, RADIUS)
     background = cv2.threshold(mask[far], 0, 1, cv2.THRESH_BINARY_INV)[1]
     nearness = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)  # float32
-    for rows in strips(nearness.shape):
-        near = np.minimum(nearness[rows], FAR)  # not cv2.min, which misreads an array N x 4 as a scalar
-        near *= np.float32(np.log(0.5) / 5)
-        nearness[rows] = cv2.exp(near)
-    return Surroundings(far, nearness, close, [make_strip(mask[close], rows) for rows in strips(mask[close].shape)])
-
-
-def make_strip(mask: np.ndarray, rows: slice) -> Strip:
-    """The Strip of some rows of a mask; finds the foreground nearest to background pixels within RADIUS of it."""
-    above = min(rows.start, RADIUS + REACH)
-    around = slice(rows.start - above, rows.stop + RADIUS + REACH)
-    padded = cv2.copyMakeBorder(mask[around], REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+    np.minimum(nearness, FAR, out=nearness)
+    nearness = cv2.exp(np.multiply(nearness, np.float32(np.log(0.5) / 5), out=nearness))
+    padded = cv2.copyMakeBorder(mask[close], REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
     band = np.zeros_like(padded)
     inner = (slice(REACH, -REACH), slice(REACH, -REACH))
     cv2.subtract(cv2.dilate(padded, np.ones((7, 7), np.uint8))[inner], padded[inner], dst=band[inner])
@@ -81,9 +53,7 @@ def make_strip(mask: np.ndarray, rows: slice) -> Strip:
         outside.append(pending[hit])
         nearest.append(neighbours[hit])
         pending = pending[~hit]
-    rows_around = slice(above, above + rows.stop - rows.start)
-    pixels = cv2.countNonZero(mask[rows])
-    return Strip(around, rows_around, mask[rows], pixels, np.concatenate(outside), np.concatenate(nearest))
+    return Surroundings(far, nearness, close, mask[close], np.concatenate(outside), np.concatenate(nearest))
 
 
 def weighted_f_measure(
@@ -98,9 +68,10 @@ def weighted_f_measure(
     if surrounded is None:
         return 0.0
     positives = foreground.sum()
-    missed = reduced_error(prediction[surrounded.close], surrounded.strips, levels)
+    missed = reduced_error(prediction[surrounded.close], surrounded, levels)
     # Outside, an error weighs 2 - nearness; on the foreground itself nearness is 1.
-    near = nearness_sum(prediction[surrounded.far], surrounded.nearness, levels) - foreground @ levels
+    nearness = surrounded.nearness * cv2.LUT(prediction[surrounded.far], levels.astype(np.float32))
+    near = cv2.sumElems(nearness)[0] - foreground @ levels  # in float64
     false_positives = 2 * (background @ levels) - near
     true_positives = positives - missed
     recall = 1 - missed / positives
@@ -108,32 +79,19 @@ def weighted_f_measure(
     return 2 * recall * precision / (recall + precision + EPS)
 
 
-def nearness_sum(prediction: np.ndarray, nearness: np.ndarray, levels: np.ndarray) -> float:
-    """The sum over all pixels of the map times the nearness to the foreground."""
-    values = levels.astype(np.float32)
-    return sum(
-        cv2.sumElems(nearness[rows] * cv2.LUT(prediction[rows], values))[0]  # in float64
-        for rows in strips(nearness.shape)
-    )
-
-
-def reduced_error(prediction: np.ndarray, strips: list[Strip], levels: np.ndarray) -> float:
+def reduced_error(prediction: np.ndarray, surrounded: Surroundings, levels: np.ndarray) -> float:
     """The sum over the foreground of the smaller of a pixel's error and the Gaussian mean of the errors around it.
 
     The Gaussian is 7 x 7 with sigma 5. In it, a background pixel has the error of the nearest foreground pixel, so only
     those within 3 pixels of the foreground matter; pixels outside the image are 0.
     """
-    errors_of_levels = (1 - levels).astype(np.float32)
-    total = 0.0
-    for strip in strips:
-        error = cv2.LUT(prediction[strip.around], errors_of_levels)
-        padded = cv2.copyMakeBorder(error, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
-        flat = padded.ravel()
-        flat[strip.outside] = flat[strip.nearest]
-        smoothed = cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[REACH:-REACH, REACH:-REACH]
-        reduced = np.minimum(error, smoothed)
-        total += cv2.mean(reduced[strip.rows], mask=strip.inside)[0] * strip.pixels
-    return total
+    error = cv2.LUT(prediction, (1 - levels).astype(np.float32))
+    padded = cv2.copyMakeBorder(error, REACH, REACH, REACH, REACH, cv2.BORDER_CONSTANT, value=0)
+    flat = padded.ravel()
+    flat[surrounded.outside] = flat[surrounded.nearest]
+    smoothed = cv2.GaussianBlur(padded, (7, 7), 5, borderType=cv2.BORDER_CONSTANT)[REACH:-REACH, REACH:-REACH]
+    reduced = np.minimum(error, smoothed)
+    return cv2.mean(reduced, mask=surrounded.inside)[0] * cv2.countNonZero(surrounded.inside)
 
 
 def around_foreground(mask: np.ndarray, margin: int) -> tuple[slice, slice]:

@@ -122,4 +122,4 @@ def test_groups_are_by_size_of_the_object_and_by_what_the_patterns_match():
     classes = [("class", "cat", 1), ("class", "fish", 2)]
     assert [(group.kind, group.name, len(group.images)) for group in groups] == sizes + classes
     figures = compare.Group("set", "", "", list(scored.images)).figures("ours", metrics.NINE)
-    assert figures == pytest.approx(scored.means["ours"]["set"].figures(), abs=1e-6)
+    assert figures == pytest.approx({n: scored.means["ours"]["set"].figure(n) for n in metrics.NINE}, abs=1e-6)

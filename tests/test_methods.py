@@ -103,7 +103,7 @@ def test_a_file_that_needs_mending_is_one_line(content, message, root, tmp_path,
 
 
 def test_names_beyond_latin_are_set_in_a_font_of_the_system_if_it_has_one(monkeypatch):
-    assert fonts.beyond_latin(["SINet é", "U²-Net", "名字", "字"]) == "名字"
+    assert fonts.letters(["SINet é", "U²-Net", "名字", "字"], fonts.LATIN) == "名字"
     for family, name in (("Noto", "{\\fontspec{Noto}名字\\_1}"), (None, "名字\\_1")):
         monkeypatch.setattr(fonts, "family_for", lambda letters, family=family: family)
         assert tables.latex_text("名字_1") == name and tables.latex_text("é_1") == "é\\_1"

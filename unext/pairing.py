@@ -267,7 +267,7 @@ def hold_out(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair
     """
     sides: tuple[list[Pair], list[Pair]] = [], []
     for pair in pairs:
-        digest = hashlib.sha256(name_of(pair[0]).encode()).digest()
+        digest = hashlib.sha256(os.fsencode(name_of(pair[0]))).digest()
         sides[int.from_bytes(digest[:4], "big") < share * 2**32].append(pair)
     if not all(sides):
         number = f"{len(sides[0])} pairs to train on, {len(sides[1])} to validate on"
