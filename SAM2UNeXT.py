@@ -153,7 +153,7 @@ class SAM2UNeXT(nn.Module, Hub):
         paths: checkpoint.Paths = {"hiera_path": hiera_path, "dinov2_path": dinov2_path}
         if trained.encoders:
             paths = checkpoint.find_encoders(path, trained, paths, download)
-        options = inspect.signature(cls).parameters
+        options = {k: option for k, option in inspect.signature(cls).parameters.items() if k not in NOT_RECORDED}
         wrong = [k for k, v in trained.config.items() if k not in options or not isinstance(v, options[k].annotation)]
         if wrong:
             problem = f"unknown, or of another type: {', '.join(map(repr, wrong))}; update the program"

@@ -89,14 +89,14 @@ def datasets_of_folders(args: argparse.Namespace) -> list[Dataset]:
 def datasets_of_benchmark(args: argparse.Namespace, benchmark: Benchmark) -> list[Dataset]:
     """The test sets of a benchmark; prints where they are."""
     pairing.names_given(args, args.gt_path)
-    test_sets = benchmarks.find_test(benchmark, args.benchmark[1], args.sets)
+    trainings, test_sets = find_trainings(args), benchmarks.find_test(benchmark, args.benchmark[1], args.sets)
     print(*(split for splits in test_sets.values() for split in splits), sep="\n")
     datasets = []
     for name, splits in test_sets.items():
         images = {pairing.name_of(image): image for split in splits for image, _ in split.pairs}
         masks = {pairing.name_of(image): mask for split in splits for image, mask in split.pairs}
         maps = {}
-        for key, (pred_path, names, _) in find_trainings(args).items():
+        for key, (pred_path, names, _) in trainings.items():
             folder = map_folder(pred_path, name, is_single=len(test_sets) == 1)
             if folder is None and not args.allow_missing:
                 remedy = "write them with test.py, choose with --sets, or score what is there with --allow_missing"

@@ -49,8 +49,9 @@ from unext.workers import cores, in_order, progress_bar
 MIN_LEARNING_RATE = 1e-7  # at the end of the cosine
 Terms = dict[str, Tensor]  # of the loss, by name
 LESS_MEMORY = "--precision bf16, --grad_checkpointing, a smaller --batch_size with --accumulate, no --compile need less"
-# Options that change the weights, and therefore must stay the same on --resume, like those of network and loss.
-RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed", "val_share")
+# Options that change the weights, so that --resume refuses other values, as it does for those of network and loss.
+RECIPE = ("epoch", "lr", "batch_size", "accumulate", "weight_decay", "clip_grad", "sync_bn", "seed")
+RECIPE += ("white", "val_share")  # of the data
 
 
 def loss_terms(logits: Tensor, mask: Tensor, edge_weighted_bce: bool = False) -> Terms:

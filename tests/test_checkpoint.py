@@ -49,6 +49,7 @@ def test_a_nonsensical_header_is_named(header, message, micro_model):
         ({"aux_size": 2**30}, "does not fit the network: "),
         ({"aux": "nonesuch"}, "its network cannot be built: timm has no model called 'nonesuch'"),
         ({"width": 3}, "its network cannot be built: .*'width'; update the program"),
+        ({"checkpoint_path": "x.pt"}, "its network cannot be built: .*'checkpoint_path'; update the program"),
     ],
 )
 def test_a_header_of_a_network_that_cannot_be_is_named(change, message, micro_model, monkeypatch):

@@ -43,6 +43,18 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(tensors, tmp_path):
     assert torch.load(last)["a"].item() == 2 and list(tmp_path.iterdir()) == [last]
 
 
+def test_a_worker_that_dies_while_a_checkpoint_is_written_is_told(tmp_path, monkeypatch):
+    def save(content, file):
+        try:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+        except RuntimeError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672]. unexpected pos")  # noqa: B904 (as torch's)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        checkpoint.save(tmp_path / run.LAST, {})
+
+
 def test_a_log_that_does_not_fit_is_named(micro_model, tmp_path, capsys):
     training = SimpleNamespace(folder=tmp_path, model=micro_model, progress=run.Progress(1, 1, 1))
     opened = log.Log(SimpleNamespace(batch_size=1, accumulate=1), training, pairs=3, steps_per_epoch=3)

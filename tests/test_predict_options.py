@@ -259,7 +259,7 @@ TO_MEND = [  # options after --checkpoint and --save_path, what is said
     (["--test_image_path", "maps"], "maps: is a folder of maps, see settings.json there; name one of images"),
     (["--test_image_path", "in", "--test_gt_path", "in"], "in: is given as the folder of both images and masks"),
     (["--test_image_path", "in", "--mask_suffix", "_mask"], "--mask_suffix=_mask: no folder of masks is given"),
-    (["--test_image_path", "top"], "top: has no images; 2 images in sub-folders: name these, or give test.py --recurs"),
+    (["--test_image_path", "top"], "top: has no images; 2 images in sub-folders: name these (test.py --recursive"),
 ]  # fmt: skip
 
 

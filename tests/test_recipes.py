@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import NETWORK, PRETENDED_CPU, ROOT, program, read_maps
@@ -119,6 +121,23 @@ def test_gpus_starts_as_many_processes(tmp_path):
     for script, options in (("train.sh", ". ."), ("test.sh", ".")):
         launched = f"-m torch.distributed.run --standalone --nproc_per_node 4 {ROOT}/{script[:-3]}.py"
         assert arguments_of(f"{script} {options}", tmp_path, GPUS="4", RUN=".")[:6] == launched.split()
+
+
+@pytest.mark.parametrize("command, status, requeued", [
+    ("exit 2", 2, ""), ("trap 'kill $!; exit 143' TERM; sleep 60 & touch started; wait", 143, "requeue 7\n"),
+])  # fmt: skip
+def test_the_job_script_passes_on_sigterm_and_status(command, status, requeued, tmp_path):
+    [script] = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs/training.md").read_text(), re.DOTALL)
+    for name, text in (("train.sbatch", script), ("train.sh", command), ("scontrol", 'echo "$@" >requeued')):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "scontrol").chmod(0o755)
+    environment = {**os.environ, "PATH": f".:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(["bash", "train.sbatch"], cwd=tmp_path, env=environment)
+    while job.poll() is None and not (tmp_path / "started").exists():
+        time.sleep(0.01)
+    job.terminate()
+    assert job.wait() == status
+    assert not requeued or (tmp_path / "requeued").read_text() == requeued
 
 
 def fake_python(path, body):

@@ -139,6 +139,7 @@ def test_a_first_step_that_fails_leaves_the_folder_as_it_was(toy, from_files, tm
     [
         ("--batch_size 3", "--batch_size is 3 but the run started with 2"),
         ("--seed 5 --epoch 3", "--epoch is 3 but the run started with 2; --seed is 5 but the run started with 0"),
+        ("--white 4095", "--white is 4095.0 but the run started with None"),
         ("--precision bf16", "the precision is torch.bfloat16 but the run started with torch.float32"),
         ("--edge_weighted_bce", "--edge_weighted_bce is True but the run started with False"),
         ("--size 96", "--size is 96 but the run started with 64"),

@@ -278,11 +278,12 @@ COMMANDS = {
 
 def main(args: argparse.Namespace) -> None:
     cli.end_on_signals()
-    with cli.one_line_errors("a smaller --batch_size or --size needs less"):
+    with cli.one_line_errors("a smaller --batch_size or --size needs less") as command:
         args.device = device.resolve(args.device)
         files.check_output_file("--json", args.json)
         results = {}
         for name, figures in COMMANDS[args.command](args):
+            command.started()
             results[name] = figures
             print(name + ": " + ", ".join(f"{label} {value:.4g}" for label, value in figures.items()), flush=True)
             if args.json:

@@ -186,10 +186,12 @@ def save_network(path: str | Path, model: "SAM2UNeXT", epoch: int) -> None:
 
 
 def save(path: str | Path, content: dict[str, Any]) -> None:
-    """torch.save, atomically. Raises OSError that names the file."""
+    """torch.save, atomically. Raises OSError that names the file if it cannot be written."""
     try:
         with files.replacing(path) as file:
             torch.save(content, file)
-    except RuntimeError as error:  # what torch's zip writer makes of an OSError, such as a full disk
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+    except RuntimeError as error:  # torch's zip writer hides what ended it: a full disk, or a worker that was killed
+        cause = error.__context__ or error
+        if not isinstance(cause, OSError):
+            raise cause from None
         raise OSError(f"{path}: cannot be written: {reason(cause)}") from error

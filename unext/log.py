@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class Log:
         self.progress, self.start = run.progress, replace(run.progress)
         self.processes = device.ranks()[2]
         self.images_per_step = self.processes * args.batch_size * args.accumulate
-        self.file: TextIO | None = None
+        self.path = run.folder / "log.jsonl"
+        self.board: SummaryWriter | None = None
         self.restart_clock()
 
     def __enter__(self) -> "Log":
@@ -59,7 +60,7 @@ class Log:
         return self
 
     def open(self) -> None:
-        if self.file:
+        if self.board:
             return
         folder, start = self.run.folder, self.start
         record = {"command": sys.argv, "arguments": vars(self.args), "precision": self.run.model.precision}
@@ -68,14 +69,12 @@ class Log:
         files.write_json(folder / "args.json", record)
         with files.writing(folder / "tensorboard"):
             self.board = SummaryWriter(folder / "tensorboard", purge_step=self.total(start) + 1)
-        path = folder / "log.jsonl"
-        lines = path.read_bytes().splitlines(True) if path.exists() else []
-        with files.replacing(path) as file:
+        lines = self.path.read_bytes().splitlines(True) if self.path.exists() else []
+        with files.replacing(self.path) as file:
             for line in lines:
                 entry = json.loads(line) if line.endswith(b"\n") else {"epoch": math.inf}  # a truncated line
                 if (entry["epoch"], entry.get("step", math.inf)) <= (start.epoch, start.step):
                     file.write(line)
-        self.file = open(path, "a")  # noqa: SIM115 (closed in `__exit__`)
 
     def total(self, progress: Progress) -> int:  # steps since the start of the run
         return (progress.epoch - 1) * self.steps_per_epoch + progress.step
@@ -117,16 +116,14 @@ class Log:
         self.restart_clock()
 
     def write(self, place: dict[str, int], figures: dict[str, float], group: str) -> None:
-        with files.writing(self.file.name):
-            self.file.write(json.dumps(place | figures) + "\n")
-            self.file.flush()
+        with files.writing(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(place | figures) + "\n")
         with files.writing(self.board.log_dir):
             for name, value in figures.items():
                 self.board.add_scalar(f"{group}/{name}", value, self.total(self.progress))
 
     def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
+        if self.board:
             with files.writing(self.board.log_dir):
                 self.board.close()
 

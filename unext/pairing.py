@@ -145,7 +145,7 @@ def no_images(folder: Path, skip: Callable[[Path], bool] | None = None) -> str:
     if any(kind in others for kind in ANNOTATIONS):
         line += "; how to make masks of annotations: docs/data.md"
     if deeper := images_below(folder, skip):
-        line += f"; {count(deeper, 'image')} in sub-folders: name these, or give test.py --recursive"
+        line += f"; {count(deeper, 'image')} in sub-folders: name these (test.py --recursive reads them)"
     return line
 
 
