@@ -75,7 +75,7 @@ def test_a_background_is_a_colour_and_never_a_file(photo):
         assert app.options(0.5, False, False, "9x", True, colour).background is None
 
 
-def test_the_web_service_of_the_documents_gives_cutouts(micro_checkpoint, photo, written):
+def test_the_web_service_of_the_documents_gives_cutouts(micro_checkpoint, photo, written, monkeypatch):
     for name in ("fastapi", "httpx", "python_multipart"):
         pytest.importorskip(name)
     from fastapi.testclient import TestClient
@@ -87,8 +87,14 @@ def test_the_web_service_of_the_documents_gives_cutouts(micro_checkpoint, photo,
     response = client.post("/cutout", files={"file": photo.read_bytes()})
     expected = written("--save", "cutout")["cutout"]
     assert np.array_equal(*(Image.open(io.BytesIO(content)) for content in (response.content, expected)))
-    response = client.post("/cutout", files={"file": b"no image"})
-    assert response.status_code == 400 and response.json()["detail"].startswith("cannot be read as an image")
+    negative, large = (io.BytesIO() for _ in range(2))
+    Image.fromarray(np.float32([[-1, 1]])).save(negative, "TIFF")
+    Image.new("1", (200, 200)).save(large, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    for content in (b"no image", eps, negative.getvalue(), large.getvalue()):
+        response = client.post("/cutout", files={"file": content})
+        assert response.status_code == 400 and response.json()["detail"] == "cannot be read as an image"
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +233,9 @@ def test_a_visitor_compares_and_downloads_files_of_test_py(browser, photo, writt
 @needs_a_browser
 def test_several_images_give_one_zip_and_nothing_stays_of_a_visitor(browser, server, photo, written, toy, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
-    browser.add(photo, tmp_path / "text.jpg", toy / "test/Image/toy_0002.jpg", toy / "test/Image/toy_0003.jpg")
+    browser.add(photo)
+    wait_for(lambda: len(browser.urls()) == 2)
+    browser.add(tmp_path / "text.jpg", toy / "test/Image/toy_0002.jpg", toy / "test/Image/toy_0003.jpg")
     wait_for(lambda: "text.jpg: cannot be read as an image: its format is not known" in browser.driver.page_source)
     wait_for(lambda: len(browser.urls()) == 2)
     wait_for(lambda: len(browser.driver.find_elements("css selector", "#images .thumbnail-item")) == 3)

@@ -85,13 +85,22 @@ class Visitor:
         self.model = model
         self.folder = tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True)
         self.images: dict[str, Path] = {}  # by the path of the thumbnail
+        self.thumbnails: dict[str, str] = {}  # by upload
+        self.lock = threading.Lock()  # of both
         self.results: list[Path] = []  # files that the browser may still fetch
 
     def new_folder(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.folder.name))
 
+    def keep(self, paths: Sequence[str]) -> None:
+        """Forgets the images of which neither upload nor thumbnail is among the paths."""
+        paths = {*paths, *(self.thumbnails.get(path) for path in paths)}
+        self.images = {thumbnail: path for thumbnail, path in self.images.items() if thumbnail in paths}
+
     def add(self, upload: str) -> str:
-        """Predicts an image and keeps it, under a name that no other has. Returns the path of its thumbnail."""
+        """Predicts an image and keeps it, under a name that no other has; once. Returns the path of its thumbnail."""
+        if self.thumbnails.get(upload) in self.images:
+            return self.thumbnails[upload]
         folder, (stem, extension) = self.new_folder(), os.path.splitext(os.path.basename(upload))
         while stem in {path.stem for path in self.images.values()}:
             stem += "_"
@@ -99,8 +108,9 @@ class Visitor:
         thumbnail = on_white(predict(self.model, path).image).copy()  # of TIFF and HEIC, too
         thumbnail.thumbnail((400, 400))
         thumbnail.save(folder / "thumbnail.jpg")
-        self.images[str(folder / "thumbnail.jpg")] = path
-        return str(folder / "thumbnail.jpg")
+        self.thumbnails[upload] = str(folder / "thumbnail.jpg")
+        self.images[self.thumbnails[upload]] = path
+        return self.thumbnails[upload]
 
     def show(self, thumbnail: str, kind: str, settings: Sequence) -> tuple[Path, Path]:
         """Writes what the slider compares: the image, framed as its cutout, and the result."""
@@ -138,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     with cli.one_line_errors("--precision bf16 needs less"), ExitStack() as stack:
         cli.require(["gradio"], "requirements-app.txt")
         precision = device.start(args)
-        configure_reading(cli.MAX_PIXELS, args.white)
+        configure_reading(args.max_pixels, args.white)
         examples = pairing.images_in(args.examples)[:MAX_EXAMPLES] if args.examples else []
         paths = args.checkpoint, args.hiera_path, args.dinov2_path
         model = SAM2UNeXT.from_checkpoint(*paths, precision=precision, download=args.download).to(args.device)
@@ -168,7 +178,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--examples", metavar="DIR", help="a folder, whose first images are offered")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for other machines too")
     parser.add_argument("--port", type=cli.number(maximum=65535), default=7860, help="of the page")
-    cli.add_white(parser)
+    cli.add_pixels(parser)
     cli.add_device(parser)
     cli.add_encoders(parser)
     return parser

@@ -141,7 +141,7 @@ def main(args: argparse.Namespace) -> None:
         cli.require(PACKAGES, "requirements-export.txt")
         if torch.__version__ < MIN_TORCH:
             raise InputError(f"torch {torch.__version__} is too old: bash tools/setup.sh requirements-export.txt")
-        configure_reading(cli.MAX_PIXELS)
+        configure_reading(args.max_pixels, args.white)
         tasks = test.tasks_of_images(args.check) if args.check else []
         for task in tasks:
             read_size(task.image)
@@ -185,6 +185,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     side = cli.number(multiple=32, minimum=32)
     parser.add_argument("--size", type=side, help="side of the network's input, px; default: that of the training")
     parser.add_argument("--check", nargs="+", metavar="PATH", help="folders of images, or single images, to compare")
+    cli.add_pixels(parser)
     cli.add_encoders(parser)
     return parser
 

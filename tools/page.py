@@ -115,14 +115,18 @@ class Page:
         gallery: list | None = None,
         shown: str = "",
     ) -> Sequence:
-        """Adds and removes images as the gallery says. Returns its thumbnails, the one to show, and no zip."""
+        """Adds and removes images as the gallery says. Returns its thumbnails, the one to show, and no zip.
+
+        gradio calls this twice for an upload, at the same time: a gallery may have an upload that was added already.
+        """
         visitor, paths = self.visitor(request), [path for path, _ in gallery or ()]
-        visitor.images = {thumbnail: path for thumbnail, path in visitor.images.items() if thumbnail in paths}
-        uploads = [path for path in paths if path not in visitor.images]
-        for upload in progress.tqdm(uploads, unit="images"):
-            with errors_shown():
-                shown = visitor.add(upload)
-        thumbnails = [*visitor.images]
+        with visitor.lock:
+            visitor.keep(paths)
+            for path in progress.tqdm(paths, unit="images"):
+                if path not in visitor.images:
+                    with errors_shown():
+                        shown = visitor.add(path)
+            thumbnails = [*visitor.images]
         if shown not in thumbnails:
             shown = thumbnails[0] if thumbnails else ""
         return thumbnails if thumbnails != paths else gradio.skip(), shown, gradio.File(visible=False)

@@ -130,11 +130,12 @@ def add_reading(group: argparse._ActionsContainer) -> None:
     """Adds the options that say how masks are named, how large images may be, and what is white in them."""
     group.add_argument("--mask_suffix", default="", help="of masks called NAME_mask.png: _mask")
     group.add_argument("--mask_prefix", default="", help="of masks called gt_NAME.png: gt_")
+    add_pixels(group)
+
+
+def add_pixels(group: argparse._ActionsContainer) -> None:
+    """Adds the options that say how large images may be, and what is white in them."""
     group.add_argument("--max_pixels", type=number(), default=MAX_PIXELS, help="largest image to read, in pixels")
-    add_white(group)
-
-
-def add_white(group: argparse._ActionsContainer) -> None:
     line = "the value that is white in images of more than 8 bits; default: 65535, or 1 of floats"
     group.add_argument("--white", type=number(float, 1e-6), metavar="N", help=line)
 
