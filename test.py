@@ -277,8 +277,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     largest = "keep the largest connected region of the mask alone, in all kinds but the map"
     writing.add_argument("--largest", action="store_true", help=largest)
     writing.add_argument("--background", help="of composites: a CSS colour name, #rrggbb or an image")
-    crop = "crop cutouts and composites to the object and a margin, a share of its longer side"
-    writing.add_argument("--crop", type=cli.number(float, 0), nargs="?", const=0.0, metavar="MARGIN", help=crop)
+    crop = "crop cutouts and composites to the object and a margin, a share of its longer side up to 1"
+    writing.add_argument("--crop", type=cli.number(float, 0, 1), nargs="?", const=0.0, metavar="MARGIN", help=crop)
     canvas = "of cutouts and composites: centred on this size, px; shrunk if larger, never enlarged"
     writing.add_argument("--canvas", type=cli.size, metavar="WxH", help=canvas)
     writing.add_argument("--format", default="png", choices=("png", "webp"), help="of cutouts")

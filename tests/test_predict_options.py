@@ -174,6 +174,9 @@ def test_files_of_others_are_replaced_only_on_request(processes, micro_checkpoin
     told = "has files of other images or another program (toy_0000.png, toy_0001"
     assert told in refusal(capsys, micro_checkpoint, toy / "train/Image", tmp_path)
     predict(micro_checkpoint, toy / "train/Image/toy_0005.jpg", tmp_path)  # of another name
+    predict(micro_checkpoint, toy / "train/Image/toy_0005.jpg", tmp_path)
+    told = "has files of other images or another program (toy_0001.png)"
+    assert told in refusal(capsys, micro_checkpoint, toy / "train/Image/toy_0001.jpg", tmp_path)
 
 
 def test_settings_json_records_how_the_files_were_made(micro_model, micro_checkpoint, toy, tmp_path):
@@ -238,6 +241,7 @@ TO_MEND = [  # options after --checkpoint and --save_path, what is said
     ([*BENCHMARK, "--test_gt_path", "x"], "leave out --test_gt_path"),
     ([*BENCHMARK, "--save", "map,sketch"], "argument --save: 'sketch' is not one of map, mask, "),
     ([*BENCHMARK, "--threshold", "2"], "argument --threshold: 2 must be a number from 0 to 1"),
+    ([*BENCHMARK, "--crop", "10"], "argument --crop: 10 must be a number from 0 to 1; --help lists all options"),
     ([*BENCHMARK, "--crop", "10%"], "argument --crop: '10%' is not a number; --help lists all options"),
     ([*BENCHMARK, *COMPOSITE], "--save composite needs --background: a colour, such as white or #ff8000, or an image"),
     ([*BENCHMARK, "--save", "cutout", "--background", "white"], "--background belongs to --save composite"),

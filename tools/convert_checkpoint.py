@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> None:
         content["epoch"] = checkpoint.read(args.input).get("epoch")
         checkpoint.save(args.output, content["state_dict"] if args.to == "original" else content)
         print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
+        if args.to == "original" and model.size != 1024:
+            print(f"it does not record the size of the input: give test.py --size {model.size}")
 
 
 def get_args_parser() -> argparse.ArgumentParser:

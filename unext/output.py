@@ -6,6 +6,7 @@
 import argparse
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -204,7 +205,11 @@ def check_settings(tasks: Sequence[Task], args: argparse.Namespace, settings: di
         changed = [key for key in compared if current[key] != recorded[key]]
         sources = {file_of(task, kind, args).name: task.image.parent for task in group}
         new_sources = {path for path in {*sources.values()} if str(path.resolve()) not in recorded.get("images", [])}
-        foreign = {name for name in names if not recorded or sources.get(name) in new_sources}
+        # Of an image that another recorded folder has too, nothing tells which of both made the file.
+        others = {*recorded.get("images", [])} - {str(path.resolve()) for path in {*sources.values()}}
+        doubtful = {os.path.splitext(name)[0] for other in others for name in existing(Path(other))}
+        doubtful = {name for name in sources if os.path.splitext(name)[0] in doubtful}
+        foreign = {name for name in names if not recorded or name in doubtful or sources.get(name) in new_sources}
         if names and changed:
             problem = f"--save_path {folder}: was made with another {' and '.join(changed)}, see {SETTINGS} there"
         elif foreign:
