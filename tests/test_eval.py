@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,12 @@ def workers_of(process):
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def leaves_interrupts(worker):
+    """Whether a worker ignores Ctrl-C, as it does before its first pair."""
+    [ignored] = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{worker}/status").read_text())
+    return bool(int(ignored, 16) & 1 << signal.SIGINT - 1)
+
+
 def wait_until(condition, seconds):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -224,8 +231,7 @@ def long_run(tmp_path):
     command = [sys.executable, "eval.py", "--workers", "2", "--dataset_name", "set", "--json", tmp_path / "scores.json"]
     command += ["--pred_path", tmp_path / "maps", "--gt_path", tmp_path / "masks"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        wait_until(lambda: len(workers_of(process)) == 2, seconds=60)
-        time.sleep(1)
+        wait_until(lambda: [leaves_interrupts(worker) for worker in workers_of(process)] == [True, True], seconds=60)
         yield process
         process.kill()
 
