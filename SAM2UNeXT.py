@@ -159,7 +159,8 @@ class SAM2UNeXT(nn.Module, Hub):
             problem = f"unknown, or of another type: {', '.join(map(repr, wrong))}; update the program"
             raise InputError(f"{path}: its network cannot be built: {problem}")
         try:
-            # On meta, a whole checkpoint's tensors are assigned. Fingerprints decide whether SAM 2.1's weights belong.
+            # Without encoders' files, the network is built on meta and takes over the checkpoint's tensors. SAM 2.1 is
+            # allowed here, since fingerprints are compared later.
             with nullcontext() if any(paths.values()) else torch.device("meta"):
                 model = cls(*paths.values(), **trained.config, precision=precision, allow_sam2_1=True)
         except InputError as error:
@@ -244,10 +245,11 @@ class SAM2UNeXT(nn.Module, Hub):
 
 
 def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
-    """timm's feature extractor of the model `name`, randomly initialised; it computes the last map, without norm.
+    """timm's feature extractor `name` with random weights; it returns the last feature map, without the final norm.
 
-    It is on `device` (None: torch's default); not on meta if it has buffers that a state dict lacks. Raises InputError
-    if timm has no such model or `size` (pixels) is not a multiple of its patch size.
+    It is built on `device` (None: torch's default), but on the CPU instead of meta if it has non-persistent buffers,
+    which no file can fill. Raises InputError if timm has no such model, or if `size` (pixels) is not a multiple of its
+    patch size.
     """
     if not timm.is_model(name):
         raise InputError(f"timm has no model called {name!r}; DINOv2 is vit_{{small,base,large,giant}}_patch14_dinov2")
@@ -260,7 +262,7 @@ def build_aux(name: str, size: int, device: str | None = None) -> nn.Module:
     patch = net.feature_info.reduction()[-1]
     if size % patch:
         raise InputError(f"the auxiliary size {size} is not a multiple of {name}'s patch size, {patch} px")
-    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()  # others cannot be loaded
+    complete = {key for key, _ in net.named_buffers()} <= net.state_dict().keys()  # no file has the others
     return net if complete or not next(net.parameters()).is_meta else build_aux(name, size, "cpu")
 
 

@@ -131,7 +131,7 @@ def maps_by_image(
 ) -> dict[str, File]:
     """The maps of a folder by the image's name. If none has such prefix and suffix, names are used unchanged.
 
-    Raises InputError if no map has a mask, but would have one with another option: its message gives the option.
+    Raises InputError if no map has a mask, and a prefix or suffix would pair them; its message gives the option.
     `ground_truth` are the names of all files in the folder of masks.
     """
     maps = names.by_image(maps) or maps
@@ -179,7 +179,7 @@ def images_to_score(datasets: Sequence[Dataset], allow_missing: bool) -> tuple[l
 
 
 def unread_notes(images: Sequence[ImageFiles], methods: Iterable[str]) -> list[Note]:
-    """The files beside ground truth and maps that are no images."""
+    """Notes about files in the folders of ground truth and maps that are not images."""
     folders = {"": {image.mask.parent: None for image in images}}
     for method in methods:
         folders[method] = {image.maps[method].parent: None for image in images if method in image.maps}

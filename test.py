@@ -115,8 +115,8 @@ def finish(logits: Tensor, sample: Sample, args: argparse.Namespace) -> OSError 
 def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, bar: tqdm) -> list[OSError]:
     """Reads, predicts and writes: threads decode the next images and encode the last maps while the network runs.
 
-    At any time at most about 4 batches, and 2 maps per worker or those of a batch, are in memory. Returns the errors of
-    the images that cannot be read or rendered. Raises OSError for a file that cannot be written.
+    At most about four batches of images are in memory, and two maps per worker or those of a batch, whichever is more.
+    Returns the errors of the images that cannot be read or rendered. Raises OSError for a file that cannot be written.
     """
     keep_image = "image" in output.needs(args.save)
     written: deque[Future[OSError | None]] = deque()
@@ -133,7 +133,7 @@ def predict(model: SAM2UNeXT, tasks: Iterable[Task], args: argparse.Namespace, b
                 tqdm.write(files.printable(warning))
             logits = predict_batch(model, batch, args.flip, args.batch_size if args.compile else 1) if batch else []
             for sample, views in zip(batch, logits, strict=True):
-                # Not computed here, where waiting for its logits would keep a GPU from the next batch.
+                # Finished in another thread: waiting for the logits here would leave the GPU idle.
                 written.append(writers.submit(finish, views, sample, args))
                 if len(written) > max(2 * args.workers, args.batch_size):  # never wait for the batch just submitted
                     failed.append(written.popleft().result())
@@ -172,7 +172,7 @@ def tasks_of_images(
 
     folders = [Path(path) for path in paths if not Path(path).is_file()]
     if maps := list(filter(output.is_of_maps, folders)):
-        raise InputError(f"{maps[0]}: is a folder of maps, see {output.SETTINGS} there; name one of images")
+        raise InputError(f"{maps[0]}: is a folder of maps (see {output.SETTINGS} there); name a folder of images")
     listed = pairing.gather(paths, recursive, skip, keep_extensions=not gt_path)
     ground_truth = pairing.gather([gt_path], recursive) if gt_path else {}
     images, masks = pairing.tell_apart(listed, ground_truth, names)

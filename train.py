@@ -99,14 +99,14 @@ def train_one_epoch(
     """One pass over `batches` of (images, masks, names); yields each optimiser step's figures, over all processes.
 
     `objective` is an `Objective`, distributed or not. A step uses the mean gradient over the images of `accumulate`
-    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). A compiled objective runs eagerly on a batch
-    that is smaller than those before, since each size would be compiled anew. Raises InputError that names the images
-    if the loss or the gradient is not finite; that step is not taken.
+    batches (fewer at the end), its norm clipped to `clip_grad` (0: not). A compiled objective runs uncompiled on a
+    batch smaller than those before, because each new size would be compiled. Raises InputError that names the images if
+    the loss or the gradient is not finite; that step is not taken.
     """
     objective.train()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device_of_model = trained[0].device
-    if accumulate > 1:  # else a batch's gradients would stay in the CUDA graph's memory, which its next run overwrites
+    if accumulate > 1:  # allocated here: a CUDA graph's own gradients are overwritten by its next run
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
     batches, largest = iter(batches), 0
@@ -279,13 +279,13 @@ def main(args: argparse.Namespace) -> None:
                     if args.save_every and progress.step % args.save_every == 0:
                         run.save()
                     run.stop_if_asked(stop)
-            run.save()  # whatever happens to the validation and to the checkpoints
+            run.save()  # before the validation, so that a failure there loses nothing
             is_due = epoch % args.val_every == 0 or epoch == args.epoch
             scores = validate(model, val_pairs if is_due else [], args.workers, stop)
             run.stop_if_asked(stop)
             log.epoch(scores, val_pairs or pairs)
             run.end_epoch(scores)
-        del objective  # before its process group, which in gloo could otherwise wait for itself
+        del objective  # before its process group: gloo could wait for itself otherwise
         device.end()
 
 

@@ -145,7 +145,7 @@ def chosen(evaluation: Evaluation, texts: Sequence[str]) -> Evaluation:
 
 
 def of_sets(evaluation: Evaluation, sets: Sequence[str]) -> Evaluation:
-    """What belongs to these data sets, in the order in which they were scored. Raises InputError."""
+    """The evaluation of these data sets alone, in the order in which they were scored. Raises InputError."""
     known = {image.dataset.casefold(): image.dataset for image in evaluation.images}
     if unknown := [name for name in sets if name.casefold() not in known]:
         raise InputError(f"--sets: {unknown[0]} is not among {files.listing(known.values())}")

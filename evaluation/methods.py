@@ -25,7 +25,7 @@ class Training(NamedTuple):
 
 
 def find(texts: Sequence[str], names: MaskNames) -> dict[str, Training]:
-    """The trainings that --pred_path names, in order; `names` are those of maps unless a file gives others.
+    """The trainings that --pred_path names, in order; `names`: prefix and suffix of maps, unless the file gives others.
 
     Each text is NAME=DIR or DIR, or the only one is a YAML file. The same NAME twice is two trainings of a method.
     """

@@ -260,7 +260,7 @@ TO_MEND = [  # options after --checkpoint and --save_path, what is said
     (["--test_image_path", "in", "--test_gt_path", "gt", "--save_path", "gt"], "gt has images or ground truth; name"),
     (["--test_image_path", "both", "--recursive", "--save_path", "both/mask"], "both/mask has images or ground truth;"),
     (["--test_image_path", "both", "--recursive", "--save", "map,mask"], "out/mask would get files of two kinds"),
-    (["--test_image_path", "maps"], "maps: is a folder of maps, see settings.json there; name one of images"),
+    (["--test_image_path", "maps"], "maps: is a folder of maps (see settings.json there); name a folder of images"),
     (["--test_image_path", "in", "--test_gt_path", "in"], "in: is given as the folder of both images and masks"),
     (["--test_image_path", "in", "--mask_suffix", "_mask"], "--mask_suffix=_mask: no folder of masks is given"),
     (["--test_image_path", "top"], "top: has no images; 2 images in sub-folders: name these (test.py --recursive"),

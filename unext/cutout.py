@@ -58,7 +58,10 @@ def extract_object(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def estimate_colours(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Smooth colours of foreground and background, uint8 (H, W, 3) each; None if either is nowhere certain."""
+    """Smooth colours of foreground and background, uint8 (H, W, 3) each.
+
+    None if no pixel is certainly foreground, or none certainly background.
+    """
     size = min(alpha.shape[1], DETAIL), min(alpha.shape[0], DETAIL)
     small, weight = (
         cv2.resize(layer, size, interpolation=cv2.INTER_AREA) / np.float32(255) for layer in (image, alpha)

@@ -67,7 +67,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """The image in RGB with the pixels as they are stored. Raises OSError that names the file."""
     with opened(path) as image:
         image = decoded(image).convert("RGB")
-        image.info = {}  # its profile is not to be applied
+        image.info = {}  # without its profile, nothing converts the stored colours
         return image
 
 
@@ -152,7 +152,7 @@ def changes_colours(profile: bytes) -> bool:
 
 def orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of an opened image, or None. Other EXIF tags may be damaged."""
-    image.load()  # in PNG it may follow the pixels; Pillow itself rotates TIFF
+    image.load()  # a PNG may have its EXIF data after the pixels; Pillow rotates a TIFF as it loads
     with suppress(Exception):  # Pillow's reader raises almost anything
         return image.getexif().get(ORIENTATION)
     return None

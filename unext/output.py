@@ -197,7 +197,7 @@ def check_folders(tasks: Sequence[Task], args: argparse.Namespace) -> None:
 def check_settings(tasks: Sequence[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Raises InputError if a folder has files made with other settings, from other images, or by another program.
 
-    With --overwrite only if some of its files would be left: settings.json describes the whole folder.
+    With --overwrite only if files would stay that this run does not write, as settings.json describes all of a folder.
     """
     for folder, kind, group in by_folder(tasks, args):
         names, recorded, current = existing(folder), read_settings(folder), of_kind(settings, kind)

@@ -22,7 +22,7 @@ UNMENTIONED = ("thumbs.db", "desktop.ini", "settings.json")  # files that progra
 
 
 class File(NamedTuple):
-    """A path in a third of a Path's memory: a data set may have a million, in few folders with few extensions."""
+    """A path in a third of a Path's memory, as files share their folder and suffix: a data set may have a million."""
 
     parent: Path
     stem: str
@@ -233,7 +233,10 @@ def tell_apart(images: Files, masks: Files, names: MaskNames) -> tuple[Files, Fi
 
 
 def names_hint(images: Iterable[str], masks: Iterable[str], kind: str = "mask") -> str:
-    """The end of a message: the options that would pair these names, if any. Both may be the names of one folder."""
+    """The options that would pair these names, as the end of a message; empty if there are none.
+
+    Images and masks may be the same names, those of one folder.
+    """
     images, masks = {*images}, {*masks}
     longest = max(masks, key=len, default="")  # in one folder, a mask's name is longer than its image's
     stems = [stem for stem in images if stem and stem in longest and stem != longest]
@@ -261,7 +264,7 @@ def match(
 
 
 def hold_out(pairs: Sequence[Pair], share: float) -> tuple[list[Pair], list[Pair]]:
-    """The pairs without and those of a share of about `share`, chosen by a hash of the image's name.
+    """Divides the pairs: those to train on, and about `share` of them, chosen by a hash of the image's name.
 
     An image is on the same side in every run, whatever other images there are. Raises InputError if a side is empty.
     """

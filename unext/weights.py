@@ -72,11 +72,11 @@ def parse(path: Path) -> dict[str, Any]:
 def tensors(content: dict[str, Any], *anchors: str) -> dict[str, Tensor]:
     """The tensors of a file's network by key, without the wrappers that other programs add.
 
-    Looks for a known key, or one of `anchors`, in any dict and after any prefix; drops entries without that prefix. Of
-    several such networks it is the largest, of equal ones the first; without a known key it is the largest dict.
+    Looks in all nested dicts for a known key or one of `anchors`, after any prefix, which is removed. Of several such
+    networks the largest is taken, of equal ones the first; without a known key, the largest dict.
     """
     states, containers = {}, [content]
-    for container in containers:  # grows meanwhile, by the dicts in these, those in "model" first
+    for container in containers:  # the loop appends the dicts that it finds, that of "model" first
         if isinstance(container, dict) and id(container) not in states:  # a pickle can contain itself
             states[id(container)] = {
                 key.replace("_orig_mod.", ""): value  # torch.compile's prefix
