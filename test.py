@@ -287,7 +287,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("run")
     group.add_argument("--flip", action="store_true", help="average with the mirrored image; takes twice the time")
-    group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: minutes at the start")
+    group.add_argument("--compile", action="store_true", help="compile the network, for GPUs: takes a minute or two")
     side = cli.number(multiple=32, minimum=32)
     group.add_argument("--size", type=side, help="side of the input, px; default: that of the training")
     group.add_argument("--batch_size", type=cli.number(), default=1, help="images at a time")

@@ -325,9 +325,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--save_every", type=integer, default=500, help="steps between last.pth; 0: only each epoch")
     group.add_argument("--log_every", type=positive, default=50, help="steps between lines of log.jsonl")
     group.add_argument("--grad_checkpointing", action="store_true", help="less memory, a third more time")
-    group.add_argument(
-        "--compile", action="store_true", help="compile network and loss, for GPUs; takes minutes and memory"
-    )
+    compiled = "compile network and loss, for GPUs: takes a minute or two, and memory"
+    group.add_argument("--compile", action="store_true", help=compiled)
     group.add_argument("--deterministic", action="store_true", help="the same weights from the same run on GPUs too")
     cli.add_device(group)
     group.add_argument("--workers", type=integer, default=min(8, cores()), help="processes that read images")

@@ -102,7 +102,7 @@ def compile_module(module: nn.Module) -> None:
     torch._dynamo.config.optimize_ddp = False
     on_gpu = next(module.parameters()).is_cuda
     module.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if on_gpu else None)
-    print("compiling: the first batch takes minutes")
+    print("compiling: the first batch takes a minute or two")
 
 
 def prepare(module: nn.Module, device: str, compiled: bool, sync_bn: bool) -> nn.Module:
