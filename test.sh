@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the maps of a run's best.pth, or else of its newest checkpoint; whatever follows goes to test.py.
+# Writes the maps of a run's best.pth, or else of its last SAM2-UNeXT-<epoch>.pth; whatever follows goes to test.py.
 #
 #     bash test.sh NAME ROOT [options]        the test sets of a benchmark of the paper or of a YAML file
 #     bash test.sh IMAGES... [options]        folders of images, or single images
@@ -27,11 +27,12 @@ checkpoint=(--checkpoint "$run/best.pth")
 if [[ " $* " == *" --checkpoint"[\ =]* ]]; then
     checkpoint=()  # written as the old bash of macOS wants it below
 elif [ ! -e "$run/best.pth" ]; then
-    checkpoint[1]=$(ls -t "$run"/SAM2-UNeXT-*.pth 2>/dev/null | head -n 1 || true)
-    if [ -z "${checkpoint[1]}" ]; then
+    epoch=$(ls "$run" 2>/dev/null | sed -n 's/^SAM2-UNeXT-\([0-9]*\)\.pth$/\1/p' | sort -n | tail -n 1 || true)
+    if [ -z "$epoch" ]; then
         echo "test.sh: neither best.pth nor SAM2-UNeXT-*.pth in $run; train first, or name the run with RUN=..." >&2
         exit 2
     fi
+    checkpoint[1]=$run/SAM2-UNeXT-$epoch.pth
 fi
 echo "test.sh: taking ${checkpoint[1]:-the checkpoint of --checkpoint}"
 

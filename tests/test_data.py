@@ -243,6 +243,22 @@ def test_a_scene_becomes_tiles_with_masks_and_its_maps_get_its_place(dtype, whit
         assert target.crs == place["crs"] and target.transform == place["transform"]
 
 
+def test_a_scene_lower_than_a_tile_is_padded_and_its_maps_are_not():
+    bands = np.random.default_rng(0).integers(1, 255, (3, 20, 50), np.uint8)
+    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 500_000, 0, -10, 5_800_000)}
+    with rasterio.open("scene.tif", "w", "GTiff", 50, 20, 3, dtype="uint8", **place) as scene:
+        scene.write(bands)
+    cut, _, put_back = (code.replace("1024", "32") for code in snippets("Scenes of GeoTIFF"))
+    run(cut)
+    for x in (0, 18):
+        tile = images.read_image(f"tiles/{x}_0.tif")
+        assert np.array_equal(tile, np.pad(bands[:, :, x : x + 32], [(0, 0), (0, 12), (0, 0)]).transpose(1, 2, 0))
+        save_image(Path(f"maps/{x}_0.png"), np.array(tile)[..., 0])
+    run(put_back)
+    with rasterio.open("map.tif") as target:
+        assert np.array_equal(target.read(1), bands[0]) and target.transform == place["transform"]
+
+
 def test_a_fifth_is_held_out():
     for i in range(10):
         save_image(Path(f"images/{i}.jpg"), recipe.photo(f"{i}", 8, 8))
@@ -256,6 +272,8 @@ def test_a_fifth_is_held_out():
     assert all(names["images"] == names["masks"] for names in split.values())
     assert (len(split["train"]["images"]), len(split["test"]["images"])) == (10, 3)
     assert not split["train"]["images"] & split["test"]["images"]
+    with pytest.raises(SystemExit, match="data: exists"):  # another draw would mix them
+        run(snippets("From masks to a network")[0])
 
 
 def test_from_annotations_to_scores(tmp_path):

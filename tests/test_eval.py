@@ -98,7 +98,8 @@ def test_input_that_needs_mending_is_one_line_and_status_2(pairs, tmp_path, caps
     for args, message in (
         ([tmp_path / "none"], "none/masks: there is no such folder"),
         ([pairs, "--pred_path", tmp_path], ": has no images, only files that are not read: 1 .npy"),
-        ([pairs, "--json", tmp_path], "is a folder; name a file"),
+        ([pairs, "--json", tmp_path], "is a folder or a device; name a file"),
+        ([pairs, "--json", os.devnull], "is a folder or a device; name a file"),
         ([pairs, "--json", "/proc/scores.json"], "/proc: nothing can be written there"),
         ([pairs, *twice], "one of each per data set"),
         ([pairs, *twice, "--dataset_name", "x", "x", "--gt_path", *[f"{pairs}/masks"] * 2], "only once"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from unittest import mock
 
 import huggingface_hub
@@ -63,6 +64,20 @@ def test_a_checkpoint_becomes_a_folder_with_a_card_and_back(model, encoders, res
     options = tmp_path / "hub", tmp_path / "again.pth", "--to", "small", *(f"--{k}={v}" for k, v in encoders.items())
     convert_checkpoint.main(arguments_of(convert_checkpoint, *options))
     assert same_network(SAM2UNeXT.from_checkpoint(tmp_path / "again.pth"), model)
+
+
+def test_an_encoder_in_the_folder_for_the_hub_is_not_replaced(model, encoders, tmp_path, capsys):
+    encoder = Path(encoders["dinov2_path"]).rename(tmp_path / "model.safetensors")
+    before = encoder.read_bytes()
+    options = f"--hiera_path {encoders['hiera_path']} --dinov2_path {encoder}".split()
+    checkpoint.save_network(tmp_path / "x.pth", model, epoch=7)
+    try:
+        args = arguments_of(convert_checkpoint, tmp_path / "x.pth", tmp_path, "--to", "hub", *options)
+        status, line = failure(convert_checkpoint.main, args, capsys)
+    finally:
+        encoder.rename(encoders["dinov2_path"])
+    assert status == 2 and f"{encoder}: is one of the inputs and would be replaced" in line
+    assert Path(encoders["dinov2_path"]).read_bytes() == before
 
 
 @pytest.mark.parametrize(

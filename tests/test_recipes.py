@@ -99,14 +99,14 @@ def test_train_sh_uses_the_weights_of_the_chosen_encoders(tmp_path):
         assert arguments_of(f"train.sh . . {options}", tmp_path)[1:5] == expected.split()
 
 
-def test_test_sh_uses_best_pth_or_the_newest_checkpoint_and_all_images_before_the_options(tmp_path):
+def test_test_sh_uses_best_pth_or_the_last_checkpoint_and_all_images_before_the_options(tmp_path):
     run = tmp_path / "runs" / "sam2unext"
     run.mkdir(parents=True)
     for age, name in ((9, "SAM2-UNeXT-20.pth"), (5, "SAM2-UNeXT-5.pth"), (7, "SAM2-UNeXT-10.pth"), (99, "best.pth")):
         (run / name).touch()
         os.utime(run / name, (1e9 - age, 1e9 - age))
     (tmp_path / "b c.jpg").touch()
-    for name in ("best.pth", "SAM2-UNeXT-5.pth"):
+    for name in ("best.pth", "SAM2-UNeXT-20.pth"):
         assert arguments_of("test.sh runs 'b c.jpg' --flip", tmp_path)[1:] == [
             "--checkpoint", f"runs/sam2unext/{name}", "--test_image_path", "runs", "b c.jpg",
             "--save_path", "runs/sam2unext/predictions", "--flip",
@@ -138,6 +138,19 @@ def test_the_job_script_passes_on_sigterm_and_status(command, status, requeued, 
     job.terminate()
     assert job.wait() == status
     assert not requeued or (tmp_path / "requeued").read_text() == requeued
+
+
+@pytest.mark.parametrize("variable, value, message", [
+    ("PYTHON", f'exec {sys.executable} -S "$@"', "; bash tools/setup.sh installs what is missing"),
+    ("GPUS", "all", "GPUS=all: is not a number of GPUs"),
+])  # fmt: skip
+def test_an_environment_that_a_recipe_cannot_use_is_one_line(variable, value, message, tmp_path):
+    if variable == "PYTHON":
+        (tmp_path / "python").write_text(f"#!/bin/bash\n{value}\n")
+        (tmp_path / "python").chmod(0o755)
+        value = str(tmp_path / "python")
+    result = bash(f"bash {ROOT}/train.sh . .", tmp_path, **{variable: value})
+    assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def fake_python(path, body):
@@ -179,6 +192,18 @@ def test_setup_installs_each_requirements_file_once_and_again_when_it_changes(tm
     result = bash(command, tmp_path, PYTHON=python)
     installs = [line.split("-check ")[1] for line in result.stdout.splitlines() if line.startswith("pip")]
     assert installs == ["-r first.txt", "-r second.txt", "-r first.txt"], result.stderr
+
+
+def test_setup_keeps_an_environment_without_pip(tmp_path):
+    python = fake_python(tmp_path / "python", "exit 0")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    fake_python(
+        tmp_path / ".venv/bin/python",
+        "[[ $2 == pip && ! -e pip ]] && exit 1; [[ $2 == ensurepip ]] && touch pip; exit 0",
+    )
+    (tmp_path / "first.txt").touch()
+    result = bash(f"source {ROOT}/tools/setup.sh; setup first.txt", tmp_path, PYTHON=python)
+    assert result.returncode == 0 and (tmp_path / "pip").exists() and (tmp_path / ".venv/first.txt").exists()
 
 
 def test_the_measurements_on_a_gpu_keep_what_was_measured_when_a_step_fails_or_the_time_is_over(tmp_path):

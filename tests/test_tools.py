@@ -96,9 +96,12 @@ def test_the_benchmark_of_loading_counts_pairs(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "figures.json").read_text())["1 worker"]["pairs a second"] > 0
 
 
-def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch):
+def test_the_benchmark_of_test_py_reports_the_share_of_the_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "LARGE", (90, 100))
     options = "--images", 8, "--precision", "fp32", "--save", "map,cutout"
     figures = figures_of(tmp_path, "predict", *options)["test.py"]
     names = ["images a second", "share", "network s", "read s", "write s"]
     assert list(figures) == names and all(value > 0 for value in figures.values())
+    args = arguments_of(benchmark, "predict", "--images", 3, "--batch_size", 3)
+    status, line = failure(benchmark.main, args, capsys)
+    assert status == 2 and "--images 3: give more than the first batch" in line

@@ -207,6 +207,8 @@ def benchmark_predict(args: argparse.Namespace) -> Iterator[Row]:
 
     "read s" and "write s" are what an image takes one thread, alone; --workers threads read, and as many write.
     """
+    if args.images <= args.batch_size:
+        raise InputError(f"--images {args.images}: give more than the first batch, which does not count")
     ends: list[float] = []  # when each batch ended
     alone: list[float] = []  # seconds that the network takes for the first batch
     first: list = []  # its arguments

@@ -31,10 +31,15 @@ def main(args: argparse.Namespace) -> None:
         if not all("images" in row for row in results.values()):
             raise InputError(f"--results {args.results}: has several methods; run eval.py for this network alone")
         model = SAM2UNeXT.from_checkpoint(args.input, **cli.options_of(SAM2UNeXT.from_checkpoint, args))
-        files.require_not_input(args.output, checkpoint.sources(args.input, model))
+        outputs = [args.output / checkpoint.CONFIG, args.output / checkpoint.MODEL] if args.to == "hub" else []
+        for path in (args.output, *outputs):
+            files.require_not_input(path, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
-        files.output_folder(args.output.parent)
+        if args.to == "hub":
+            files.output_folder(args.output)
+        else:
+            files.check_output_file("output", args.output)
         command.started()
         if args.to == "hub":
             rows = {name: {key: row[key] for key in ("images", *NINE)} for name, row in results.items()}

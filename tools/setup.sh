@@ -24,7 +24,7 @@ setup() {
         return 2
     fi
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-        "$python" -m venv --clear .venv
+        .venv/bin/python -m ensurepip >/dev/null 2>&1 || "$python" -m venv --clear .venv  # uv makes one without pip
     fi
     for file in "$@"; do
         cmp -s "$file" ".venv/$file" || missing+=(-r "$file")
@@ -49,7 +49,10 @@ find_python() {
         python=python3
     fi
     launch=("$python")
-    if [ "${GPUS:-1}" != 1 ]; then
+    if ! [[ ${GPUS:-1} =~ ^[1-9][0-9]*$ ]]; then
+        echo "GPUS=$GPUS: is not a number of GPUs" >&2
+        return 2
+    elif [ "${GPUS:-1}" != 1 ]; then
         launch+=(-m torch.distributed.run --standalone --nproc_per_node "$GPUS")
     fi
 }
@@ -73,8 +76,11 @@ name_run() {
     local answer
     answer=$("$python" -c 'import sys
 sys.path[0] = sys.argv[1]
-from evaluation import benchmarks
-print(benchmarks.run_name(sys.argv[2]), benchmarks.NAMES, sep="\n")' "$here" "$1")
+try:
+    from evaluation import benchmarks
+except ImportError as error:
+    sys.exit(f"{sys.executable}: {error}; bash tools/setup.sh installs what is missing, into .venv")
+print(benchmarks.run_name(sys.argv[2]), benchmarks.NAMES, sep="\n")' "$here" "$1") || return 2
     benchmark=$1 run=${answer%%$'\n'*}
     if [ -n "$run" ] && [ ! -d "${2:-}" ]; then
         echo "$(basename "$0"): $1 needs the folder of its archive after it; ${2:-nothing} is no folder" >&2

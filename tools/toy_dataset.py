@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("folder", type=Path, help="for the data set")
+    parser.add_argument("folder", type=cli.path, help="for the data set")
     parser.add_argument("--train", type=cli.number(), default=160, help="training images")
     parser.add_argument("--test", type=cli.number(), default=40, help="test images")
     parser.add_argument("--seed", type=cli.number(minimum=0), default=0, help="another seed makes other images")

@@ -95,8 +95,8 @@ def output_folder(path: str | Path) -> Path:
 
 def check_output_file(option: str, path: Path | None) -> None:
     """Raises OSError if no file can be written to the path that an option names; makes its folder."""
-    if path and path.is_dir():
-        raise IsADirectoryError(f"{option} {path}: is a folder; name a file")
+    if path and path.exists() and not path.is_file():
+        raise OSError(f"{option} {path}: is a folder or a device; name a file")
     if path:
         output_folder(path.parent)
 
