@@ -273,6 +273,6 @@ def probability_map(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def stretch(probability: Tensor) -> Tensor:
-    """A map in [0, 1] stretched to the full range: uint8 0 to 255, rounded down."""
+    """A map in [0, 1] stretched to the full range: uint8 0 to 255, or 254 if the range is small, rounded down."""
     low, high = probability.aminmax()
     return (probability - low).div_(high - low + 1e-8).mul_(255).to(torch.uint8)

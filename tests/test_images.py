@@ -170,6 +170,14 @@ def test_a_png_with_megabytes_of_text_and_profile_is_read_by_commands_and_their_
     assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK"])
+def test_a_turned_tiff_is_upright_compressed_or_not(mode, tmp_path):
+    for compression in (None, "tiff_lzw"):
+        SMOOTH.convert(mode).save(tmp_path / "x.tif", tiffinfo={0x0112: 6}, compression=compression)
+        expected = SMOOTH.convert(mode).transpose(Image.Transpose.ROTATE_270).convert("RGB")
+        assert np.array_equal(read_image(tmp_path / "x.tif"), expected)
+
+
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
 def test_the_rotation_is_read_from_exif_whose_other_entries_are_damaged(extension, tmp_path):
     entries = [(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (0x010E, 99, 4, b"abcd"), (0x8769, 2, 4, b"abc\0")]

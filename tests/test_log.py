@@ -1,6 +1,7 @@
 """unext/log.py: what a training run logs; its validation, what it keeps, and where it starts from."""
 
 import json
+import math
 import signal
 from types import SimpleNamespace
 
@@ -44,6 +45,17 @@ def test_the_log_has_a_line_every_few_steps_of_the_run_and_at_the_end_of_each_ep
     assert [line["lr"] for line in steps] == sorted((line["lr"] for line in steps), reverse=True)
     for line in (line for line in lines if "step" not in line):
         assert line.keys() == {"epoch", "loss", "bce", "wiou", "Smeasure", "wFmeasure", "MAE"}
+
+
+def test_norms_of_steps_that_fp16_skipped_are_left_out(micro_model, tmp_path):
+    training = SimpleNamespace(folder=tmp_path, model=micro_model, progress=run.Progress())
+    args = SimpleNamespace(batch_size=1, accumulate=1, log_every=2, epoch=1, device="cpu")
+    with log.Log(args, training, pairs=8, steps_per_epoch=8) as opened:
+        for norm in (math.inf, 3.0, math.inf, math.nan):
+            step = run.Step(1, {"bce": 1.0}, norm, 1e-3)
+            training.progress.count(step)
+            opened.step(step)
+    assert [line.get("grad_norm") for line in read_log(tmp_path)] == [3.0, None]
 
 
 def test_tensorboard_shows_the_same_with_panels_of_the_images_shape(logged, toy):

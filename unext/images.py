@@ -168,7 +168,8 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The image in a file, of which only the header is read. Raises OSError that names the file, or MemoryError."""
     try:
-        with Image.open(os.fspath(path), formats=formats()) as image:
+        # Not by name: Pillow would map an uncompressed TIFF into memory, and scramble it if it is to be rotated.
+        with open(path, "rb") as file, Image.open(file, formats=formats()) as image:
             pixels, limit = image.width * image.height, int(os.environ.get(LIMIT) or 0)
             if 0 < limit < pixels:
                 reason = f"its {pixels:,} pixels exceed the limit of {limit:,}"

@@ -96,7 +96,8 @@ class Log:
         seconds = time.perf_counter() - self.since
         terms = {name: float(np.mean([step.terms[name] for step in self.window])) for name in step.terms}
         figures = {"loss": sum(terms.values()), **terms, "lr": step.lr}
-        figures["grad_norm"] = float(np.mean([step.grad_norm for step in self.window]))
+        if norms := [step.grad_norm for step in self.window if math.isfinite(step.grad_norm)]:  # else fp16 skipped them
+            figures["grad_norm"] = float(np.mean(norms))
         figures["images_per_second"] = sum(step.images for step in self.window) / seconds
         figures["seconds_left"] = (self.args.epoch * self.steps_per_epoch - total) * seconds / len(self.window)
         if self.args.device.startswith("cuda"):
