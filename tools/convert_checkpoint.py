@@ -31,8 +31,7 @@ def main(args: argparse.Namespace) -> None:
         if not all("images" in row for row in results.values()):
             raise InputError(f"--results {args.results}: has several methods; run eval.py for this network alone")
         model = SAM2UNeXT.from_checkpoint(args.input, **cli.options_of(SAM2UNeXT.from_checkpoint, args))
-        outputs = [args.output / checkpoint.CONFIG, args.output / checkpoint.MODEL] if args.to == "hub" else []
-        for path in (args.output, *outputs):
+        for path in (args.output, args.output / checkpoint.CONFIG, args.output / checkpoint.MODEL):  # files of the hub
             files.require_not_input(path, checkpoint.sources(args.input, model))
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
