@@ -1,6 +1,7 @@
 """unext/cli.py, unext/errors.py: errors are one line with the right status, whatever the names in it."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -97,3 +98,11 @@ def test_a_reader_that_leaves_ends_the_command_silently_with_status_1(errors):
 def test_missing_packages_are_named_with_the_command_that_installs_them():
     with pytest.raises(ValueError, match=r"^needs nonesuch: bash tools/setup.sh requirements-export.txt installs"):
         cli.require(["json", "nonesuch"], "requirements-export.txt")
+
+
+def test_a_noted_signal_is_confirmed_at_once_and_a_second_one_acts_as_usual(capfd):
+    with pytest.raises(KeyboardInterrupt), cli.noted_signals() as numbers:
+        signal.raise_signal(signal.SIGINT)
+        assert numbers == [signal.SIGINT]
+        assert capfd.readouterr().err == "\nending after this step; a second signal ends at once\n"
+        signal.raise_signal(signal.SIGINT)

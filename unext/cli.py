@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -74,6 +74,8 @@ def noted_signals() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         numbers.append(number)
         signal.signal(number, handlers[number])
+        with suppress(OSError):  # there may be no standard error
+            os.write(2, b"\nending after this step; a second signal ends at once\n")  # sys.stderr may be in use
 
     handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
