@@ -26,9 +26,10 @@ from unext.errors import InputError
 from unext.pairing import File
 
 NAME = "scores.npz"
-RENAME = "rename or choose them first, in a folder of their own: --save_path FOLDER --methods ... --from "
+REMEDY = "rename or choose them first, in a folder of their own: --save_path FOLDER --methods ... --from "
 OF_BENCHMARK = ("name", "columns", "together", "groups", "from_paper")  # without what only finds the files
-DAMAGED = (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
+# What a damaged file, or one of another version, raises.
+ERRORS = (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 OF_METHODS = ("maps", "figures", "curves")  # fields of an image
 
 
@@ -96,7 +97,7 @@ def read(folder: Path) -> Evaluation:
             images.append(ImageScores(*image, photo, mask, maps, float(shares[i]), of_keys, curves_of))
     except FileNotFoundError:
         raise InputError(f"{folder}: has no {NAME}, which eval.py writes; score the maps again") from None
-    except DAMAGED as error:
+    except ERRORS as error:
         raise InputError(f"{path}: is damaged or of another version; score the maps again") from error
     notes, about = [Note(*note) for note in header["notes"]], {key: About(*rest) for key, *rest in header["about"]}
     means, origins = (dict(zip(keys, values, strict=True)) for values in (means, header["origins"]))
@@ -178,7 +179,7 @@ def load(texts: Sequence[str]) -> Evaluation:
         if not name and names == [THIS_RUN] and len(texts) > 1:
             run = chosen(run, [f"{methods.base_name(folder)}={THIS_RUN}"])
         if name and len(names) > 1:
-            raise InputError(f"--from {text}: has several methods: {files.listing(names)}; {RENAME}{folder}")
+            raise InputError(f"--from {text}: has several methods: {files.listing(names)}; {REMEDY}{folder}")
         if name:
             run = chosen(run, [f"{name}={names[0]}"])
         given += [name] * bool(name)
@@ -199,7 +200,7 @@ def merge(first: Evaluation, other: Evaluation, folder: str, trainings: bool) ->
         names = files.listing("/".join(key) for key in different)
         raise InputError(f"--from: {folder} has other ground truth than those before it: {names}")
     if not trainings and (repeated := {*first.methods} & {*other.methods}):
-        remedy = f"name a folder of one method, as in ours={folder}; of several, {RENAME}{folder}"
+        remedy = f"name a folder of one method, as in ours={folder}; of several, {REMEDY}{folder}"
         raise InputError(f"--from: two methods are called {min(repeated)}; {remedy}")
     keys: dict[str, tuple[str, About]] = {}
     for key, about in other.about.items():

@@ -17,7 +17,7 @@ from evaluation.weighted import EPS, Surroundings, surroundings, weighted_f_meas
 from unext.errors import InputError
 
 BETA_SQUARED = 0.3  # weight of precision in the F-measure
-COUNTED = 2**24  # pixels at a time: OpenCV counts in float32
+HISTOGRAM_PIXELS = 2**24  # at a time: OpenCV counts in float32
 BOUNDARY = 0.02  # width of the boundary in the boundary IoU, as a share of the image's diagonal
 NINE = ("mDice", "mIoU", "Smeasure", "wFmeasure", "adpFm", "meanFm", "maxFm", "meanEm", "MAE")  # always in files
 
@@ -245,7 +245,7 @@ def score_with_pysodmetrics(
 def joint_histogram(prediction: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts of each grey level in the background and in the foreground: float64 (256,) each."""
     total, foreground = np.zeros(256), np.zeros(256)
-    step = max(1, COUNTED // max(1, prediction.shape[1]))
+    step = max(1, HISTOGRAM_PIXELS // max(1, prediction.shape[1]))
     for start in range(0, len(prediction), step) if prediction.size else ():
         rows = slice(start, start + step)
         total += cv2.calcHist([prediction[rows]], [0], None, [256], [0, 256]).ravel()

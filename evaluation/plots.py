@@ -64,7 +64,8 @@ class Style(NamedTuple):
     @contextmanager
     def applied(self, names: Iterable[str]) -> Iterator[str]:
         """Draws in this style in the block, in a font that has the names; the letters that no font has."""
-        with matplotlib.rc_context({**SETTINGS, **self.sheet, "text.usetex": False}), warnings.catch_warnings():
+        settings = {**SETTINGS, **self.sheet, "text.usetex": False}  # names are not escaped for LaTeX
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
             families, lacking = fonts.families(names)
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the caller says so
             with matplotlib.rc_context({"font.family": families}):

@@ -31,8 +31,9 @@ def main(args: argparse.Namespace) -> None:
         if not all("images" in row for row in results.values()):
             raise InputError(f"--results {args.results}: has several methods; run eval.py for this network alone")
         model = SAM2UNeXT.from_checkpoint(args.input, **cli.options_of(SAM2UNeXT.from_checkpoint, args))
+        inputs = checkpoint.sources(args.input, model)
         for path in (args.output, args.output / checkpoint.CONFIG, args.output / checkpoint.MODEL):  # files of the hub
-            files.require_not_input(path, checkpoint.sources(args.input, model))
+            files.require_not_input(path, inputs)
         if args.to == "small" and not checkpoint.is_small(model):
             raise InputError(f"{args.input}: name its encoders' files with --hiera_path and --dinov2_path")
         if args.to == "hub":
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         content["epoch"] = checkpoint.read(args.input).get("epoch")
         checkpoint.save(args.output, content["state_dict"] if args.to == "original" else content)
         print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MB, {args.to}")
-        if args.to == "original" and model.size != 1024:
+        if args.to == "original" and model.size != 1024:  # the default
             print(f"it does not record the size of the input: give test.py --size {model.size}")
 
 

@@ -122,10 +122,10 @@ class Page:
         visitor, paths = self.visitor(request), [path for path, _ in gallery or ()]
         with visitor.lock:
             visitor.keep(paths)
-            for path in progress.tqdm(paths, unit="images"):
-                if path not in visitor.images:
-                    with errors_shown():
-                        shown = visitor.add(path)
+            uploads = [path for path in paths if path not in visitor.images]
+            for upload in progress.tqdm(uploads, unit="images"):
+                with errors_shown():
+                    shown = visitor.add(upload)
             thumbnails = [*visitor.images]
         if shown not in thumbnails:
             shown = thumbnails[0] if thumbnails else ""

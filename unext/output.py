@@ -204,12 +204,13 @@ def check_settings(tasks: Sequence[Task], args: argparse.Namespace, settings: di
         compared = sorted(current.keys() & recorded.keys() - {*RECORDED})
         changed = [key for key in compared if current[key] != recorded[key]]
         sources = {file_of(task, kind, args).name: task.image.parent for task in group}
-        new_sources = {path for path in {*sources.values()} if str(path.resolve()) not in recorded.get("images", [])}
-        # Of an image that another recorded folder has too, nothing tells which of both made the file.
-        others = {*recorded.get("images", [])} - {str(path.resolve()) for path in {*sources.values()}}
-        doubtful = {os.path.splitext(name)[0] for other in others for name in existing(Path(other))}
-        doubtful = {name for name in sources if os.path.splitext(name)[0] in doubtful}
-        foreign = {name for name in names if not recorded or name in doubtful or sources.get(name) in new_sources}
+        places = {path: str(path.resolve()) for path in {*sources.values()}}
+        recorded_places = {*recorded.get("images", [])}
+        new_sources = {path for path, place in places.items() if place not in recorded_places}
+        foreign = {name for name in names if not recorded or sources.get(name) in new_sources}
+        for place in recorded_places.difference(places.values()):  # it may have made a file whose name it has, too
+            stems = {os.path.splitext(name)[0] for name in existing(Path(place))}
+            foreign |= {name for name in names & sources.keys() if os.path.splitext(name)[0] in stems}
         if names and changed:
             problem = f"--save_path {folder}: was made with another {' and '.join(changed)}, see {SETTINGS} there"
         elif foreign:
